@@ -1,0 +1,147 @@
+"""The command line: each command is one configuration and one function, in the module that does the work.
+
+Only the module of the command that was asked for is imported, so that ``kinema --help`` answers at once.
+"""
+
+import dataclasses
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """Where a command lives and what is said about it."""
+
+    summary: str
+    """One line for ``kinema --help``."""
+    module: str
+    config: str
+    """Name of the configuration's dataclass in the module; its fields are the options."""
+    function: str
+    """Name of the function in the module that takes the configuration; an int that it returns is the exit
+    code."""
+    after_interrupt: str
+    """What to tell after Ctrl-C."""
+
+
+COMMANDS = {
+    "record": Command(
+        summary="Record episodes of a Gymnasium environment as a LeRobot dataset.",
+        module="kinema.data.record",
+        config="RecordConfig",
+        function="record",
+        after_interrupt="Every finished episode is on disk; the same command continues.",
+    ),
+    "data": Command(
+        summary="Say what a dataset holds, and every defect in it.",
+        module="kinema.data.check",
+        config="DataConfig",
+        function="inspect",
+        after_interrupt="Nothing in the dataset was changed.",
+    ),
+    "train": Command(
+        summary="Learn a world from a dataset.",
+        module="kinema.train",
+        config="TrainConfig",
+        function="train",
+        after_interrupt="The same command resumes from the last checkpoint.",
+    ),
+    "simulate": Command(
+        summary="Simulate recorded episodes with a world and compare: videos, curves, a report.",
+        module="kinema.evaluation.simulate",
+        config="SimulateConfig",
+        function="simulate",
+        after_interrupt="The same command starts again.",
+    ),
+    "demo": Command(
+        summary="Simulate the held-out recording of the bundled world: nothing else is needed.",
+        module="kinema.demo",
+        config="DemoConfig",
+        function="demo",
+        after_interrupt="The same command starts again.",
+    ),
+}
+
+EXTRA_OF_MODULE = {
+    "gymnasium": "gym",
+    "gym_pusht": "pusht",
+    "pymunk": "pusht",
+    "huggingface_hub": "hub",
+    "tensorboard": "train",
+}
+"""Which extra brings a module that may be missing."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for a mistake of the user's, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if name in ("-V", "--version"):
+        print(f"kinema {version('kinema')}")
+        return 0
+    if name not in COMMANDS:
+        print(f"error: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return _run(name, COMMANDS[name], arguments[1:])
+
+
+def _run(name: str, command: Command, arguments: list[str]) -> int:
+    try:
+        import tyro
+
+        module = importlib.import_module(command.module)
+        config = tyro.cli(
+            getattr(module, command.config),
+            prog=f"kinema {name}",
+            description=command.summary,
+            args=arguments,
+        )
+        result = getattr(module, command.function)(config)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. {command.after_interrupt}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`kinema data DIR | head`). Python would complain once more when
+        # it flushes at exit, so standard output is pointed at nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, FloatingPointError, OSError, ImportError) as error:
+        # These are how the package tells users of their mistakes; anything else is a defect of its own
+        # and keeps its traceback.
+        if os.environ.get("KINEMA_TRACEBACK"):
+            raise
+        print(f"error: {_explain(error)}", file=sys.stderr)
+        return 2
+    return result if isinstance(result, int) else 0
+
+
+def _explain(error: Exception) -> str:
+    """The error in one line, with what to do where Python's own message does not say it."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        message = f"{error.filename}: {error.strerror}"
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        extra = EXTRA_OF_MODULE.get(error.name.partition(".")[0])
+        if extra is not None and "pip install" not in message:
+            message += f"; install it with: pip install 'kinema[{extra}]'"
+    return message
+
+
+def _help() -> str:
+    lines = [
+        "usage: kinema COMMAND [OPTIONS]",
+        "",
+        "Learns a robot's world from its recorded episodes, then simulates that world in real time.",
+        "",
+        *(f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()),
+        "",
+        "`kinema COMMAND --help` lists the options of a command; `kinema --version` prints the version.",
+        "KINEMA_TRACEBACK=1 in the environment shows where an error came from.",
+    ]
+    return "\n".join(lines)

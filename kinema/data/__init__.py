@@ -1,0 +1,7 @@
+"""Episodes on disk: LeRobotDataset v3.0 read, written and checked."""
+
+from kinema.data.layout import DataError
+from kinema.data.lerobot import Dataset
+from kinema.data.writer import DatasetWriter
+
+__all__ = ["DataError", "Dataset", "DatasetWriter"]

@@ -1,0 +1,490 @@
+"""Finding what is wrong with a dataset on disk.
+
+Each check goes on after a defect, so that one run reports all of them.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from kinema.data import fold, video
+from kinema.data.episodes import VideoSpans, read_columns
+from kinema.data.layout import (
+    INFO_PATH,
+    POSITION_FEATURES,
+    STATS_PATH,
+    DataError,
+    from_arrow,
+    is_picture,
+    row_shape,
+)
+from kinema.data.lerobot import TIMESTAMP_TOLERANCE, Dataset, load_data_file
+
+OUTLIER_SPANS = 10.0
+"""A value is a far outlier when it is this many times the spread from 1% to 99% away from that range."""
+MIN_CONSTANT_ROWS = 10
+"""Rows from which an episode whose action never changes is worth a word."""
+
+
+Severity = Literal["error", "warning"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Defect:
+    """One thing that is wrong, and where. An error makes training fail or learn something false; a warning is
+    worth a look."""
+
+    severity: Severity
+    kind: str
+    message: str
+    file: str | None = None
+    """Relative to the dataset."""
+    episode: int | None = None
+    key: str | None = None
+
+    @classmethod
+    def of(cls, error: DataError, root: Path, *, kind: str, severity: Severity = "error") -> Self:
+        return cls(
+            severity=severity,
+            kind=kind,
+            message=error.message,
+            file=None if error.path is None else _relative(Path(error.path), root),
+            episode=error.episode,
+            key=error.key,
+        )
+
+    def __str__(self) -> str:
+        places = [self.file, None if self.episode is None else f"episode {self.episode}", self.key]
+        return f"{self.severity}: {', '.join(place for place in places if place)}: {self.message}"
+
+
+def find_defects(
+    root: Path | str, *, is_decoding: bool = True, is_showing_progress: bool = False
+) -> list[Defect]:
+    """Every defect of the dataset in a folder, in the order of the checks: tables, rows, values, videos.
+
+    Nothing on disk is changed. ``is_decoding``: decode every frame; otherwise only headers are read.
+    """
+    root = Path(root)
+    try:
+        dataset = Dataset(root)
+    except DataError as error:
+        return [Defect.of(error, root, kind="unreadable")]
+    found = [Defect.of(note, root, kind="incomplete", severity="warning") for note in dataset.notes]
+    found += _check_tables(dataset)
+    if not dataset.num_episodes:
+        return found
+    values = _Values(dataset)
+    found += _check_rows(dataset, values)
+    found += values.check()
+    bar = tqdm(total=dataset.num_frames * len(dataset.cameras), unit="frame", disable=not is_showing_progress)
+    with bar:
+        for camera in dataset.cameras:
+            if dataset.features[camera]["dtype"] == "video":
+                found += _check_videos(dataset, camera, bar, is_decoding=is_decoding)
+            elif is_decoding:
+                found += _check_embedded(dataset, camera, bar)
+    return found
+
+
+def _relative(path: Path, root: Path) -> str:
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def _check_tables(dataset: Dataset) -> Iterator[Defect]:
+    """``info.json`` and the episodes table against each other."""
+    root, table = dataset.root, dataset.table
+    if fold.staged_episodes(root):
+        yield Defect(
+            severity="warning",
+            kind="interrupted",
+            file=fold.STAGING,
+            message=f"{len(fold.staged_episodes(root))} episodes of an interrupted or running recording wait "
+            "here; opening the dataset folds them in once the recording has ended",
+        )
+    if not dataset.num_episodes:
+        yield Defect(severity="error", kind="empty", file=INFO_PATH, message="the dataset has no episodes")
+    totals = {
+        "total_episodes": dataset.num_episodes,
+        "total_frames": dataset.num_frames,
+        "total_tasks": len(dataset.tasks),
+    }
+    for key, counted in totals.items():
+        if dataset.info.get(key, counted) != counted:
+            message = f"says {dataset.info[key]}, but the tables hold {counted}"
+            yield Defect(severity="error", kind="totals", file=INFO_PATH, key=key, message=message)
+    if "action" not in dataset.features:
+        message = "there is no such feature; without actions a world cannot be controlled"
+        yield Defect(severity="warning", kind="no-action", file=INFO_PATH, key="action", message=message)
+    columns = read_columns(root)
+    ids = columns.get("episode_index", table.ids)
+    for number in np.flatnonzero(np.diff(ids) <= 0).tolist():
+        message = f"does not ascend: {ids[number + 1]} follows {ids[number]}"
+        yield _table_defect("order", int(ids[number + 1]), "episode_index", message)
+    if len(table.ids) and not np.array_equal(table.ids, np.arange(len(table.ids))):
+        number = int(np.flatnonzero(table.ids != np.arange(len(table.ids)))[0])
+        message = f"expected {number} in its place: episodes are not numbered 0 to {len(table.ids) - 1}"
+        yield dataclasses.replace(
+            _table_defect("order", int(table.ids[number]), "episode_index", message), severity="warning"
+        )
+    for number, length in enumerate(table.lengths.tolist()):
+        if length < 1:
+            yield _table_defect("length", int(table.ids[number]), "length", f"is {length}")
+    starts, ends = columns.get("dataset_from_index"), columns.get("dataset_to_index")
+    if starts is not None and ends is not None and "length" in columns:
+        for number in np.flatnonzero(ends - starts != columns["length"]).tolist():
+            message = (
+                f"rows {starts[number]} to {ends[number]}, but the length is {columns['length'][number]}"
+            )
+            yield _table_defect("length", int(ids[number]), "dataset_to_index", message)
+        for number in np.flatnonzero(starts[1:] != ends[:-1]).tolist():
+            message = f"starts at row {starts[number + 1]}, but the episode before it ends at {ends[number]}"
+            yield _table_defect("order", int(ids[number + 1]), "dataset_from_index", message)
+
+
+def _table_defect(kind: str, episode: int, key: str, message: str) -> Defect:
+    return Defect(
+        severity="error", kind=kind, file="meta/episodes", episode=episode, key=key, message=message
+    )
+
+
+class _Values:
+    """The numbers of every feature, gathered for the checks that need all of them."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.keys = [
+            key
+            for key, feature in dataset.features.items()
+            if key not in POSITION_FEATURES and not is_picture(feature) and feature["dtype"] != "string"
+        ]
+        self._parts: dict[str, list[tuple[int, np.ndarray]]] = {key: [] for key in self.keys}
+
+    def add(self, number: int, key: str, values: np.ndarray) -> None:
+        """Values ``T ...`` of the episode at a position."""
+        self._parts[key].append((number, values.reshape(len(values), -1)))
+
+    def check(self) -> Iterator[Defect]:
+        for key, parts in self._parts.items():
+            if not parts:
+                continue
+            values = np.concatenate([part for _, part in parts])
+            if values.dtype.kind in "iu" or values.dtype.kind == "f":
+                if key == "action" or key.startswith("observation."):
+                    yield from self._check_constant(key, values)
+                yield from self._check_outliers(key, values.astype(np.float64))
+            yield from self._check_range(key)
+
+    def _place(self, key: str, row: int) -> tuple[int, int]:
+        """Position of the episode, and the row in it, of a row of all gathered ones."""
+        for number, part in self._parts[key]:
+            if row < len(part):
+                return number, row
+            row -= len(part)
+        raise IndexError(row)
+
+    def _defect(self, severity: Severity, kind: str, key: str, number: int | None, message: str) -> Defect:
+        table = self.dataset.table
+        return Defect(
+            severity=severity,
+            kind=kind,
+            key=key,
+            message=message,
+            file="data" if number is None else _relative(table.data_paths[number], self.dataset.root),
+            episode=None if number is None else int(table.ids[number]),
+        )
+
+    def _check_constant(self, key: str, values: np.ndarray) -> Iterator[Defect]:
+        is_constant = (values == values[:1]).all(axis=0)
+        if len(values) > 1 and is_constant.all():
+            severity = "error" if key == "action" else "warning"
+            message = f"is {values[0].tolist()} in all {len(values)} rows of the dataset"
+            yield self._defect(severity, "constant", key, None, message)
+            return
+        if key != "action":
+            return
+        for dimension in np.flatnonzero(is_constant).tolist():
+            message = f"dimension {dimension} is {values[0, dimension]} in every row of the dataset"
+            yield self._defect("warning", "constant", key, None, message)
+        for number, part in self._parts[key]:
+            if len(part) >= MIN_CONSTANT_ROWS and (part == part[:1]).all():
+                message = f"is {part[0].tolist()} in all {len(part)} rows of the episode"
+                yield self._defect("warning", "constant", key, number, message)
+
+    def _check_outliers(self, key: str, values: np.ndarray) -> Iterator[Defect]:
+        finite = np.where(np.isfinite(values), values, np.nan)
+        usable = ~np.isnan(finite).all(axis=0)
+        for dimension in np.flatnonzero(usable).tolist():
+            column = finite[:, dimension]
+            low, high = np.nanquantile(column, [0.01, 0.99])
+            # Where nearly all values are one, a rare other one is an event and not an outlier.
+            if high <= low:
+                continue
+            distance = np.maximum(low - column, column - high) / (high - low)
+            far = np.flatnonzero(distance > OUTLIER_SPANS)
+            if len(far):
+                row = int(far[np.argmax(distance[far])])
+                number, place = self._place(key, row)
+                message = (
+                    f"dimension {dimension} is {column[row]:g} in row {place}; 98% of its values lie in "
+                    f"{low:g} to {high:g} ({len(far)} rows as far out in the dataset)"
+                )
+                yield self._defect("warning", "outlier", key, number, message)
+
+    def _check_range(self, key: str) -> Iterator[Defect]:
+        stats = self.dataset.stats.get(key)
+        if stats is None or "min" not in stats or "max" not in stats:
+            if self.dataset.stats:
+                message = "has no min and max"
+                yield Defect(severity="warning", kind="statistics", file=STATS_PATH, key=key, message=message)
+            return
+        low, high = (np.ravel(stats[name]).astype(np.float64) for name in ("min", "max"))
+        slack = 1e-4 * (high - low) + 1e-6 * np.maximum(np.abs(low), np.abs(high))
+        for number, part in self._parts[key]:
+            if part.shape[1] != len(low):
+                message = f"describes {len(low)} dimensions, but the data has {part.shape[1]}"
+                yield Defect(severity="error", kind="statistics", file=STATS_PATH, key=key, message=message)
+                return
+            is_out = (part < low - slack) | (part > high + slack)
+            if is_out.any():
+                row, dimension = np.argwhere(is_out)[0].tolist()
+                message = (
+                    f"dimension {dimension} is {part[row, dimension]:g} in row {row}, outside the range "
+                    f"{low[dimension]:g} to {high[dimension]:g} of {STATS_PATH} ({int(is_out.sum())} values)"
+                )
+                yield self._defect("error", "range", key, number, message)
+
+
+def _check_rows(dataset: Dataset, values: _Values) -> Iterator[Defect]:
+    """Every data file, episode by episode; the numbers go to ``values``."""
+    root, table = dataset.root, dataset.table
+    numbers: dict[Path, list[int]] = {}
+    for number, path in enumerate(table.data_paths):
+        numbers.setdefault(path, []).append(number)
+    for path, its_numbers in numbers.items():
+        try:
+            rows, slices = load_data_file(path)
+        except DataError as error:
+            message = f"{error.message} (episodes {_ranges([int(table.ids[n]) for n in its_numbers])})"
+            episode = int(table.ids[its_numbers[0]]) if len(its_numbers) == 1 else error.episode
+            yield dataclasses.replace(Defect.of(error, root, kind="data"), message=message, episode=episode)
+            continue
+        file = _relative(path, root)
+        for episode in sorted(set(slices) - set(table.ids.tolist())):
+            message = "has rows here, but the episodes table does not know it"
+            yield Defect(severity="error", kind="length", file=file, episode=episode, message=message)
+        for key, feature in dataset.features.items():
+            if feature["dtype"] != "video" and key not in rows.column_names:
+                message = f"is a feature in {INFO_PATH}, but the file has no such column"
+                yield Defect(severity="error", kind="column", file=file, key=key, message=message)
+        for number in its_numbers:
+            episode = int(table.ids[number])
+            if episode not in slices:
+                message = f"has no rows, but the episodes table says {table.lengths[number]}"
+                yield Defect(severity="error", kind="length", file=file, episode=episode, message=message)
+                continue
+            part = slices[episode]
+            yield from _check_episode(
+                dataset, number, file, rows.slice(part.start, part.stop - part.start), values
+            )
+
+
+def _check_episode(
+    dataset: Dataset, number: int, file: str, rows: pa.Table, values: _Values
+) -> Iterator[Defect]:
+    """The rows of one episode."""
+    episode, length = int(dataset.table.ids[number]), len(rows)
+
+    def defect(kind: str, key: str, message: str) -> Defect:
+        return Defect(severity="error", kind=kind, file=file, episode=episode, key=key, message=message)
+
+    if length != dataset.table.lengths[number]:
+        yield defect(
+            "length", "length", f"{length} rows, but the episodes table says {dataset.table.lengths[number]}"
+        )
+    columns: dict[str, np.ndarray] = {}
+    for key in rows.column_names:
+        if key not in dataset.features or is_picture(dataset.features[key]):
+            continue
+        try:
+            columns[key] = from_arrow(rows[key])
+        except (ValueError, pa.ArrowException) as error:
+            yield defect("missing-values", key, str(error))
+            continue
+        shape = row_shape(dataset.features[key])
+        if columns[key].size != length * int(np.prod(shape)):
+            got = list(columns[key].shape[1:])
+            yield defect("shape", key, f"rows have shape {got}, but {INFO_PATH} says {list(shape) or [1]}")
+            del columns[key]
+    expected = {
+        "frame_index": np.arange(length),
+        "index": dataset.table.from_index[number] + np.arange(length),
+    }
+    for key, right in expected.items():
+        wrong = np.flatnonzero(columns[key].ravel() != right) if key in columns else []
+        if len(wrong):
+            row = int(wrong[0])
+            yield defect("order", key, f"is {columns[key].ravel()[row]} in row {row}, expected {right[row]}")
+    if "timestamp" in columns:
+        times = columns["timestamp"].ravel().astype(np.float64)
+        right = np.arange(length) / dataset.fps
+        wrong = np.flatnonzero(~(np.abs(times - right) <= TIMESTAMP_TOLERANCE + 1e-6 * right))
+        if len(wrong):
+            row = int(wrong[0])
+            message = f"is {times[row]:.4f} s in row {row}, expected {right[row]:.4f} s ({len(wrong)} rows)"
+            yield defect("timestamps", "timestamp", message)
+    if "task_index" in columns and dataset.tasks:
+        tasks = columns["task_index"].ravel()
+        wrong = np.flatnonzero((tasks < 0) | (tasks >= len(dataset.tasks)))
+        if len(wrong):
+            message = f"is {tasks[wrong[0]]}, but there are {len(dataset.tasks)} tasks"
+            yield defect("task", "task_index", message)
+    for key in values.keys:
+        if key not in columns:
+            continue
+        column = columns[key].reshape(length, -1)
+        if column.dtype.kind == "f" and not np.isfinite(column).all():
+            row, dimension = np.argwhere(~np.isfinite(column))[0].tolist()
+            message = (
+                f"dimension {dimension} is {column[row, dimension]} in row {row} "
+                f"({int((~np.isfinite(column)).sum())} values)"
+            )
+            yield defect("not-finite", key, message)
+        values.add(number, key, column)
+    for key in ("next.terminated", "next.truncated", "next.done"):
+        early = np.flatnonzero(columns[key].ravel()[:-1]) if key in columns else []
+        if len(early):
+            message = f"is true in row {early[0]} of {length}: the episode goes on after its end"
+            yield dataclasses.replace(defect("order", key, message), severity="warning")
+
+
+def _check_videos(dataset: Dataset, camera: str, bar: tqdm, *, is_decoding: bool) -> Iterator[Defect]:
+    """The video files of one camera, and in each the spans of its episodes."""
+    root, table, spans = dataset.root, dataset.table, dataset.table.videos[camera]
+    if not isinstance(spans, VideoSpans):
+        yield Defect.of(spans, root, kind="video")
+        return
+    numbers: dict[Path, list[int]] = {}
+    for number in np.lexsort([spans.starts]).tolist():
+        numbers.setdefault(spans.paths[number], []).append(number)
+    for path, its_numbers in sorted(numbers.items()):
+        episodes = [int(table.ids[number]) for number in its_numbers]
+        try:
+            if not path.is_file():
+                raise DataError("is missing", path=path)
+            header = video.probe(path)
+            reader = video.VideoReader(path)
+        except DataError as error:
+            message = f"{error.message} (episodes {_ranges(episodes)})"
+            episode = episodes[0] if len(episodes) == 1 else None
+            yield dataclasses.replace(
+                Defect.of(error, root, kind="video"), message=message, key=camera, episode=episode
+            )
+            bar.update(int(table.lengths[its_numbers].sum()))
+            continue
+        yield from _check_spans(dataset, camera, path, its_numbers, header)
+        if is_decoding:
+            for number in its_numbers:
+                yield from _check_frames(dataset, camera, number, reader)
+                bar.update(int(table.lengths[number]))
+        reader.close()
+
+
+def _check_spans(
+    dataset: Dataset, camera: str, path: Path, numbers: list[int], header: video.VideoInfo
+) -> Iterator[Defect]:
+    """What the header of a video says, against the episodes that are said to lie in it."""
+    table, spans = dataset.table, dataset.table.videos[camera]
+    assert isinstance(spans, VideoSpans)
+
+    def defect(kind: str, message: str, number: int | None = None) -> Defect:
+        return Defect(
+            severity="error",
+            kind=kind,
+            file=_relative(path, dataset.root),
+            episode=None if number is None else int(table.ids[number]),
+            key=camera,
+            message=message,
+        )
+
+    shape = [int(n) for n in dataset.features[camera]["shape"]]
+    if sorted((header.height, header.width, 3)) != sorted(shape):
+        yield defect("shape", f"pictures are {header.height} x {header.width}, but {INFO_PATH} says {shape}")
+    num_rows = int(table.lengths[numbers].sum())
+    if header.num_frames and header.num_frames < num_rows:
+        yield defect("length", f"has {header.num_frames} frames, but its episodes have {num_rows} rows")
+    elif header.num_frames > num_rows and abs(header.fps - dataset.fps) < 0.01:
+        message = f"has {header.num_frames} frames, but its episodes have only {num_rows} rows"
+        yield dataclasses.replace(defect("length", message), severity="warning")
+    end, before = 0.0, None
+    for number in numbers:
+        frames = (spans.ends[number] - spans.starts[number]) * dataset.fps
+        if abs(frames - table.lengths[number]) > 0.5:
+            message = f"spans {frames:.1f} frames of the video, but has {table.lengths[number]} rows"
+            yield defect("length", message, number)
+        if spans.starts[number] < end - 0.5 / dataset.fps:
+            message = f"starts at {spans.starts[number]:.3f} s, before episode {before} ends ({end:.3f} s)"
+            yield defect("order", message, number)
+        end, before = max(end, float(spans.ends[number])), int(table.ids[number])
+
+
+def _check_frames(dataset: Dataset, camera: str, number: int, reader: video.VideoReader) -> Iterator[Defect]:
+    """Decode one episode of a video."""
+    spans = dataset.table.videos[camera]
+    assert isinstance(spans, VideoSpans)
+    file, episode = _relative(reader.path, dataset.root), int(dataset.table.ids[number])
+    times = np.arange(dataset.table.lengths[number]) / dataset.fps
+    try:
+        pictures, worst = reader.read(spans.starts[number] + times, tolerance=0.5 / dataset.fps)
+    except DataError as error:
+        yield dataclasses.replace(
+            Defect.of(error, dataset.root, kind="video"), episode=episode, key=camera, file=file
+        )
+        return
+    if worst > TIMESTAMP_TOLERANCE + 1e-6 * float(spans.ends[number]):
+        message = f"frames are up to {worst:.4f} s away from the timestamps of the rows"
+        yield Defect(
+            severity="error", kind="timestamps", file=file, episode=episode, key=camera, message=message
+        )
+    yield from _check_blank(pictures, file, episode, camera)
+
+
+def _check_embedded(dataset: Dataset, camera: str, bar: tqdm) -> Iterator[Defect]:
+    """The pictures of one camera that are embedded in the data files."""
+    table = dataset.table
+    for number in range(dataset.num_episodes):
+        episode = int(table.ids[number])
+        bar.update(int(table.lengths[number]))
+        try:
+            pictures = dataset.pictures(number, camera)
+        except DataError as error:
+            # The rows were checked on their own; what is new here concerns the pictures.
+            if error.key == camera:
+                yield Defect.of(error, dataset.root, kind="picture")
+            continue
+        yield from _check_blank(pictures, _relative(table.data_paths[number], dataset.root), episode, camera)
+
+
+def _check_blank(pictures: np.ndarray, file: str, episode: int, camera: str) -> Iterator[Defect]:
+    if len(pictures) and (pictures == pictures[:1, :1, :1]).all():
+        message = f"every picture of the episode is one colour, {pictures[0, 0, 0].tolist()}"
+        yield Defect(
+            severity="warning", kind="blank", file=file, episode=episode, key=camera, message=message
+        )
+
+
+def _ranges(numbers: list[int]) -> str:
+    """``0 to 3, 7``."""
+    ordered = sorted(numbers)
+    parts: list[list[int]] = []
+    for number in ordered:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ", ".join(" to ".join(map(str, part)) for part in parts)

@@ -1,0 +1,162 @@
+"""Make the environment and the policy that a recording names."""
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import gymnasium
+import numpy as np
+
+from kinema.data.spaces import ObservationReader, RecordError
+
+Render = Literal["auto", "always", "never"]
+
+POLICIES = {
+    "random": "kinema.policies.open_loop:RandomPolicy",
+    "zero": "kinema.policies.open_loop:ZeroPolicy",
+    "pusht-play": "kinema.policies.pusht_play:make",
+}
+"""Short names of the policies that come with kinema."""
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """What chooses the actions.
+
+    It may also have ``ends_episodes = True``: then the environment's own limit of steps is lifted, because
+    the policy says itself when an episode is over.
+    """
+
+    def reset(self, rng: np.random.Generator, info: Mapping[str, Any]) -> None:
+        """Begin an episode; all that is random in it comes from ``rng``."""
+        ...
+
+    def act(self, observation: Any, info: Mapping[str, Any]) -> Any:
+        """The action for this observation, or None to end the episode here (it is then truncated)."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """An environment without the limit of steps that it is registered with."""
+
+    env: gymnasium.Env[Any, Any]
+    is_rendered: bool
+    """Whether its rendered frames are to be recorded."""
+    max_steps: int | None
+    """The limit that it is registered with."""
+
+
+def make_environment(
+    name: str, arguments: Mapping[str, Any], *, render: Render, picture_size: tuple[int, int] | None
+) -> Environment:
+    """Make a registered environment; ``name`` is ID or MODULE:ID. Raises RecordError."""
+    env_id, max_steps = _find(name)
+    if env_id.startswith("gym_pusht/") and "obs_type" not in arguments:
+        height, width = picture_size or (64, 64)
+        arguments = {
+            "obs_type": "pixels",
+            "observation_height": height,
+            "observation_width": width,
+            **arguments,
+        }
+
+    def make(**more: str) -> gymnasium.Env[Any, Any]:
+        try:
+            return gymnasium.make(
+                env_id, max_episode_steps=-1, disable_env_checker=True, **{**arguments, **more}
+            )
+        except Exception as error:
+            raise RecordError(
+                f"environment {name!r} cannot be made with --env-args {json.dumps(dict(arguments))}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    env = make()
+    reader = ObservationReader(env.observation_space)
+    if render == "never" or (render == "auto" and reader.cameras):
+        is_rendered = False
+    elif env.render_mode == "rgb_array":
+        is_rendered = True
+    elif "rgb_array" in (env.metadata.get("render_modes") or ()):
+        env.close()
+        env, is_rendered = make(render_mode="rgb_array"), True
+    elif render == "always":
+        raise RecordError(
+            f"--render always: {name!r} cannot draw pictures: its render modes are "
+            f"{env.metadata.get('render_modes')}, without rgb_array"
+        )
+    else:
+        is_rendered = False
+    if not (is_rendered or reader.cameras or reader.names):
+        raise RecordError(f"{name!r} has nothing to record: no picture and no number in its observation")
+    return Environment(env=env, is_rendered=is_rendered, max_steps=max_steps)
+
+
+def check_policy_name(name: str) -> None:
+    if name not in POLICIES and ":" not in name:
+        raise RecordError(
+            f"--policy: no policy {name!r}; there are {', '.join(POLICIES)}, or MODULE:CALLABLE"
+        )
+
+
+def make_policy(name: str, arguments: Mapping[str, Any], env: gymnasium.Env[Any, Any]) -> Policy:
+    """Make a policy of ``POLICIES`` or MODULE:CALLABLE.
+
+    The callable gets the arguments, and the spaces of the environment if it has parameters of their names.
+    Raises RecordError.
+    """
+    check_policy_name(name)
+    target = POLICIES.get(name, name)
+    module_name, _, attribute = target.partition(":")
+    module = _import(module_name, f"--policy {name!r}")
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        raise RecordError(f"--policy {name!r}: module {module_name!r} has no callable {attribute!r}")
+    parameters = inspect.signature(factory).parameters
+    spaces = {key: getattr(env, key) for key in ("action_space", "observation_space") if key in parameters}
+    try:
+        policy: Any = factory(**{**spaces, **arguments})
+    except Exception as error:
+        raise RecordError(
+            f"--policy {name!r} cannot be made with --policy-args {json.dumps(dict(arguments))}: {error}"
+        ) from error
+    if not isinstance(policy, Policy):
+        raise RecordError(
+            f"--policy {name!r} made a {type(policy).__name__}, which is no policy: that has "
+            "reset(rng, info) and act(observation, info)"
+        )
+    return policy
+
+
+def _find(name: str) -> tuple[str, int | None]:
+    """The registered id and its own limit of steps; imports the module that registers it."""
+    module, _, env_id = name.rpartition(":")
+    namespace = env_id.partition("/")[0] if "/" in env_id else ""
+    if module:
+        _import(module, f"environment {name!r}")
+    elif namespace.isidentifier() and importlib.util.find_spec(namespace) is not None:
+        _import(namespace, f"environment {name!r}")
+    try:
+        return env_id, gymnasium.spec(env_id).max_episode_steps
+    except gymnasium.error.Error as error:
+        if namespace == "gym_pusht":
+            hint = "its package is missing: pip install 'kinema[pusht]'"
+        else:
+            hint = "install the package that brings it, or name the module that registers it: MODULE:ID"
+        raise RecordError(f"no environment {name!r} ({error}); {hint}") from error
+
+
+def _import(module: str, purpose: str) -> Any:
+    if os.getcwd() not in sys.path:  # An installed command does not look into the current folder by itself.
+        sys.path.append(os.getcwd())
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise RecordError(f"{purpose}: module {module!r} cannot be imported ({error})") from error

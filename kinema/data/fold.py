@@ -1,0 +1,411 @@
+"""Folding staged episodes into the final files of a dataset.
+
+Recording writes each finished episode into a folder of its own, ``.staging/00000012/``, and renames that
+folder into place: from then on the episode survives a kill. Folding moves staged episodes into the files of
+the format. Each step can be killed as well, because nothing written earlier is ever changed in place:
+
+1. Data and video files are written whole beside their place and renamed. A file that is continued is replaced
+   by one that begins with the same rows and packets, so that the old metadata stays true.
+2. The episodes table is renamed into place. That is the commit: before it the new rows are nobody's, and
+   folding again overwrites them; after it the staged episodes count as folded.
+3. ``stats.json`` and ``info.json`` are computed from the episodes table, and the staged folders deleted.
+
+A killed recording is folded by whoever opens the dataset next, to read or to record (``recover``).
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kinema.data import statistics, video
+from kinema.data.layout import (
+    EPISODES_PATH,
+    INFO_PATH,
+    STATS_PATH,
+    TASKS_PATH,
+    DataError,
+    arrow_schema,
+    format_path,
+    from_arrow,
+    read_json,
+    read_tasks,
+    replacing,
+    write_json,
+    write_tasks,
+)
+
+if sys.platform != "win32":
+    import fcntl
+
+STAGING = ".staging"
+COLUMNS_FILE = "columns.parquet"
+SUMMARY_FILE = "episode.json"
+
+Location = tuple[int, int]
+"""Chunk index and file index."""
+
+
+@contextlib.contextmanager
+def lock(root: Path) -> Iterator[bool]:
+    """Hold the right to write to a dataset; gives False when another process holds it.
+
+    The system releases the lock when its process ends, however it ends.
+    """
+    staging = root / STAGING
+    staging.mkdir(parents=True, exist_ok=True)
+    path = staging / "lock"
+    with open(path, "a") as file:
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            # The last holder may have removed the file between our opening and our locking it.
+            if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
+                yield False
+                return
+        try:
+            yield True
+        finally:
+            if not staged_episodes(root):
+                shutil.rmtree(staging, ignore_errors=True)
+
+
+def video_file(key: str) -> str:
+    return f"{key}.mp4"
+
+
+def staged_episodes(root: Path) -> list[Path]:
+    """Folders of the finished episodes that wait to be folded, in order."""
+    staging = root / STAGING
+    return sorted(path for path in staging.glob("*") if path.name.isdigit()) if staging.is_dir() else []
+
+
+def recover(root: Path) -> int:
+    """Fold what a killed recording has left, unless it still runs; returns how many episodes."""
+    if not (root / STAGING).is_dir():
+        return 0
+    with lock(root) as is_ours:
+        return fold(root) if is_ours else 0
+
+
+def next_location(location: Location, chunks_size: int) -> Location:
+    chunk, file = location
+    return (chunk, file + 1) if file + 1 < chunks_size else (chunk + 1, 0)
+
+
+def episode_files(root: Path) -> list[Path]:
+    return sorted((root / "meta" / "episodes").glob("*/*.parquet"))
+
+
+def fold(root: Path) -> int:
+    """Move the staged episodes into the final files; the caller holds the lock. Returns how many."""
+    staged = staged_episodes(root)
+    for leftover in (root / STAGING).glob("*.part"):
+        shutil.rmtree(leftover)
+    if not staged:
+        return 0
+    info = read_json(root, INFO_PATH)
+    last = _last_episode(root)
+    num_before = 0 if last is None else last["episode_index"] + 1
+    new = _whole([path for path in staged if int(path.name) >= num_before], num_before)
+    if new:
+        _commit(root, info, last, new)
+    _summarise(root, info)
+    for path in staged_episodes(root):
+        shutil.rmtree(path)
+    return len(new)
+
+
+def _whole(staged: list[Path], num_before: int) -> list[Path]:
+    """The staged episodes that can be read, numbered without holes.
+
+    A kill leaves only whole ones; a power cut can leave files that never reached the disk.
+    """
+    kept: list[Path] = []
+    for path in staged:
+        try:
+            _read_summary(path)
+            pq.read_metadata(path / COLUMNS_FILE)
+            for file in path.glob("*.mp4"):
+                video.probe(file)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            warnings.warn(f"dropped the recorded episode {path}, which is not whole: {error}", stacklevel=2)
+            shutil.rmtree(path)
+            continue
+        place = path.with_name(f"{num_before + len(kept):08d}")
+        kept.append(path if place == path else path.rename(place))
+    return kept
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    return json.loads((path / SUMMARY_FILE).read_text(encoding="utf-8"))
+
+
+def _last_episode(root: Path) -> dict[str, Any] | None:
+    for path in reversed(episode_files(root)):
+        names = [name for name in pq.read_schema(path).names if not name.startswith("stats/")]
+        table = pq.read_table(path, columns=names)
+        if len(table):
+            return table.slice(len(table) - 1).to_pylist()[0]
+    return None
+
+
+def _commit(root: Path, info: dict[str, Any], last: dict[str, Any] | None, new: list[Path]) -> None:
+    """Write data, videos, tasks and, as the last thing, the episodes table."""
+    summaries = [_read_summary(path) for path in new]
+    lengths = np.array([summary["length"] for summary in summaries])
+    first_episode = 0 if last is None else last["episode_index"] + 1
+    first_row = 0 if last is None else last["dataset_to_index"]
+    tasks = read_tasks(root)
+    for summary in summaries:
+        if summary["task"] not in tasks:
+            tasks.append(summary["task"])
+    task_indices = np.array([tasks.index(summary["task"]) for summary in summaries])
+    to_index = first_row + np.cumsum(lengths)
+
+    columns: dict[str, Any] = {
+        "episode_index": first_episode + np.arange(len(new)),
+        "tasks": pa.array([[summary["task"]] for summary in summaries]),
+        "length": lengths,
+    }
+    places = _fold_data(root, info, last, new, columns["episode_index"], to_index - lengths, task_indices)
+    columns["data/chunk_index"], columns["data/file_index"] = np.array(places).T
+    columns["dataset_from_index"], columns["dataset_to_index"] = to_index - lengths, to_index
+    for key, feature in info["features"].items():
+        if feature["dtype"] == "video":
+            columns |= _fold_videos(root, info, last, new, key, lengths)
+    columns |= _statistics(info, summaries, columns, task_indices)
+    if not (root / TASKS_PATH).is_file() or len(tasks) > len(read_tasks(root)):
+        write_tasks(root, tasks)
+    _append_episodes(root, info, last, pa.table(columns))
+
+
+def _statistics(
+    info: dict[str, Any], summaries: list[dict[str, Any]], columns: dict[str, Any], task_indices: np.ndarray
+) -> dict[str, pa.Array]:
+    """The episodes' statistics as columns; those of an episode's position are known only now."""
+    stats: list[dict[str, Any]] = []
+    for number, summary in enumerate(summaries):
+        length = summary["length"]
+        position = {
+            "episode_index": np.full(length, columns["episode_index"][number]),
+            "index": columns["dataset_from_index"][number] + np.arange(length),
+            "task_index": np.full(length, task_indices[number]),
+        }
+        of_position = {key: statistics.of_column(values) for key, values in position.items()}
+        stats.append(summary["stats"] | of_position)
+    return {
+        f"stats/{key}/{name}": _nested(np.array([of_episode[key][name] for of_episode in stats]))
+        for key in info["features"]
+        if key in stats[0]
+        for name in statistics.NAMES
+    }
+
+
+def _nested(values: np.ndarray) -> pa.Array:
+    """``N ...`` as lists of lists of any length, which is how LeRobot stores statistics."""
+    column = pa.array(values.reshape(-1))
+    for depth in reversed(range(1, values.ndim)):
+        offsets = np.arange(0, len(column) + 1, values.shape[depth], dtype=np.int32)
+        column = pa.ListArray.from_arrays(pa.array(offsets), column)
+    return column
+
+
+def _place(
+    sizes: Sequence[int],
+    last: Location | None,
+    last_size: int,
+    limit: int,
+    chunks_size: int,
+    can_follow: Sequence[bool],
+) -> list[Location]:
+    """In which file each episode goes: the last one until it is full, then new ones.
+
+    ``can_follow[i]``: whether episode ``i`` can stand in one file with what is before it.
+    """
+    places: list[Location] = []
+    place, size = last, last_size
+    for episode_size, follows in zip(sizes, can_follow, strict=True):
+        if place is None:
+            place, size = (0, 0), 0
+        elif not follows or (size and size + episode_size > limit):
+            place, size = next_location(place, chunks_size), 0
+        places.append(place)
+        size += episode_size
+    return places
+
+
+def _fold_data(
+    root: Path,
+    info: dict[str, Any],
+    last: dict[str, Any] | None,
+    new: list[Path],
+    episodes: np.ndarray,
+    first_rows: np.ndarray,
+    task_indices: np.ndarray,
+) -> list[Location]:
+    schema = arrow_schema(info["features"])
+    before = None if last is None else (last["data/chunk_index"], last["data/file_index"])
+    old = None if before is None else root / format_path(info["data_path"], chunk=before[0], file=before[1])
+    is_alike = old is not None and old.is_file() and pq.read_schema(old).equals(schema)
+    places = _place(
+        [_parquet_size(path / COLUMNS_FILE) for path in new],
+        before,
+        old.stat().st_size if old is not None and is_alike else 0,
+        int(info["data_files_size_in_mb"] * 2**20),
+        info["chunks_size"],
+        [is_alike or number > 0 for number in range(len(new))],
+    )
+    for place in dict.fromkeys(places):
+        path = root / format_path(info["data_path"], chunk=place[0], file=place[1])
+        with replacing(path) as file, pq.ParquetWriter(file, schema, compression="snappy") as writer:
+            if place == before:
+                with pq.ParquetFile(path) as kept:
+                    for group in range(kept.num_row_groups):
+                        rows = kept.read_row_group(group)
+                        rows = rows.filter(pa.array(from_arrow(rows["episode_index"]) < episodes[0]))
+                        if len(rows):
+                            writer.write_table(rows)
+            for number, staged in enumerate(new):
+                if places[number] == place:
+                    rows = pq.read_table(staged / COLUMNS_FILE)
+                    position = {
+                        "index": first_rows[number] + np.arange(len(rows)),
+                        "episode_index": np.full(len(rows), episodes[number]),
+                        "task_index": np.full(len(rows), task_indices[number]),
+                    }
+                    columns = [
+                        pa.array(position[name]) if name in position else rows[name] for name in schema.names
+                    ]
+                    writer.write_table(pa.table(columns, schema=schema))
+    return places
+
+
+def _parquet_size(path: Path) -> int:
+    """Bytes of a staged episode's columns, without the footer, which the final file has once."""
+    group = pq.read_metadata(path).row_group(0)
+    return sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+
+
+def _fold_videos(
+    root: Path,
+    info: dict[str, Any],
+    last: dict[str, Any] | None,
+    new: list[Path],
+    key: str,
+    lengths: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Join the episodes' videos of one camera into the final files; returns the columns of the episodes."""
+    sources = [path / video_file(key) for path in new]
+    headers = [video.probe(source) for source in sources]
+    fields = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+    names = {name: f"videos/{key}/{name}" for name in fields}
+    before, old, end = None, None, None
+    if last is not None and names["chunk_index"] in last:
+        before = (last[names["chunk_index"]], last[names["file_index"]])
+        path = root / format_path(info["video_path"], chunk=before[0], file=before[1], key=key)
+        end = Fraction(last[names["to_timestamp"]]).limit_denominator(100_000)
+        old = path if path.is_file() else None
+    follows = [old is not None and headers[0].can_follow(video.probe(old))]
+    follows += [after.can_follow(header) for header, after in itertools.pairwise(headers)]
+    places = _place(
+        [source.stat().st_size for source in sources],
+        before,
+        old.stat().st_size if old is not None else 0,
+        int(info["video_files_size_in_mb"] * 2**20),
+        info["chunks_size"],
+        follows,
+    )
+    starts: list[float] = []
+    for place in dict.fromkeys(places):
+        path = root / format_path(info["video_path"], chunk=place[0], file=place[1], key=key)
+        group = [source for source, its_place in zip(sources, places, strict=True) if its_place == place]
+        continued = [path] if place == before else []
+        with replacing(path) as file:
+            times, num_frames = video.concatenate(
+                continued + group, file, end_of_first=end if continued else None
+            )
+            file.flush()
+            if video.probe(Path(file.name)).num_frames != num_frames:
+                raise DataError(f"could not be written whole ({num_frames} frames)", path=path, key=key)
+        starts += [float(time) for time in times[len(continued) :]]
+    if "video.height" not in (info["features"][key].get("info") or {}):
+        info["features"][key]["info"] = headers[0].as_feature(info["fps"])
+    return {
+        names["chunk_index"]: np.array([chunk for chunk, _ in places]),
+        names["file_index"]: np.array([file for _, file in places]),
+        names["from_timestamp"]: np.array(starts),
+        names["to_timestamp"]: np.array(starts) + lengths / info["fps"],
+    }
+
+
+def _append_episodes(root: Path, info: dict[str, Any], last: dict[str, Any] | None, rows: pa.Table) -> None:
+    before = None
+    if last is not None:
+        before = (last.get("meta/episodes/chunk_index", 0), last.get("meta/episodes/file_index", 0))
+    place, path = before or (0, 0), root / EPISODES_PATH
+    old = None
+    if before is not None:
+        path = root / format_path(EPISODES_PATH, chunk=before[0], file=before[1])
+        old = pq.read_table(path)
+        if path.stat().st_size > info["data_files_size_in_mb"] * 2**20:
+            place, old = next_location(before, info["chunks_size"]), None
+    path = root / format_path(EPISODES_PATH, chunk=place[0], file=place[1])
+    rows = rows.append_column("meta/episodes/chunk_index", pa.array(np.full(len(rows), place[0])))
+    rows = rows.append_column("meta/episodes/file_index", pa.array(np.full(len(rows), place[1])))
+    if old is not None:
+        # What another program wrote may lack a statistic or have one of its own.
+        known = set(rows.column_names)
+        columns = [
+            rows[field.name].cast(field.type) if field.name in known else pa.nulls(len(rows), field.type)
+            for field in old.schema
+        ]
+        rows = pa.concat_tables([old, pa.table(columns, schema=old.schema)])
+    with replacing(path) as file:
+        pq.write_table(rows, file)
+
+
+def _summarise(root: Path, info: dict[str, Any]) -> None:
+    """Write ``stats.json`` and ``info.json`` from the episodes table."""
+    parts: dict[str, list[statistics.Statistics]] = {}
+    num_episodes, num_frames = 0, 0
+    for path in episode_files(root):
+        table = pq.read_table(path)
+        num_episodes += len(table)
+        num_frames += int(from_arrow(table["length"]).sum())
+        for key in info["features"]:
+            stacked = {
+                name: from_arrow(table[f"stats/{key}/{name}"])
+                for name in statistics.NAMES
+                if f"stats/{key}/{name}" in table.column_names and not table[f"stats/{key}/{name}"].null_count
+            }
+            if {"min", "max", "mean", "std", "count"} <= stacked.keys():
+                parts.setdefault(key, []).append(statistics.aggregate(stacked))
+    merged = {key: statistics.aggregate(statistics.stack(group)) for key, group in parts.items()}
+    write_json(
+        root / STATS_PATH,
+        {key: {name: value.tolist() for name, value in stats.items()} for key, stats in merged.items()},
+    )
+    splits = info.get("splits") or {}
+    if set(splits) <= {"train"}:
+        info["splits"] = {"train": f"0:{num_episodes}"}
+    info |= {
+        "total_episodes": num_episodes,
+        "total_frames": num_frames,
+        "total_tasks": len(read_tasks(root)),
+    }
+    write_json(root / INFO_PATH, info)

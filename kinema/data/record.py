@@ -1,0 +1,397 @@
+"""Record episodes of any Gymnasium environment as a LeRobot dataset: ``kinema record``."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from kinema.data.environment import Render, check_policy_name, make_environment, make_policy
+from kinema.data.layout import INFO_PATH, read_json, write_json
+from kinema.data.spaces import (
+    IMAGE_PREFIX,
+    ActionReader,
+    ObservationReader,
+    RecordError,
+    info_value,
+    resize,
+    to_picture,
+)
+from kinema.data.workers import JobError, run_in_order
+from kinema.data.writer import DatasetWriter
+
+RECIPE_PATH = "meta/kinema_record.json"
+"""Beside LeRobot's own files: what was recorded, so that the same command can continue it."""
+
+RENDER_KEY = IMAGE_PREFIX + "render"
+
+
+def _json_object(arguments: list[str]) -> Mapping[str, Any]:
+    (text,) = arguments
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{text!r} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{text!r} is not a JSON object, like '{{\"name\": 1}}'")
+    return value
+
+
+def _names(arguments: list[str]) -> tuple[str, ...]:
+    return tuple(name.strip() for name in arguments[0].split(",") if name.strip())
+
+
+JsonObject = Annotated[
+    Mapping[str, Any],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=_json_object,
+        is_instance=lambda value: isinstance(value, Mapping),
+        str_from_instance=lambda value: [json.dumps(dict(value))],
+    ),
+]
+NameList = Annotated[
+    tuple[str, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NAME,NAME,...",
+        instance_from_str=_names,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(value)],
+    ),
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """What to record. Episode i depends on seed + i alone, never on the number of workers."""
+
+    env: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV")]
+    """Gymnasium id, such as gym_pusht/PushT-v0. A package named like the part before the slash is imported
+    first; for any other module that registers environments write MODULE:ID."""
+    episodes: int
+    """How many episodes the dataset shall have, those already on disk included."""
+    out: Path
+    """Folder of the dataset. Where an earlier run of the same command left episodes, this one continues."""
+    policy: str = "random"
+    """random, zero, pusht-play, or MODULE:CALLABLE. The callable gets --policy-args (and the environment's
+    spaces, if it has parameters action_space or observation_space) and returns an object with
+    reset(rng, info) and act(observation, info); None instead of an action ends the episode."""
+    policy_args: JsonObject = dataclasses.field(default_factory=dict)
+    """Arguments of the policy."""
+    env_args: JsonObject = dataclasses.field(default_factory=dict)
+    """Arguments of the environment. gym_pusht draws its own pictures at 64x64 unless told otherwise."""
+    seed: int = 0
+    """Seed of episode 0; episode i has seed + i."""
+    workers: int | None = None
+    """Processes that record at the same time; by default one for each core."""
+    max_steps: int | None = None
+    """Most steps of an episode; by default the environment's own limit, or none where the policy ends its
+    episodes itself."""
+    task: str | None = None
+    """The instruction in words; by default the text in the observation, where there is one."""
+    render: Render = "auto"
+    """Record rendered frames (rgb_array) as observation.images.render: auto does it when the observation
+    holds no picture and the environment can draw."""
+    camera_size: int | tuple[int, int] | None = None
+    """Resize pictures to this side, or to this height and width; by default they stay as they are."""
+    info_keys: NameList = ()
+    """Entries of the environment's info to record as float32 columns info.NAME, each as it came with the
+    observation of its row. For gym_pusht: pos_agent,block_pose."""
+    fps: float | None = None
+    """Steps a second; by default what the environment says (render_fps)."""
+    codec: Literal["auto", "av1", "h264", "lossless", "image"] = "auto"
+    """How pictures are stored. auto: small pictures without loss, larger ones as LeRobot does (AV1)."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("--episodes", self.episodes, 1),
+            ("--seed", self.seed, 0),
+            ("--workers", self.workers, 1),
+            ("--max-steps", self.max_steps, 1),
+            ("--fps", self.fps, 1e-3),
+            ("--camera-size", None if self.picture_size is None else min(self.picture_size), 1),
+        ):
+            if value is not None and value < least:
+                raise RecordError(f"{name} is {value}; it must be at least {least}")
+        check_policy_name(self.policy)
+
+    @property
+    def picture_size(self) -> tuple[int, int] | None:
+        """Height and width that pictures shall have, if any."""
+        size = self.camera_size
+        return (size, size) if isinstance(size, int) else size
+
+    @property
+    def num_workers(self) -> int:
+        return self.workers or os.cpu_count() or 1
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the content of an episode, as JSON holds it."""
+        fields = dataclasses.asdict(self)
+        for name in ("episodes", "out", "workers"):
+            del fields[name]
+        return json.loads(json.dumps(fields, sort_keys=True))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recording:
+    """One episode as it comes from a worker."""
+
+    frames: dict[str, np.ndarray]
+    columns: dict[str, np.ndarray]
+    names: dict[str, list[str]]
+    """Names of the numbers of each vector column."""
+    task: str
+    fps: float
+
+    def features(self) -> dict[str, dict[str, Any]]:
+        """The features of a dataset of such episodes."""
+        features: dict[str, dict[str, Any]] = {
+            key: {"dtype": "video", "shape": list(frames.shape[1:]), "names": ["height", "width", "channels"]}
+            for key, frames in self.frames.items()
+        }
+        for key, column in self.columns.items():
+            shape = list(column.shape[1:]) or [1]
+            features[key] = {"dtype": str(column.dtype), "shape": shape, "names": self.names.get(key)}
+        return features
+
+
+class EpisodeRecorder:
+    """An environment and a policy, recording one whole episode for each number it is called with.
+
+    Row ``t`` of an episode holds ``observation[t]`` and ``info[t]``, the action then taken, and the reward,
+    flags and success that this action led to. The observation after the last action is not kept, as in
+    LeRobot.
+    """
+
+    def __init__(self, config: RecordConfig):
+        self.config = config
+        environment = make_environment(
+            config.env, config.env_args, render=config.render, picture_size=config.picture_size
+        )
+        self.env = environment.env
+        self._is_rendered = environment.is_rendered
+        self._observations = ObservationReader(self.env.observation_space)
+        self._actions = ActionReader(self.env.action_space)
+        self._fps = self._find_fps()
+        self.policy = make_policy(config.policy, config.policy_args, self.env)
+        self._limit = self._find_limit(environment.max_steps)
+        if "cv2" in sys.modules:
+            # OpenCV takes a thread for each core; with a worker on each core they only wait for each other.
+            sys.modules["cv2"].setNumThreads(1)
+
+    def close(self) -> None:
+        self.env.close()
+
+    def __call__(self, index: int) -> Recording:
+        seed = self.config.seed + index
+        observation, info = self.env.reset(seed=seed)
+        self.policy.reset(np.random.default_rng(seed), info)
+        task = self.config.task if self.config.task is not None else self._observations.task(observation)
+        frames: dict[str, list[np.ndarray]] = {}
+        columns: dict[str, list[Any]] = {}
+        is_over = False
+        while not is_over:
+            action = self.policy.act(observation, info)
+            if action is None:
+                break
+            for key, picture in self._pictures(observation).items():
+                frames.setdefault(key, []).append(picture)
+            # Converted before the step, because environments may reuse the arrays that they return.
+            row: dict[str, Any] = self._observations.vectors(observation)
+            row |= {f"info.{key}": info_value(info, key) for key in self.config.info_keys}
+            row["action"] = self._actions.vector(action)
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            row["next.reward"] = float(reward)
+            row["next.terminated"] = bool(terminated)
+            row["next.truncated"] = bool(truncated) or len(columns.get("action", ())) + 1 == self._limit
+            row["next.success"] = bool(info.get("is_success", info.get("success", False)))
+            for key, value in row.items():
+                columns.setdefault(key, []).append(value)
+            is_over = row["next.terminated"] or row["next.truncated"]
+        if not columns:
+            raise RecordError("the policy returned None at once: the episode would be empty")
+        columns["next.truncated"][-1] |= not is_over  # The policy ended it.
+        return Recording(
+            frames={key: np.stack(pictures) for key, pictures in frames.items()},
+            columns={key: _column(values) for key, values in columns.items()},
+            names={**self._observations.names, "action": self._actions.names},
+            task=task,
+            fps=self._fps,
+        )
+
+    def _find_fps(self) -> float:
+        fps = self.config.fps or self.env.metadata.get("render_fps")
+        if not fps:
+            raise RecordError(f"{self.config.env!r} does not say how many steps it makes a second; add --fps")
+        return float(fps)
+
+    def _find_limit(self, own_limit: int | None) -> int | None:
+        if self.config.max_steps is not None:
+            return self.config.max_steps
+        if getattr(self.policy, "ends_episodes", False):
+            return None
+        if own_limit is None:
+            raise RecordError(
+                f"{self.config.env!r} has no limit of steps and policy {self.config.policy!r} does not say "
+                "that it ends its episodes (ends_episodes = True); add --max-steps"
+            )
+        return own_limit
+
+    def _pictures(self, observation: Any) -> dict[str, np.ndarray]:
+        pictures = self._observations.frames(observation)
+        if self._is_rendered:
+            pictures[RENDER_KEY] = to_picture(self.env.render(), RENDER_KEY)
+        size = self.config.picture_size
+        return pictures if size is None else {key: resize(frame, size) for key, frame in pictures.items()}
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    column = np.stack(values)
+    # One number a row is a scalar in LeRobot; numbers are float32, flags are bool.
+    column = column[:, 0] if column.ndim == 2 and column.shape[1] == 1 else column
+    return column.astype(np.float32) if column.dtype == np.float64 else column
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordResult:
+    """What a call of ``record`` leaves."""
+
+    root: Path
+    num_episodes: int
+    """Episodes in the dataset, those of earlier calls included."""
+    num_frames: int
+    """Rows that this call added."""
+
+
+def record(config: RecordConfig) -> RecordResult:
+    """Record until the dataset has ``config.episodes`` episodes.
+
+    Ctrl-C stops at once and keeps every episode written; the same call again continues, and the dataset is
+    then the one that an uninterrupted run makes. Raises RecordError for all that a user can change, and
+    KeyboardInterrupt after Ctrl-C.
+    """
+    with contextlib.ExitStack() as stack:
+        is_interrupted = stack.enter_context(_deferred_interrupt())
+        # Closed after the workers have ended, because closing a dataset takes a while.
+        dataset = stack.enter_context(contextlib.ExitStack())
+        writer = _continue(config, dataset)
+        start = writer.num_episodes if writer is not None else 0
+        if start >= config.episodes:
+            print(f"{config.out} already has {start} episodes; nothing to record", file=sys.stderr)
+            return RecordResult(root=config.out, num_episodes=start, num_frames=0)
+        bar = stack.enter_context(
+            tqdm(total=config.episodes, initial=start, unit="episode", desc=f"recording {config.env}")
+        )
+        recordings = run_in_order(
+            functools.partial(EpisodeRecorder, config),
+            range(start, config.episodes),
+            num_workers=config.num_workers,
+            is_stopped=is_interrupted,
+        )
+        stack.enter_context(contextlib.closing(recordings))
+        num_frames, began = 0, time.monotonic()
+        with _explained(config):
+            for recording in recordings:
+                if writer is None:
+                    writer = _create(config, recording, dataset)
+                writer.add(frames=recording.frames, columns=recording.columns, task=recording.task)
+                num_frames += len(recording.columns["action"])
+                bar.update()
+                bar.set_postfix_str(f"{num_frames / (time.monotonic() - began):.0f} frames/s")
+        num_episodes = writer.num_episodes if writer is not None else 0
+    if num_episodes < config.episodes:
+        print(f"{config.out} has {num_episodes} of {config.episodes} episodes", file=sys.stderr)
+        raise KeyboardInterrupt
+    return RecordResult(root=config.out, num_episodes=num_episodes, num_frames=num_frames)
+
+
+def _continue(config: RecordConfig, stack: contextlib.ExitStack) -> DatasetWriter | None:
+    """The writer of the dataset that an earlier run of this command left, if one did."""
+    if not (config.out / INFO_PATH).is_file():
+        if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+            raise RecordError(f"--out: {config.out} is not a dataset and not empty; choose a new folder")
+        return None
+    has_recipe = (config.out / RECIPE_PATH).is_file()
+    if has_recipe:
+        _check_same(config, read_json(config.out, RECIPE_PATH))
+    writer = stack.enter_context(DatasetWriter(config.out, fps=read_json(config.out, INFO_PATH)["fps"]))
+    if not has_recipe:
+        if writer.num_episodes:
+            raise RecordError(
+                f"--out: {config.out} holds a dataset that `kinema record` did not make; choose a new folder"
+            )
+        # Killed just after it had created the dataset.
+        write_json(config.out / RECIPE_PATH, config.recipe())
+    return writer
+
+
+def _check_same(config: RecordConfig, before: dict[str, Any]) -> None:
+    now = config.recipe()
+    changes = [f"{key} {before.get(key)!r} (now {now[key]!r})" for key in now if before.get(key) != now[key]]
+    if changes:
+        raise RecordError(
+            f"--out: {config.out} was recorded with {', '.join(changes)}; run the same command to continue "
+            "it, or choose a new folder"
+        )
+
+
+def _create(config: RecordConfig, first: Recording, stack: contextlib.ExitStack) -> DatasetWriter:
+    writer = stack.enter_context(
+        DatasetWriter(
+            config.out, fps=first.fps, features=first.features(), robot_type=config.env, codec=config.codec
+        )
+    )
+    write_json(config.out / RECIPE_PATH, config.recipe())
+    return writer
+
+
+@contextlib.contextmanager
+def _explained(config: RecordConfig) -> Iterator[None]:
+    """Says of a worker's failure which environment, episode and seed it was."""
+    try:
+        yield
+    except JobError as error:
+        message = error.message
+        if error.job is not None:
+            message = (
+                f"{config.env}, episode {error.job} (seed {config.seed + error.job}): {message}. The "
+                f"episodes before it are in {config.out}"
+            )
+        explained = RecordError(message)
+        if error.trace:
+            explained.add_note(f"In the worker process:\n{error.trace}")
+        raise explained from None
+
+
+@contextlib.contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C only sets what the returned function tells; the second one interrupts."""
+    requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield requested.is_set  # Python hands signals to the main thread alone.
+        return
+
+    def handle(*_: object) -> None:
+        if requested.is_set():
+            raise KeyboardInterrupt
+        requested.set()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield requested.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,212 @@
+"""Decoded episodes for training: in memory when they fit, else in a memory-mapped cache beside the run.
+
+Decoding happens once, before training. The one shift of the action, from "taken at ``t``" to "led to ``t``", happens
+here and nowhere else.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from kinema.data.lerobot import DataError, Dataset
+from kinema.types import Batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentsConfig:
+    cameras: tuple[str, ...] | None = None
+    """Feature keys of the cameras to learn, in order; all of the dataset's by default."""
+    proprio: str | None = None
+    """Feature key of the proprioception to learn; none by default."""
+    height: int = 64
+    """Pictures are brought to this height in pixels."""
+    width: int = 64
+    """Pictures are brought to this width in pixels."""
+    episodes: tuple[int, int] | None = None
+    """First and one past the last episode to use; all by default."""
+    memory_limit_gb: float = 8.0
+    """Decoded pictures beyond this many gigabytes go to a memory-mapped file."""
+
+
+class Segments:
+    """All rows of the chosen episodes, one after the other, and the segments that can be cut from them."""
+
+    def __init__(
+        self,
+        *,
+        frames: dict[str, np.ndarray],
+        actions: np.ndarray,
+        proprio: np.ndarray | None,
+        lengths: np.ndarray,
+        native_sizes: dict[str, tuple[int, int]],
+    ):
+        self.frames = frames
+        self.actions = actions
+        self.proprio = proprio
+        self.lengths = lengths
+        self.native_sizes = native_sizes
+        """Height and width of each camera as recorded."""
+        self.starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+        self._episode_of_row = np.repeat(np.arange(len(lengths)), lengths)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.actions)
+
+    def draw_rows(self, rng: np.random.Generator, batch: int, length: int) -> np.ndarray:
+        """Rows ``batch length`` of segments drawn uniformly over all that the episodes hold.
+
+        Raises:
+            DataError: no episode has ``length`` steps.
+        """
+        room = np.maximum(self.lengths - length + 1, 0)
+        if not room.any():
+            raise DataError(
+                f"segments of {length} steps: the longest episode has {self.lengths.max()}; "
+                "record longer episodes or choose a recipe with shorter segments"
+            )
+        ends = np.cumsum(room)
+        draws = rng.integers(0, ends[-1], batch)
+        episodes = np.searchsorted(ends, draws, side="right")
+        offsets = draws - (ends[episodes] - room[episodes])
+        return (self.starts[episodes] + offsets)[:, None] + np.arange(length)
+
+    def draw_pairs(self, rng: np.random.Generator, batch: int) -> torch.Tensor:
+        """Pictures of two moments of one episode, of cameras drawn at random: ``uint8`` ``B 2 H W 3``."""
+        cameras = list(self.frames)
+        first = rng.integers(0, self.num_rows, batch)
+        episodes = self._episode_of_row[first]
+        second = self.starts[episodes] + (rng.random(batch) * self.lengths[episodes]).astype(np.int64)
+        drawn = rng.integers(0, len(cameras), batch)
+        pairs = [self.frames[cameras[c]][[a, b]] for a, b, c in zip(first, second, drawn, strict=True)]
+        return torch.from_numpy(np.stack(pairs))
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """The segments of given rows, actions shifted: ``prev_action[:, t]`` led to frame ``t``.
+
+        The action before the first frame is known where the segment does not begin its episode.
+        """
+        previous = np.maximum(rows - 1, 0)
+        has_action = rows > self.starts[self._episode_of_row[rows]]
+        return Batch(
+            frames={key: torch.from_numpy(frames[rows]) for key, frames in self.frames.items()},
+            proprio=None if self.proprio is None else torch.from_numpy(self.proprio[rows]),
+            prev_action=torch.from_numpy(self.actions[previous] * has_action[..., None]),
+            has_action=torch.from_numpy(has_action),
+        )
+
+
+def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pictures ``T H W C`` brought to another size, with antialiasing."""
+    if frames.shape[1:3] == (height, width):
+        return frames
+    resized = [
+        np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BOX)) for frame in frames
+    ]
+    return np.stack(resized) if resized else np.zeros((0, height, width, 3), np.uint8)
+
+
+def load_segments(
+    dataset: Dataset, config: SegmentsConfig, cache: Path, *, progress: bool = True
+) -> Segments:
+    """Decode the chosen episodes.
+
+    Args:
+        dataset: what to read.
+        config: which cameras, size and episodes.
+        cache: folder for the memory-mapped pictures, used only when they pass ``memory_limit_gb``; a complete
+            cache of the same dataset and configuration is used again.
+        progress: whether to show a progress bar.
+
+    Raises:
+        DataError: no episodes, or a key that the dataset does not have, named together with those it has.
+    """
+    cameras = dataset.cameras if config.cameras is None else config.cameras
+    _require_keys(dataset, [*cameras, *([config.proprio] if config.proprio else []), "action"])
+    first, stop = config.episodes if config.episodes is not None else (0, dataset.num_episodes)
+    if not 0 <= first < stop <= dataset.num_episodes:
+        raise DataError(f"{dataset.root}: episodes {first}:{stop} asked, but it holds {dataset.num_episodes}")
+    if not cameras and not config.proprio:
+        raise DataError(
+            f"{dataset.root}: neither a camera nor proprioception to learn; name one of each at least"
+        )
+    lengths = dataset.lengths()[first:stop].astype(np.int64)
+    store = _FrameStore(dataset, config, cameras, int(lengths.sum()), cache)
+    actions, proprio = [], []
+    row = 0
+    sizes: dict[str, tuple[int, int]] = {}
+    bar = tqdm(range(first, stop), desc="decoding episodes", unit="episode", disable=not progress)
+    for index in bar:
+        episode = dataset.episode(index, cameras=() if store.is_complete else cameras)
+        actions.append(_vectors(episode.columns["action"]))
+        if config.proprio:
+            proprio.append(_vectors(episode.columns[config.proprio]))
+        for key, frames in episode.frames.items():
+            store.frames[key][row : row + len(frames)] = resize(frames, config.height, config.width)
+        row += len(actions[-1])
+    store.finish()
+    for key in cameras:
+        height, width, _ = dataset.features[key]["shape"]
+        sizes[key] = (height, width)
+    return Segments(
+        frames=store.frames,
+        actions=np.concatenate(actions),
+        proprio=np.concatenate(proprio) if proprio else None,
+        lengths=lengths,
+        native_sizes=sizes,
+    )
+
+
+class _FrameStore:
+    """Room for all pictures: plain arrays, or files that are marked complete when filled."""
+
+    def __init__(
+        self, dataset: Dataset, config: SegmentsConfig, cameras: Sequence[str], num_rows: int, cache: Path
+    ):
+        shape = (num_rows, config.height, config.width, 3)
+        size_gb = len(cameras) * np.prod(shape, dtype=np.float64) / 1e9
+        self.is_complete = False
+        self._cache: Path | None = None
+        if size_gb <= config.memory_limit_gb:
+            self.frames = {key: np.empty(shape, np.uint8) for key in cameras}
+            return
+        identity = {"dataset": str(dataset.root.resolve()), "frames": dataset.num_frames}
+        identity |= dataclasses.asdict(config)
+        self._cache, self._identity = cache, json.dumps(identity, sort_keys=True)
+        mark = cache / "complete.json"
+        self.is_complete = mark.is_file() and mark.read_text() == self._identity
+        if not self.is_complete:
+            shutil.rmtree(cache, ignore_errors=True)
+            cache.mkdir(parents=True)
+        self.frames: dict[str, np.ndarray] = {
+            key: np.lib.format.open_memmap(
+                cache / f"{key}.npy", mode="r" if self.is_complete else "w+", dtype=np.uint8, shape=shape
+            )
+            for key in cameras
+        }
+
+    def finish(self) -> None:
+        if self._cache is not None and not self.is_complete:
+            for array in self.frames.values():
+                assert isinstance(array, np.memmap)
+                array.flush()
+            (self._cache / "complete.json").write_text(self._identity)
+
+
+def _require_keys(dataset: Dataset, keys: Sequence[str]) -> None:
+    missing = [key for key in keys if key not in dataset.features]
+    if missing:
+        raise DataError(
+            f"{dataset.root}: no feature {', '.join(missing)}; it has {', '.join(sorted(dataset.features))}"
+        )
+
+
+def _vectors(column: np.ndarray) -> np.ndarray:
+    return np.asarray(column, dtype=np.float32).reshape(len(column), -1)

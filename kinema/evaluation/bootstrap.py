@@ -1,0 +1,50 @@
+"""Intervals: how much a number would change with other episodes."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+
+def interval(
+    statistic: Callable[..., float],
+    *samples: np.ndarray,
+    rng: np.random.Generator,
+    num: int = 500,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """The bootstrap interval (percentiles) of ``statistic(*samples)``.
+
+    Clips, the first axis of every array, are drawn again with replacement, the same ones from each array: seeds and
+    steps of a clip stay together, since they are not independent.
+    """
+    num_clips = len(samples[0])
+    assert all(len(sample) == num_clips for sample in samples)
+    values = []
+    for _ in range(num):
+        drawn = rng.integers(0, num_clips, num_clips)
+        values.append(statistic(*(sample[drawn] for sample in samples)))
+    low, high = np.nanpercentile(values, [50 * (1 - level), 50 * (1 + level)])
+    return float(low), float(high)
+
+
+def percentile(values: np.ndarray, percent: float) -> float:
+    """Over all that are numbers; NaN where none is."""
+    known = values[~np.isnan(values)]
+    return float(np.percentile(known, percent)) if len(known) else float("nan")
+
+
+def median(values: np.ndarray) -> float:
+    """Over all that are numbers; NaN where none is."""
+    return percentile(values, 50.0)
+
+
+def share(flags: np.ndarray) -> float:
+    """Mean over all that are numbers; NaN where none is."""
+    known = flags[~np.isnan(flags)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def ratio_of_medians(values: np.ndarray, others: np.ndarray) -> float:
+    """Median of the first over that of the second; NaN where that is not positive."""
+    below = median(others)
+    return median(values) / below if below > 0 else float("nan")

@@ -1,0 +1,149 @@
+"""What was measured, as a table for people and as JSON for programs."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One number of the report."""
+
+    key: str
+    what: str
+    value: float
+    unit: str
+    low: float | None = None
+    """The 95% interval, from ``low`` to ``high``; for speed, the slowest and the fastest repeat."""
+    high: float | None = None
+    must: float | None = None
+    aim: float | None = None
+    is_higher_better: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """``aim`` or ``must`` where it is reached, ``missed`` where not, empty where nothing is asked."""
+        if self.must is None or self.aim is None:
+            return ""
+        sign = 1.0 if self.is_higher_better else -1.0
+        if sign * self.value >= sign * self.aim:
+            return "aim"
+        return "must" if sign * self.value >= sign * self.must else "missed"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A number over the steps of a simulation."""
+
+    what: str
+    unit: str
+    steps: list[int]
+    median: list[float]
+    p90: list[float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """All that was measured."""
+
+    world: str
+    data: str
+    protocol: dict[str, Any]
+    rows: list[Row]
+    curves: list[Curve]
+    notes: list[str]
+
+    def to_json(self) -> str:
+        """The report as JSON; numbers that are not finite become null."""
+        content = dataclasses.asdict(self)
+        for row, entry in zip(self.rows, content["rows"], strict=True):
+            entry["verdict"] = row.verdict
+        return json.dumps(to_json(content), indent=2, ensure_ascii=False) + "\n"
+
+    def write(self, path: Path) -> None:
+        """Write the JSON beside and rename it into place."""
+        write_text(path, self.to_json())
+
+    def table(self) -> str:
+        """The rows in lines of text, then the errors over the steps, then the notes."""
+        cells = [("", "value", "interval", "must", "aim", "")]
+        for row in self.rows:
+            span = f"{_text(row.low, row.unit)} to {_text(row.high, row.unit)}" if row.low is not None else ""
+            asked = [_text(value, row.unit) if value is not None else "" for value in (row.must, row.aim)]
+            cells.append(
+                (row.what, f"{_text(row.value, row.unit)} {_suffix(row.unit)}", span, *asked, row.verdict)
+            )
+        parts = [align(cells)]
+        for key in dict.fromkeys(tuple(curve.steps) for curve in self.curves):
+            shown = [step for step in (1, 10, 25, 50, 100, 200, 500, 1000, 2000) if step in key]
+            shown = sorted({*shown, key[-1]})
+            lines = [("median (90th percentile) at step", *(f"{step:,}" for step in shown))]
+            for curve in self.curves:
+                if tuple(curve.steps) == key:
+                    at = [key.index(step) for step in shown]
+                    lines.append(
+                        (f"{curve.what}, {_suffix(curve.unit)}", *(_curve_cell(curve, i) for i in at))
+                    )
+            parts.append(align(lines))
+        parts.append("\n".join(f"- {note}" for note in self.notes))
+        return "\n\n".join(part for part in parts if part)
+
+
+def psnr(difference: float | None) -> float:
+    """Decibels, of a root mean square difference in levels."""
+    assert difference is not None
+    return 20.0 * math.log10(255.0 / max(difference, 1e-3))
+
+
+def to_json(value: Any) -> Any:
+    """The same content with null for numbers that are not finite, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: to_json(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _text(value: float | None, unit: str) -> str:
+    if value is None or not math.isfinite(value):
+        return "-"
+    if unit == "share":
+        return f"{100 * value:.2f}".rstrip("0").rstrip(".")
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _suffix(unit: str) -> str:
+    return "%" if unit == "share" else unit
+
+
+def _curve_cell(curve: Curve, index: int) -> str:
+    return f"{_text(curve.median[index], curve.unit)} ({_text(curve.p90[index], curve.unit)})"
+
+
+def align(lines: Sequence[tuple[str, ...]]) -> str:
+    """Cells in columns, the first to the left, the others to the right."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    texts = []
+    for line in lines:
+        cells = [
+            line[0].ljust(widths[0]),
+            *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True)),
+        ]
+        texts.append("  ".join(cells).rstrip())
+    return "\n".join(texts)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside and rename into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

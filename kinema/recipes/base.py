@@ -1,0 +1,93 @@
+"""Recipes for any dataset: all its cameras and its proprioception."""
+
+import dataclasses
+
+from kinema.data.lerobot import DataError, Dataset
+from kinema.data.segments import SegmentsConfig
+from kinema.dynamics import DynamicsConfig
+from kinema.objective import DynamicsObjectiveConfig
+from kinema.recipes.recipe import Phase, Recipe, Schedule
+from kinema.tokenizers import ConvTokenizerConfig, TokenizerObjectiveConfig
+
+PROPRIO = "observation.state"
+
+
+def base(dataset: Dataset) -> Recipe:
+    """A few hours on two cores: pictures about 64 pixels high, 6M parameters.
+
+    Raises:
+        DataError: the dataset has no action, or neither a camera nor ``observation.state``.
+    """
+    return _recipe(dataset, height=64, width_of_network=256, depth=6, tokenizer_updates=6000, updates=18000)
+
+
+def tiny(dataset: Dataset) -> Recipe:
+    """A minute on two cores, to see that everything works: pictures 32 pixels high, 0.2M parameters.
+
+    Raises:
+        DataError: as ``base``.
+    """
+    recipe = _recipe(dataset, height=32, width_of_network=64, depth=2, tokenizer_updates=150, updates=150)
+    if recipe.tokenizer is None:
+        return recipe
+    small = dataclasses.replace(recipe.tokenizer, encoder_widths=(16, 32, 64), decoder_widths=(16, 32, 64))
+    return dataclasses.replace(recipe, tokenizer=small)
+
+
+def _recipe(
+    dataset: Dataset, *, height: int, width_of_network: int, depth: int, tokenizer_updates: int, updates: int
+) -> Recipe:
+    if "action" not in dataset.features:
+        raise DataError(
+            f"{dataset.root}: no feature 'action', so there is nothing to learn control from; it has "
+            f"{', '.join(sorted(dataset.features))}"
+        )
+    proprio = PROPRIO if PROPRIO in dataset.features else None
+    if not dataset.cameras and proprio is None:
+        raise DataError(
+            f"{dataset.root}: neither a camera (observation.images.*) nor '{PROPRIO}'; it has "
+            f"{', '.join(sorted(dataset.features))}"
+        )
+    tokenizer, width = None, height
+    if dataset.cameras:
+        native_height, native_width, _ = dataset.features[dataset.cameras[0]]["shape"]
+        width = max(16, 16 * round(height * native_width / native_height / 16))
+        tokenizer = ConvTokenizerConfig(
+            height=height, width=width, encoder_widths=(48, 96, 192), decoder_widths=(48, 96, 192)
+        )
+    grids = (tokenizer.grid,) * len(dataset.cameras) if tokenizer else ()
+    patch = 2 if tokenizer and not any(size % 2 for size in tokenizer.grid) else 1
+    return Recipe(
+        segments=SegmentsConfig(cameras=dataset.cameras, proprio=proprio, height=height, width=width),
+        num_held_out=max(1, dataset.num_episodes // 20),
+        tokenizer=tokenizer,
+        tokenizer_objective=TokenizerObjectiveConfig(),
+        tokenizer_schedule=Schedule(
+            phases=(Phase(updates=tokenizer_updates, batch=32),), learning_rate=1.2e-3
+        ),
+        dynamics=DynamicsConfig(
+            grids=grids,
+            latent_dim=tokenizer.latent_dim if tokenizer else 1,
+            action_dim=_size(dataset, "action"),
+            proprio_dim=_size(dataset, proprio) if proprio else 0,
+            patch=patch,
+            width=width_of_network,
+            depth=depth,
+            num_heads=width_of_network // 64,
+        ),
+        dynamics_objective=DynamicsObjectiveConfig(),
+        dynamics_schedule=Schedule(
+            phases=(
+                Phase(updates=round(0.75 * updates), batch=16, length=9),
+                Phase(updates=round(0.25 * updates), batch=8, length=17, own_context_share=0.5),
+            ),
+            learning_rate=8e-4,
+        ),
+    )
+
+
+def _size(dataset: Dataset, key: str) -> int:
+    size = 1
+    for number in dataset.features[key]["shape"]:
+        size *= number
+    return size

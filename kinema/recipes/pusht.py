@@ -1,0 +1,56 @@
+"""The bundled world: PushT at 64x64, learned from 2,000 episodes of scripted play."""
+
+
+from kinema.data.lerobot import DataError, Dataset
+from kinema.data.segments import SegmentsConfig
+from kinema.dynamics import DynamicsConfig
+from kinema.objective import DynamicsObjectiveConfig
+from kinema.recipes.recipe import Phase, Recipe, Schedule
+from kinema.tokenizers import ConvTokenizerConfig, TokenizerObjectiveConfig
+
+CAMERA = "observation.image"
+
+
+def pusht(dataset: Dataset) -> Recipe:
+    """One camera of PushT; about two and a half hours on two cores.
+
+    Raises:
+        DataError: the dataset is not of one camera and an action.
+    """
+    if len(dataset.cameras) != 1:
+        raise DataError(
+            f"{dataset.root}: the recipe 'pusht' learns one camera, this dataset has {len(dataset.cameras)} "
+            f"({', '.join(dataset.cameras) or 'none'}); use the recipe 'base'"
+        )
+    tokenizer = ConvTokenizerConfig(
+        height=64, width=64, encoder_widths=(48, 96, 192), decoder_widths=(48, 96, 192)
+    )
+    return Recipe(
+        segments=SegmentsConfig(cameras=dataset.cameras, height=64, width=64),
+        num_held_out=max(1, dataset.num_episodes // 100),
+        tokenizer=tokenizer,
+        tokenizer_objective=TokenizerObjectiveConfig(),
+        tokenizer_schedule=Schedule(
+            phases=(Phase(updates=6000, batch=32),), learning_rate=1.2e-3, decay_share=0.5
+        ),
+        dynamics=DynamicsConfig(
+            grids=(tokenizer.grid,),
+            latent_dim=tokenizer.latent_dim,
+            action_dim=dataset.features["action"]["shape"][0],
+            patch=2,
+            width=192,
+            depth=6,
+            num_heads=3,
+            time_every=2,
+            window=8,
+        ),
+        dynamics_objective=DynamicsObjectiveConfig(),
+        dynamics_schedule=Schedule(
+            phases=(
+                Phase(updates=10000, batch=8, length=9),
+                Phase(updates=7000, batch=16, length=9),
+                Phase(updates=3000, batch=8, length=17, own_context_share=0.5),
+            ),
+            learning_rate=1e-3,
+        ),
+    )

@@ -1,0 +1,81 @@
+"""What a recipe returns: a complete training configuration."""
+
+import dataclasses
+
+from kinema.data.segments import SegmentsConfig
+from kinema.dynamics import DynamicsConfig
+from kinema.objective import DynamicsObjectiveConfig
+from kinema.tokenizers import ConvTokenizerConfig, TokenizerObjectiveConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stretch of updates of one kind."""
+
+    updates: int
+    """Optimizer steps."""
+    batch: int
+    """Segments (or pairs of pictures) in a batch."""
+    length: int = 2
+    """Frames in a segment."""
+    own_context_share: float = 0.0
+    """Share of segments whose context is the network's own prediction."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("updates", 0), ("batch", 1), ("length", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: at least {least} is needed")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Phases one after the other under one learning rate: a linear warm-up, a plateau, a linear decay."""
+
+    phases: tuple[Phase, ...]
+    learning_rate: float
+    """Learning rate of the plateau (AdamW)."""
+    warmup: int = 200
+    """Updates of warm-up."""
+    decay_share: float = 0.4
+    """Share of all updates in which the rate falls to a hundredth."""
+    ema: float = 0.999
+    """Decay of the moving average of the weights, which is what is kept in the end."""
+    weight_decay: float = 1e-4
+
+    @property
+    def updates(self) -> int:
+        """Updates of all phases."""
+        return sum(phase.updates for phase in self.phases)
+
+    def phase_at(self, update: int) -> Phase:
+        """The phase of the update with this index."""
+        for phase in self.phases:
+            if update < phase.updates:
+                return phase
+            update -= phase.updates
+        raise IndexError(update)
+
+    def rate_at(self, update: int) -> float:
+        """Learning rate of the update with this index."""
+        left = (self.updates - update) / max(1.0, self.decay_share * self.updates)
+        return self.learning_rate * min(1.0, (update + 1) / max(1, self.warmup), max(0.01, left))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that training needs besides the data."""
+
+    segments: SegmentsConfig
+    num_held_out: int
+    """Episodes at the end of the dataset that are kept out of training, for evaluation."""
+    tokenizer: ConvTokenizerConfig | None
+    """None for a world of vectors alone."""
+    tokenizer_objective: TokenizerObjectiveConfig
+    tokenizer_schedule: Schedule
+    dynamics: DynamicsConfig
+    dynamics_objective: DynamicsObjectiveConfig
+    dynamics_schedule: Schedule
+    num_denoising_steps: int = 1
+    """Network calls for a frame that the trained world makes unless asked otherwise."""
+    context_tau: float = 0.9
+    """Noise time that past frames are said to have in a rollout."""

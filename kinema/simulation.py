@@ -1,0 +1,387 @@
+"""The streaming session over a world: step, fork, rewind, save.
+
+A ``SimulationBatch`` runs many sessions at once; a ``Simulation`` is one. A session has no length limit: its cache is a
+ring, positions are relative, and memory is constant.
+"""
+
+import dataclasses
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kinema.dynamics import Values
+from kinema.nn import LayerCache
+from kinema.sampler import solve
+from kinema.view import write_video
+from kinema.world_model import CONFIG_FILE, WEIGHTS_FILE, Pictures, WorldError, WorldModel
+
+HISTORY_BYTES = 64 * 2**20
+"""Most memory that a session's past pictures take; older ones are forgotten."""
+BUNDLED_WORLDS = Path(__file__).parent / "worlds"
+MAX_REWIND = 256
+"""Most steps that ``rewind`` can go back."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a step of a simulation gives."""
+
+    frame: Any
+    """The picture, ``uint8`` ``H W C`` (``B H W C`` of a batch; a dict by camera where there are several; None where
+    the world has no camera)."""
+    proprio: np.ndarray | None
+    """Proprioception ``P`` (``B P``) in the units of the dataset, where the world knows it."""
+
+
+class SimulationBatch:
+    """Many sessions of one world that step together. ``World`` is not changed by them."""
+
+    def __init__(self, world: WorldModel, seeds: Sequence[int], num_denoising_steps: int | None):
+        if num_denoising_steps is not None and num_denoising_steps < 1:
+            raise WorldError(f"num_denoising_steps={num_denoising_steps}: at least 1 is needed")
+        self.world = world
+        self.num_denoising_steps = num_denoising_steps or world.config.num_denoising_steps
+        self.num_steps = 0
+        """Steps simulated so far."""
+        self._seeds = list(seeds)
+        self._generator = torch.Generator()
+        self._cache: list[LayerCache] = world.dynamics.new_cache(len(seeds), max_rewind=MAX_REWIND)
+        self._latents = torch.zeros(0)
+        self._history: deque[Any] = deque(maxlen=self._history_length())
+
+    def __len__(self) -> int:
+        """Number of sessions."""
+        return len(self._seeds)
+
+    def __getitem__(self, index: int) -> "Simulation":
+        """A session of its own that continues session ``index``; the batch is not changed by it."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"session {index} of a batch of {len(self)}")
+        index %= len(self)
+        return Simulation(self._copy(torch.tensor([index]), [self._seeds[index]]))
+
+    @torch.inference_mode()
+    def begin(self, latents: Tensor, proprio: Tensor, knows_proprio: bool, actions: Tensor | None) -> None:
+        """Show the sessions their first frames: latents ``B T L Z``, proprioception ``B T P`` and the actions
+        ``B T-1 A`` between the frames, all normalised."""
+        world = self.world
+        batch, time = latents.shape[:2]
+        # Frames beyond the reach of all layers together change nothing.
+        first = max(0, time - 1 - world.config.dynamics.window * len(self._cache))
+        for t in range(first, time):
+            knows_action = t > 0 and actions is not None
+            action = (
+                actions[:, t - 1 : t]
+                if knows_action and actions is not None
+                else self._noise(world.action_dim)
+            )
+            tau = world.tau(batch, 1, knows_proprio=knows_proprio, action_tau=float(knows_action))
+            seen = proprio[:, t : t + 1] if knows_proprio else self._noise(world.proprio_dim)
+            world.dynamics.keep(Values(latents[:, t : t + 1], seen, action), tau, self._cache)
+        self._latents = latents[:, -1]
+        self._remember()
+
+    @torch.inference_mode()
+    def step(self, actions: Any, *, decode: bool = True) -> Step:
+        """Advance every session by its action.
+
+        Args:
+            actions: ``B A`` in the units of the dataset.
+            decode: whether to make pictures; without, ``frame`` is None and the step costs less.
+
+        Raises:
+            WorldError: the actions have another shape or are not finite; the sessions are unchanged.
+        """
+        world, config = self.world, self.world.config.dynamics
+        array = world.check_actions(actions, (len(self), world.action_dim), "actions")
+        action = world.action_normalizer.normalize(torch.from_numpy(array).to(world.device)).unsqueeze(1)
+        num_latents = config.num_latents * config.latent_dim
+        noise = self._noise(num_latents + config.proprio_dim)
+
+        def split(x: Tensor) -> Values:
+            latents = x[..., :num_latents].unflatten(-1, (config.num_latents, config.latent_dim))
+            return Values(latents, x[..., num_latents:], action)
+
+        def model(x: Tensor, tau: float) -> Tensor:
+            levels = world.tau(len(self), 1, knows_proprio=True, action_tau=1.0, observation_tau=tau)
+            if world.proprio_dim:
+                levels = levels.clone()
+                levels[..., -2] = tau
+            predicted = world.dynamics.step(split(x), levels, self._cache)
+            return torch.cat([predicted.latents.flatten(2), predicted.proprio], -1)
+
+        frame = split(solve(model, noise, self.num_denoising_steps))
+        world.dynamics.keep(frame, world.tau(len(self), 1, knows_proprio=True, action_tau=1.0), self._cache)
+        self._latents = frame.latents[:, 0]
+        self.num_steps += 1
+        proprio = None
+        if world.proprio_dim:
+            proprio = world.proprio_normalizer.restore(frame.proprio[:, 0]).cpu().numpy()
+        self._remember()
+        return Step(frame=world.decode(self._latents) if decode else None, proprio=proprio)
+
+    @property
+    def latents(self) -> Float[Tensor, "B L Z"]:
+        """Latents of the present frame of every session."""
+        return self._latents
+
+    def fork(self, num: int) -> "SimulationBatch":
+        """``num`` futures of every session, ``B * num`` in all, each with its own noise from here on."""
+        if num < 1:
+            raise WorldError(f"fork({num}): at least 1 future is needed")
+        indices = torch.arange(len(self)).repeat_interleave(num)
+        seeds = [_mix(seed, self.num_steps, child + 1) for seed in self._seeds for child in range(num)]
+        return self._copy(indices, seeds)
+
+    def rewind(self, num_steps: int) -> None:
+        """Undo the last steps: what follows is as if they had not been made.
+
+        Raises:
+            WorldError: more than were made, or than ``MAX_REWIND`` or the kept history allow.
+        """
+        possible = min(self.num_steps, MAX_REWIND, len(self._history) - 1)
+        if not 0 <= num_steps <= possible:
+            raise WorldError(f"rewind({num_steps}): this session can go back by 0 to {possible} steps")
+        for layer in self._cache:
+            layer.rewind(num_steps)
+        for _ in range(num_steps):
+            self._history.pop()
+        self.num_steps -= num_steps
+        self._latents = self._history[-1].to(self.world.dynamics.token_bias.dtype)
+
+    def pictures(self, index: int) -> np.ndarray | dict[str, np.ndarray] | None:
+        """The kept pictures of one session, ``T H W C``, the last given frame first while it is kept."""
+        latents = torch.stack([step[index] for step in self._history]).to(self._latents.dtype)
+        return self.world.decode(latents)
+
+    def save(self, path: str | Path, index: int = 0) -> None:
+        """Write the kept pictures of one session as a video, by the suffix ``.mp4`` or ``.gif``; several cameras stand
+        side by side."""
+        pictures = self.pictures(index)
+        if pictures is None:
+            raise WorldError(f"world '{self.world.name}' has no camera, so there is nothing to save")
+        if isinstance(pictures, dict):
+            pictures = np.concatenate(list(pictures.values()), axis=2)
+        write_video(path, pictures, fps=self.world.fps, scale=max(1, 256 // pictures.shape[1]))
+
+    def _noise(self, size: int) -> Tensor:
+        """Noise ``B 1 size``, a function of each session's seed and step alone: the same whatever the batch, and
+        again after a rewind."""
+        rows = []
+        for seed in self._seeds:
+            self._generator.manual_seed(_mix(seed, self.num_steps, 0))
+            rows.append(torch.randn(1, size, generator=self._generator))
+        return torch.stack(rows).to(self.world.device)
+
+    def _history_length(self) -> int:
+        config = self.world.config.dynamics
+        bytes_per_step = 2 * len(self._seeds) * max(1, config.num_latents * config.latent_dim)
+        return max(2, min(100_000, HISTORY_BYTES // bytes_per_step))
+
+    def _remember(self) -> None:
+        self._history.append(self._latents.to(torch.float16))
+
+    def _copy(self, indices: Tensor, seeds: list[int]) -> "SimulationBatch":
+        other = SimulationBatch(self.world, seeds, self.num_denoising_steps)
+        tokens = self.world.config.dynamics.num_tokens
+        other._cache = [layer.select(indices, tokens) for layer in self._cache]
+        other._latents = self._latents[indices]
+        other.num_steps = self.num_steps
+        other._history.extend(step[indices] for step in self._history)
+        return other
+
+
+class Simulation:
+    """One session of a world."""
+
+    def __init__(self, batch: SimulationBatch):
+        assert len(batch) == 1
+        self._batch = batch
+
+    @property
+    def world(self) -> WorldModel:
+        return self._batch.world
+
+    @property
+    def num_steps(self) -> int:
+        """Steps simulated so far."""
+        return self._batch.num_steps
+
+    def step(self, action: Any, *, decode: bool = True) -> Step:
+        """Advance by one action ``(A,)`` in the units of the dataset.
+
+        Raises:
+            WorldError: the action has another shape or is not finite; the session is unchanged.
+        """
+        array = self.world.check_actions(action, (self.world.action_dim,), "action")
+        step = self._batch.step(array[None], decode=decode)
+        frame = step.frame
+        if isinstance(frame, dict):
+            frame = {key: pictures[0] for key, pictures in frame.items()}
+        elif frame is not None:
+            frame = frame[0]
+        return Step(frame=frame, proprio=None if step.proprio is None else step.proprio[0])
+
+    def fork(self, num: int) -> SimulationBatch:
+        """``num`` futures from here, batched, each with its own noise."""
+        return self._batch.fork(num)
+
+    def rewind(self, num_steps: int) -> None:
+        """Undo the last steps, at most ``MAX_REWIND``: what follows is as if they had not been made."""
+        self._batch.rewind(num_steps)
+
+    def pictures(self) -> np.ndarray | dict[str, np.ndarray] | None:
+        """The pictures so far, ``T H W C``, the last given frame first; very old ones are forgotten."""
+        return self._batch.pictures(0)
+
+    def save(self, path: str | Path) -> None:
+        """Write the pictures so far as a video, by the suffix ``.mp4`` or ``.gif``."""
+        self._batch.save(path)
+
+
+class World(WorldModel):
+    """A world to simulate in. ``kinema.load`` gives one."""
+
+    def start_batch(
+        self,
+        frames: Pictures,
+        actions: np.ndarray | None = None,
+        *,
+        proprio: np.ndarray | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+        num_denoising_steps: int | None = None,
+    ) -> SimulationBatch:
+        """Begin sessions from ``B`` recordings of ``T`` frames each.
+
+        Args:
+            frames: ``uint8 B T H W C``, or a dict of such arrays by camera; None where the world has no camera.
+            actions: ``B T-1 A``, the actions between the frames, in the units of the dataset.
+            proprio: ``B T P`` where the world knows it and the recording has it.
+            generators: one for each session, each asked once for a seed; by default sessions have seeds 0, 1, ...
+            num_denoising_steps: network calls for a frame; the world's own by default.
+
+        Raises:
+            WorldError: what is given does not fit the self.
+        """
+        if frames is None:
+            if proprio is None:
+                raise WorldError(f"world '{self.name}': give frames or proprio to start from")
+            batch, time = np.asarray(proprio).shape[:2]
+            latents = torch.zeros(batch, time, 0, self.config.dynamics.latent_dim)
+        else:
+            by_camera = frames if isinstance(frames, dict) else {"": frames}
+            arrays = {key: np.asarray(f) for key, f in by_camera.items()}
+            wrong = [
+                f"{key or 'frames'} {f.shape}"
+                for key, f in arrays.items()
+                if f.ndim != 5 or not f.shape[0] * f.shape[1]
+            ]
+            if wrong:
+                raise WorldError(
+                    f"frames must be (sessions, T, height, width, 3), T at least 1; got {', '.join(wrong)}"
+                )
+            batch, time = next(iter(arrays.values())).shape[:2]
+            flat = {key: f.reshape(-1, *f.shape[2:]) for key, f in arrays.items()}
+            latents = self.encode(flat if isinstance(frames, dict) else flat[""]).unflatten(0, (batch, time))
+        normalized = None
+        if actions is not None:
+            array = self.check_actions(actions, (batch, time - 1, self.action_dim), "actions")
+            normalized = self.action_normalizer.normalize(torch.from_numpy(array).to(self.device))
+        if generators is not None and len(generators) != batch:
+            raise WorldError(f"generators: {batch} sessions need {batch}, got {len(generators)}")
+        seeds = [_draw_seed(g) for g in generators] if generators is not None else list(range(batch))
+        simulation = SimulationBatch(self, seeds, num_denoising_steps)
+        normalized_proprio = self.normalized_proprio(proprio, batch, time)
+        simulation.begin(latents, normalized_proprio, proprio is not None, normalized)
+        return simulation
+
+    def start(
+        self,
+        frames: Pictures,
+        actions: np.ndarray | None = None,
+        *,
+        proprio: np.ndarray | None = None,
+        generator: torch.Generator | None = None,
+        num_denoising_steps: int | None = None,
+    ) -> Simulation:
+        """Begin one session from a recording of ``T`` frames, one at least.
+
+        Args:
+            frames: ``uint8 T H W C``, or a dict of such arrays by camera; None where the world has no camera.
+            actions: ``T-1 A``, the actions between the frames, in the units of the dataset.
+            proprio: ``T P`` where the world knows it and the recording has it.
+            generator: asked once for the session's seed; seed 0 by default.
+            num_denoising_steps: network calls for a frame; the world's own by default.
+
+        Raises:
+            WorldError: what is given does not fit the self.
+        """
+        if isinstance(frames, dict):
+            batched: Pictures = {key: np.asarray(f)[None] for key, f in frames.items()}
+        else:
+            batched = None if frames is None else np.asarray(frames)[None]
+        return Simulation(
+            self.start_batch(
+                batched,
+                None if actions is None else np.asarray(actions, dtype=np.float32)[None],
+                proprio=None if proprio is None else np.asarray(proprio)[None],
+                generators=None if generator is None else [generator],
+                num_denoising_steps=num_denoising_steps,
+            )
+        )
+
+
+def load(source: str | Path, *, device: str | torch.device = "cpu") -> World:
+    """A world by the name of a bundled one (``pusht``), by its folder, or by its Hub id (``owner/name``).
+
+    Raises:
+        WorldError: there is none of that name, or a file of it is missing or corrupt.
+        ImportError: a Hub id, and ``huggingface_hub`` is not installed.
+    """
+    folder = Path(source)
+    bundled = BUNDLED_WORLDS / str(source)
+    if not folder.is_dir() and bundled.is_dir() and bundled.parent == BUNDLED_WORLDS:
+        folder = bundled
+    if not folder.is_dir():
+        if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+            names = ", ".join(sorted(path.name for path in BUNDLED_WORLDS.iterdir() if path.is_dir()))
+            raise WorldError(
+                f"no world '{source}': neither a bundled one ({names}), nor a folder, nor a Hub id (owner/name)"
+            )
+        folder = _download(str(source))
+    return World.from_folder(folder).to(device)
+
+
+def _download(hub_id: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        raise ImportError(
+            f"'{hub_id}' looks like a Hub id, which needs an extra: pip install 'kinema[hub]'"
+        ) from error
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise WorldError(f"the world '{hub_id}' could not be downloaded: {error}") from error
+
+
+def _draw_seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (1,), generator=generator, device=generator.device).item())
+
+
+def _mix(*numbers: int) -> int:
+    """One well-spread 63-bit seed from several numbers (splitmix64 steps, Steele et al. 2014)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) % 2**64
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
+        state ^= state >> 31
+    return state >> 1

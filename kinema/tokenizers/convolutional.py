@@ -1,0 +1,126 @@
+"""A small convolutional tokenizer: one grid of latents for each picture, trained from scratch.
+
+The decoder is small because in real time it is a large part of the cost of a frame, and it is trained on
+noised latents because noised latents are what it will see.
+"""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvTokenizerConfig:
+    height: int
+    """Height of the picture in pixels, a multiple of 16."""
+    width: int
+    """Width of the picture in pixels, a multiple of 16."""
+    latent_dim: int = 16
+    """Channels Z of each latent."""
+    encoder_widths: tuple[int, int, int] = (64, 128, 192)
+    """Channels at 1/4, 1/8 and 1/16 of the picture's size."""
+    decoder_widths: tuple[int, int, int] = (64, 128, 192)
+    """The same for the decoder, which runs for every simulated frame."""
+    num_blocks: int = 1
+    """Residual blocks at each resolution."""
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value < 16 or value % 16:
+                raise ValueError(
+                    f"{name}={value}: the convolutional tokenizer needs a positive multiple of 16"
+                )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of latents."""
+        return self.height // 16, self.width // 16
+
+
+class _Residual(nn.Module):
+    """Two 3x3 convolutions around a skip."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(max(1, width // 16), width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        assert self.conv2.bias is not None
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(F.silu(self.norm(x)))))
+
+
+class ConvTokenizer(nn.Module):
+    """Pixels to a grid of latents with unit variance, and back."""
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, config: ConvTokenizerConfig):
+        super().__init__()
+        self.config = config
+        fine, middle, coarse = config.encoder_widths
+        blocks = config.num_blocks
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, fine, 7, stride=4, padding=3),
+            *(_Residual(fine) for _ in range(blocks)),
+            nn.Conv2d(fine, middle, 4, stride=2, padding=1),
+            *(_Residual(middle) for _ in range(blocks)),
+            nn.Conv2d(middle, coarse, 4, stride=2, padding=1),
+            *(_Residual(coarse) for _ in range(blocks)),
+            nn.SiLU(),
+            nn.Conv2d(coarse, config.latent_dim, 1),
+        )
+        fine, middle, coarse = config.decoder_widths
+        self.decoder = nn.Sequential(
+            nn.Conv2d(config.latent_dim, coarse, 1),
+            *(_Residual(coarse) for _ in range(blocks)),
+            nn.Conv2d(coarse, 4 * middle, 1),
+            nn.PixelShuffle(2),
+            *(_Residual(middle) for _ in range(blocks)),
+            nn.Conv2d(middle, 4 * fine, 1),
+            nn.PixelShuffle(2),
+            *(_Residual(fine) for _ in range(blocks)),
+            nn.SiLU(),
+            nn.Conv2d(fine, 48, 3, padding=1),
+            nn.PixelShuffle(4),
+        )
+        self.register_buffer("latent_mean", torch.zeros(config.latent_dim))
+        self.register_buffer("latent_std", torch.ones(config.latent_dim))
+
+    @property
+    def num_latents(self) -> int:
+        """L, latents in one picture."""
+        rows, columns = self.config.grid
+        return rows * columns
+
+    def encode_raw(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B Z h w"]:
+        """The grid before it is brought to unit variance; training works on this."""
+        return self.encoder(pixels.contiguous(memory_format=torch.channels_last))
+
+    def decode_raw(self, latents: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B 3 H W"]:
+        return self.decoder(latents)
+
+    def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B L Z"]:
+        """Pixels in [-1, 1] to latents of zero mean and unit variance over the training data."""
+        grid = self.encode_raw(pixels)
+        return (grid.flatten(2).transpose(1, 2) - self.latent_mean) / self.latent_std
+
+    def decode(self, latents: Float[Tensor, "B L Z"]) -> Float[Tensor, "B 3 H W"]:
+        """Latents to pixels, about [-1, 1] (not clipped)."""
+        rows, columns = self.config.grid
+        raw = latents * self.latent_std + self.latent_mean
+        return self.decode_raw(raw.transpose(1, 2).unflatten(2, (rows, columns)))
+
+    @torch.no_grad()
+    def set_statistics(self, grid: Float[Tensor, "B Z h w"]) -> None:
+        """Set the mean and deviation of the latents from a sample of raw ones."""
+        self.latent_mean.copy_(grid.mean((0, 2, 3)))
+        self.latent_std.copy_(grid.std((0, 2, 3)).clamp_min(1e-6))

@@ -1,0 +1,366 @@
+"""``kinema train``: from a dataset to a world, tokenizer first, then dynamics, by one loop.
+
+Update ``u`` draws all its randomness from the seed, the stage and ``u``, so a run that was stopped and resumed is the
+same as one that was not.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from kinema.checkpoint import CheckpointError, load_checkpoint, read_state, save_checkpoint
+from kinema.data.lerobot import Dataset
+from kinema.data.segments import Segments, load_segments
+from kinema.dynamics import Values
+from kinema.objective import DynamicsObjective
+from kinema.optim import build_optimizer, supports_fast_bfloat16
+from kinema.progress import MetricsLog, evaluate_progress
+from kinema.recipes import RECIPES, Phase, Recipe, Schedule
+from kinema.simulation import World
+from kinema.tokenizers import TokenizerObjective
+from kinema.world_model import CameraConfig, WorldConfig
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    data: Annotated[str, tyro.conf.Positional]
+    """Folder of a LeRobot dataset, or its Hub id."""
+    out: Path
+    """Folder of the world; an unfinished run in it is resumed."""
+    recipe: str = "base"
+    """Name of the recipe."""
+    name: str | None = None
+    """What the world is called; the folder's name by default."""
+    seed: int = 0
+    """Of the weights and of all sampling."""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the networks' arithmetic; auto takes bfloat16 where the hardware multiplies it faster."""
+    checkpoint_minutes: float = 3.0
+    """Minutes between checkpoints."""
+    evaluate_minutes: float = 10.0
+    """Minutes between contact sheets of real against simulated."""
+    max_minutes: float | None = None
+    """Stop after so long, with a checkpoint; the same command goes on."""
+    update_share: float = 1.0
+    """Share of the recipe's updates to make, for a quick look."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One thing to train: its name, module, schedule and batches."""
+
+    name: str
+    objective: nn.Module
+    """``objective(*batch, generator=...) -> (loss, metrics)``."""
+    schedule: Schedule
+    draw: Callable[[np.random.Generator, Phase], tuple[Any, ...]]
+    """Draws the arguments of the objective."""
+    evaluate: Callable[[int], dict[str, float]] | None = None
+    """Called now and then with the moving average of the weights in place; gives numbers to log."""
+
+
+class Stopped(Exception):
+    """The run was stopped on purpose; its checkpoint is written."""
+
+
+def train(config: TrainConfig) -> int:
+    """Train a world as the configuration says, resuming what is unfinished.
+
+    Raises:
+        DataError: the dataset cannot be read or does not fit the recipe.
+        CheckpointError: a checkpoint in ``out`` is corrupt or belongs to another run.
+        ValueError: an unknown recipe.
+    """
+    if config.recipe not in RECIPES:
+        raise ValueError(f"recipe '{config.recipe}': choose one of {', '.join(RECIPES)}")
+    started = time.monotonic()
+    dataset = Dataset.open(config.data)
+    recipe = _shortened(RECIPES[config.recipe](dataset), config.update_share)
+    config.out.mkdir(parents=True, exist_ok=True)
+    _check_same_run(config, recipe)
+    segments = _load(dataset, recipe, config.out)
+    torch.manual_seed(config.seed)
+    world = World(_world_config(config, recipe, dataset, segments)).to(_device(config.device))
+    log = MetricsLog(config.out)
+    loop = Loop(config, log, started)
+    try:
+        if world.tokenizer is not None:
+            loop.run(_tokenizer_stage(world, recipe, segments))
+        loop.run(_dynamics_stage(world, recipe, dataset, segments, config.out))
+    except Stopped:
+        print(f"stopped; the same command continues from {config.out / CHECKPOINTS}")
+        return 130
+    finally:
+        log.close()
+    world.save(config.out)
+    print(f"the world is in {config.out}: kinema simulate {config.out} --data {config.data}")
+    return 0
+
+
+class Loop:
+    """Runs stages: updates, moving average, progress, checkpoints."""
+
+    def __init__(self, config: TrainConfig, log: MetricsLog, started: float):
+        self.config = config
+        self.log = log
+        self.deadline = started + 60.0 * config.max_minutes if config.max_minutes is not None else None
+
+    def run(self, stage: Stage) -> None:
+        """Bring a stage to its end; its module then holds the moving average of its weights.
+
+        Raises:
+            Stopped: by Ctrl-C or the time limit, after a checkpoint.
+        """
+        config, schedule = self.config, stage.schedule
+        device = next(stage.objective.parameters()).device
+        folder = config.out / CHECKPOINTS / stage.name
+        parameters = dict(stage.objective.named_parameters())
+        ema = {key: value.detach().clone() for key, value in parameters.items()}
+        optimizer = build_optimizer(stage.objective, schedule)
+        state = read_state(folder) or {"update": 0}
+        if state["update"]:
+            load_checkpoint(folder, module=stage.objective, ema=ema, optimizer=optimizer)
+        use_bfloat16 = config.precision == "bfloat16" or (
+            config.precision == "auto" and supports_fast_bfloat16(device)
+        )
+        generator = torch.Generator(device)
+
+        def save(update: int) -> None:
+            save_checkpoint(
+                folder, state={"update": update}, module=stage.objective, ema=ema, optimizer=optimizer
+            )
+
+        saved_at = evaluated_at = time.monotonic()
+        bar = tqdm(
+            total=schedule.updates, initial=state["update"], desc=f"training the {stage.name}", unit="update"
+        )
+        update = state["update"]
+        try:
+            while update < schedule.updates:
+                phase = schedule.phase_at(update)
+                seeds = np.random.SeedSequence([config.seed, _stage_number(stage.name), update])
+                generator.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+                batch = [_to(item, device) for item in stage.draw(np.random.default_rng(seeds), phase)]
+                for group in optimizer.param_groups:
+                    group["lr"] = schedule.rate_at(update)
+                with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
+                    loss, metrics = stage.objective(*batch, generator=generator)
+                if not torch.isfinite(loss):
+                    raise FloatingPointError(
+                        f"{stage.name}, update {update}: the loss is {loss.item()}; the last good checkpoint is in "
+                        f"{folder}: lower the learning rate"
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                norm = nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+                optimizer.step()
+                decay = min(schedule.ema, (update + 1) / (update + 10))
+                torch._foreach_lerp_(
+                    list(ema.values()), [p.detach() for p in parameters.values()], 1.0 - decay
+                )
+                update += 1
+                bar.update()
+                if update % 20 == 0:
+                    numbers = {"loss": loss.item(), "gradient_norm": norm.item()}
+                    numbers |= {key: value.item() for key, value in metrics.items()}
+                    rate = bar.format_dict["rate"] or 0.0
+                    numbers["frames_per_second"] = rate * phase.batch * phase.length
+                    self.log.write(stage.name, update, numbers)
+                    bar.set_postfix_str(" ".join(f"{key} {value:.4g}" for key, value in numbers.items()))
+                now = time.monotonic()
+                if stage.evaluate and now - evaluated_at > 60.0 * config.evaluate_minutes:
+                    self._evaluate(stage, parameters, ema, update)
+                    evaluated_at = now
+                if self.deadline is not None and now > self.deadline and update < schedule.updates:
+                    raise Stopped
+                if now - saved_at > 60.0 * config.checkpoint_minutes:
+                    save(update)
+                    saved_at = now
+        except (KeyboardInterrupt, Stopped):
+            save(update)
+            raise Stopped from None
+        finally:
+            bar.close()
+        if update > state["update"]:
+            save(update)
+        _swap(parameters, ema)
+        if stage.evaluate:
+            self.log.write(stage.name, update, stage.evaluate(update))
+
+    def _evaluate(
+        self, stage: Stage, parameters: dict[str, nn.Parameter], ema: dict[str, Tensor], update: int
+    ) -> None:
+        assert stage.evaluate is not None
+        _swap(parameters, ema)
+        try:
+            self.log.write(stage.name, update, stage.evaluate(update))
+        finally:
+            _swap(parameters, ema)
+
+
+def _tokenizer_stage(world: World, recipe: Recipe, segments: Segments) -> Stage:
+    assert world.tokenizer is not None
+    tokenizer = world.tokenizer.to(memory_format=torch.channels_last)
+    objective = TokenizerObjective(tokenizer, recipe.tokenizer_objective)
+
+    def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
+        return (segments.draw_pairs(rng, phase.batch),)
+
+    return Stage(name="tokenizer", objective=objective, schedule=recipe.tokenizer_schedule, draw=draw)
+
+
+def _dynamics_stage(world: World, recipe: Recipe, dataset: Dataset, segments: Segments, out: Path) -> Stage:
+    values = _encode_all(world, segments)
+    has_previous = np.ones(segments.num_rows, dtype=bool)
+    has_previous[segments.starts] = False
+    objective = DynamicsObjective(world.dynamics, recipe.dynamics_objective)
+
+    def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
+        rows = segments.draw_rows(rng, phase.batch, phase.length)
+        drawn = values.map(lambda x: x[torch.from_numpy(rows)].float())
+        return drawn, torch.from_numpy(has_previous[rows]), phase.own_context_share
+
+    def evaluate(update: int) -> dict[str, float]:
+        held_out = range(dataset.num_episodes - recipe.num_held_out, dataset.num_episodes)
+        world.save(out)
+        return evaluate_progress(world, dataset, held_out, out / "progress" / f"{update:07d}.png")
+
+    return Stage(
+        name="dynamics",
+        objective=objective,
+        schedule=recipe.dynamics_schedule,
+        draw=draw,
+        evaluate=evaluate,
+    )
+
+
+@torch.inference_mode()
+def _encode_all(world: World, segments: Segments) -> Values:
+    """Normalised values of every row: latents (half precision), proprioception, and the action that led to it."""
+    world.action_normalizer.fit(segments.actions)
+    if segments.proprio is not None:
+        world.proprio_normalizer.fit(segments.proprio)
+    tokenizer, parts = world.tokenizer, []
+    if tokenizer is not None:
+        rng = np.random.default_rng(0)
+        sample = segments.draw_pairs(rng, min(1024, segments.num_rows))[:, 0]
+        pixels = sample.to(world.device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        tokenizer.set_statistics(torch.cat([tokenizer.encode_raw(x) for x in pixels.split(128)]))
+    rows = segments.num_rows
+    for start in tqdm(range(0, rows, 256), desc="encoding", unit="batch", disable=tokenizer is None):
+        piece = {key: frames[start : start + 256] for key, frames in segments.frames.items()}
+        with torch.autocast(world.device.type, torch.bfloat16, enabled=supports_fast_bfloat16(world.device)):
+            parts.append(world.encode(piece or None).half().cpu())
+    latents = (
+        torch.cat(parts) if tokenizer is not None else torch.zeros(rows, 0, world.config.dynamics.latent_dim)
+    )
+    previous = torch.from_numpy(segments.actions[np.maximum(np.arange(rows) - 1, 0)]).to(world.device)
+    proprio = torch.zeros(rows, 0)
+    if segments.proprio is not None:
+        proprio = world.proprio_normalizer.normalize(
+            torch.from_numpy(segments.proprio).to(world.device)
+        ).cpu()
+    # Cloned outside inference mode, so that autograd may save them.
+    with torch.inference_mode(False):
+        action = world.action_normalizer.normalize(previous).cpu()
+        return Values(latents.clone(), proprio.clone(), action.clone())
+
+
+def _world_config(config: TrainConfig, recipe: Recipe, dataset: Dataset, segments: Segments) -> WorldConfig:
+    names = dataset.features["action"].get("names")
+    if not isinstance(names, list) or len(names) != recipe.dynamics.action_dim:
+        names = [f"action_{index}" for index in range(recipe.dynamics.action_dim)]
+    return WorldConfig(
+        name=config.name or config.out.resolve().name,
+        fps=dataset.fps,
+        cameras=tuple(
+            CameraConfig(key=key, native_height=height, native_width=width)
+            for key, (height, width) in segments.native_sizes.items()
+        ),
+        proprio_key=recipe.segments.proprio,
+        action_names=tuple(names),
+        tokenizer=recipe.tokenizer,
+        dynamics=recipe.dynamics,
+        num_denoising_steps=recipe.num_denoising_steps,
+        context_tau=recipe.context_tau,
+    )
+
+
+def _load(dataset: Dataset, recipe: Recipe, out: Path) -> Segments:
+    last = dataset.num_episodes - recipe.num_held_out
+    return load_segments(
+        dataset, dataclasses.replace(recipe.segments, episodes=(0, max(1, last))), out / "frames"
+    )
+
+
+def _check_same_run(config: TrainConfig, recipe: Recipe) -> None:
+    """A folder holds one run: another recipe, dataset or seed must go elsewhere."""
+    path = config.out / CHECKPOINTS / "run.json"
+    run = {
+        "data": str(config.data),
+        "recipe": config.recipe,
+        "seed": config.seed,
+        **dataclasses.asdict(recipe),
+    }
+    text = json.dumps(run, indent=2) + "\n"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    elif path.read_text() != text:
+        raise CheckpointError(
+            f"{config.out}: it holds another run (recipe, data or seed differ: {path}); choose another --out"
+        )
+
+
+def _shortened(recipe: Recipe, share: float) -> Recipe:
+    def shorten(schedule: Schedule) -> Schedule:
+        phases = tuple(
+            dataclasses.replace(phase, updates=max(1, round(share * phase.updates)))
+            for phase in schedule.phases
+        )
+        return dataclasses.replace(schedule, phases=phases)
+
+    if share == 1.0:
+        return recipe
+    return dataclasses.replace(
+        recipe,
+        tokenizer_schedule=shorten(recipe.tokenizer_schedule),
+        dynamics_schedule=shorten(recipe.dynamics_schedule),
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _stage_number(name: str) -> int:
+    return ("tokenizer", "dynamics").index(name)
+
+
+def _to(item: Any, device: torch.device) -> Any:
+    if isinstance(item, Values):
+        return item.map(lambda x: x.to(device))
+    return item.to(device) if isinstance(item, Tensor) else item
+
+
+def _swap(parameters: dict[str, nn.Parameter], ema: dict[str, Tensor]) -> None:
+    """Exchange the weights and their moving average."""
+    for key, parameter in parameters.items():
+        kept = parameter.detach().clone()
+        parameter.data.copy_(ema[key])
+        ema[key].copy_(kept)

@@ -1,0 +1,390 @@
+"""A world: tokenizer and dynamics together, in the units of the dataset, saved as a folder.
+
+Here pixels and actions as people have them become the normalised tensors of the networks, and back.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kinema.data.segments import resize
+from kinema.dynamics import Dynamics, DynamicsConfig, Values
+from kinema.sampler import session_noise, solve
+from kinema.tokenizers import ConvTokenizer, ConvTokenizerConfig
+
+FORMAT = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+Pictures = np.ndarray | Mapping[str, np.ndarray] | None
+"""One array where a world has one camera, else arrays by camera."""
+
+
+class WorldError(ValueError):
+    """A world cannot be loaded, or is asked for what it does not know."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CameraConfig:
+    key: str
+    """Feature key of the camera in the dataset."""
+    native_height: int
+    """Height of its pictures as recorded."""
+    native_width: int
+    """Width of its pictures as recorded."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    name: str
+    """What the world is called."""
+    fps: float
+    """Steps a second of the recorded world."""
+    cameras: tuple[CameraConfig, ...]
+    """Cameras in the order of their tokens; empty for a world of vectors alone."""
+    proprio_key: str | None
+    """Feature key of the proprioception, if the world knows any."""
+    action_names: tuple[str, ...]
+    """One name for each number of the action."""
+    tokenizer: ConvTokenizerConfig | None
+    """None for a world of vectors alone."""
+    dynamics: DynamicsConfig
+    num_denoising_steps: int = 1
+    """Network calls for a frame, unless a session asks for another number."""
+    context_tau: float = 0.9
+    """Noise time that past frames are said to have; below 1 it steadies long rollouts."""
+
+
+class Normalizer(nn.Module):
+    """Maps the range that the training data covers to [-1, 1]. Values outside are not clipped."""
+
+    center: Tensor
+    scale: Tensor
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.register_buffer("center", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+
+    def fit(self, values: np.ndarray) -> None:
+        """Take centre and scale from data ``N size``; outliers beyond 0.1% are left outside the range."""
+        low, high = np.quantile(values, [0.001, 0.999], axis=0)
+        self.center.copy_(torch.from_numpy((high + low) / 2))
+        scale = (high - low) / 2
+        self.scale.copy_(torch.from_numpy(np.where(scale > 1e-6, scale, 1.0)))
+
+    def normalize(self, values: Tensor) -> Tensor:
+        return (values - self.center) / self.scale
+
+    def restore(self, values: Tensor) -> Tensor:
+        return values * self.scale + self.center
+
+
+class WorldModel(nn.Module):
+    """The networks and units of one world. ``kinema.simulation.World`` adds the sessions."""
+
+    def __init__(self, config: WorldConfig):
+        super().__init__()
+        self.config = config
+        self.tokenizer = ConvTokenizer(config.tokenizer) if config.tokenizer else None
+        self.dynamics = Dynamics(config.dynamics)
+        self.action_normalizer = Normalizer(config.dynamics.action_dim)
+        self.proprio_normalizer = Normalizer(config.dynamics.proprio_dim)
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def fps(self) -> float:
+        return self.config.fps
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Feature keys of the cameras."""
+        return tuple(camera.key for camera in self.config.cameras)
+
+    @property
+    def action_dim(self) -> int:
+        return self.config.dynamics.action_dim
+
+    @property
+    def proprio_dim(self) -> int:
+        return self.config.dynamics.proprio_dim
+
+    @property
+    def device(self) -> torch.device:
+        return self.action_normalizer.center.device
+
+    # Pixels and latents.
+
+    @torch.inference_mode()
+    def encode(self, frames: Pictures) -> Float[Tensor, "T L Z"]:
+        """Latents of all cameras, for pictures ``uint8 T H W C`` of the recorded or the learned size.
+
+        Raises:
+            WorldError: a camera is missing or unknown, or a picture has another size or type.
+        """
+        config = self.config.dynamics
+        if self.tokenizer is None:
+            return torch.zeros(0, 0, config.latent_dim)
+        return torch.cat([self._encode_camera(key, f) for key, f in self.by_camera(frames).items()], dim=1)
+
+    @torch.inference_mode()
+    def decode(self, latents: Float[Tensor, "T L Z"]) -> np.ndarray | dict[str, np.ndarray] | None:
+        """Pictures ``uint8 T H W C`` of the learned size; a dict by camera where there are several."""
+        if self.tokenizer is None:
+            return None
+        pictures = {}
+        for key, part in zip(self.cameras, latents.chunk(len(self.cameras), dim=1), strict=True):
+            pixels = self.tokenizer.decode(part).float().clamp(-1.0, 1.0)
+            pixels = (pixels + 1.0).mul(127.5).round().to(torch.uint8)
+            pictures[key] = pixels.permute(0, 2, 3, 1).cpu().numpy()
+        return pictures[self.cameras[0]] if len(pictures) == 1 else pictures
+
+    def reconstruct(self, frames: Pictures, *, batch: int = 256) -> np.ndarray | dict[str, np.ndarray] | None:
+        """Pictures ``uint8 T H W C`` through the tokenizer and back."""
+        by_camera = self.by_camera(frames)
+        parts = []
+        for start in range(0, _length(by_camera), batch):
+            piece = {key: f[start : start + batch] for key, f in by_camera.items()}
+            parts.append(self.decode(self.encode(piece)))
+        if parts and isinstance(parts[0], dict):
+            return {key: np.concatenate([part[key] for part in parts]) for key in self.cameras}
+        return np.concatenate(parts) if parts else None
+
+    def by_camera(self, frames: Pictures) -> dict[str, np.ndarray]:
+        """Check pictures and order them as this world's cameras are.
+
+        Raises:
+            WorldError: says which camera or size is wrong and what is right.
+        """
+        if frames is None:
+            if self.cameras:
+                raise WorldError(f"world '{self.name}': pictures of {', '.join(self.cameras)} are needed")
+            return {}
+        if not isinstance(frames, Mapping):
+            if len(self.cameras) != 1:
+                raise WorldError(
+                    f"world '{self.name}' has {len(self.cameras)} cameras: give frames as a dict with the keys "
+                    f"{', '.join(self.cameras)}"
+                )
+            frames = {self.cameras[0]: frames}
+        missing = [key for key in self.cameras if key not in frames]
+        if missing:
+            raise WorldError(
+                f"world '{self.name}': no pictures of camera {', '.join(missing)}; got {', '.join(frames) or 'none'}"
+            )
+        assert self.config.tokenizer is not None
+        learned = (self.config.tokenizer.height, self.config.tokenizer.width)
+        checked = {}
+        for camera in self.config.cameras:
+            pictures = np.asarray(frames[camera.key])
+            native = (camera.native_height, camera.native_width)
+            if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8:
+                raise WorldError(
+                    f"camera '{camera.key}': frames must be uint8 of shape (T, height, width, 3), "
+                    f"got {pictures.dtype} {pictures.shape}"
+                )
+            if pictures.shape[1:3] not in (learned, native):
+                raise WorldError(
+                    f"camera '{camera.key}': frames are {pictures.shape[1]}x{pictures.shape[2]} (height x width), "
+                    f"but this world takes {native[0]}x{native[1]} (as recorded) or {learned[0]}x{learned[1]} "
+                    "(as learned)"
+                )
+            checked[camera.key] = resize(pictures, *learned)
+        if len({len(pictures) for pictures in checked.values()}) > 1:
+            sizes = ", ".join(f"{key} {len(pictures)}" for key, pictures in checked.items())
+            raise WorldError(f"the cameras differ in number of frames: {sizes}")
+        return checked
+
+    def check_actions(self, actions: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+        """Actions as float32 of the expected shape.
+
+        Raises:
+            WorldError: another shape, or a number that is not finite.
+        """
+        array = np.asarray(actions, dtype=np.float32)
+        if array.shape != shape:
+            raise WorldError(
+                f"{what}: expected shape {shape} ({', '.join(self.config.action_names)} last), got {array.shape}"
+            )
+        if not np.isfinite(array).all():
+            raise WorldError(f"{what}: it holds a number that is not finite")
+        return array
+
+    def _encode_camera(self, key: str, pictures: np.ndarray) -> Tensor:
+        assert self.tokenizer is not None
+        pixels = torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        return self.tokenizer.encode(pixels)
+
+    # Inverse dynamics.
+
+    @torch.inference_mode()
+    def infer(
+        self,
+        frames: Pictures,
+        *,
+        proprio: np.ndarray | None = None,
+        num_denoising_steps: int = 4,
+        generator: torch.Generator | None = None,
+    ) -> np.ndarray:
+        """The actions ``(T - 1, A)``, in the units of the dataset, that led from each frame to the next.
+
+        Args:
+            frames: ``uint8 T H W C``, or a dict by camera.
+            proprio: ``T P`` where the world knows proprioception and the recording has it.
+            num_denoising_steps: network calls.
+            generator: source of the starting noise; seed 0 by default.
+
+        Raises:
+            WorldError: the frames do not fit this world, or there are fewer than two.
+        """
+        latents = self.encode(frames).unsqueeze(0)
+        if not self.cameras:
+            if proprio is None:
+                raise WorldError(f"world '{self.name}' has no camera: give proprio")
+            latents = torch.zeros(1, len(proprio), 0, self.config.dynamics.latent_dim)
+        time = latents.shape[1]
+        if time < 2:
+            raise WorldError(f"infer needs at least two frames, got {time}")
+        window = self.config.dynamics.window
+        values = Values(
+            latents, self.normalized_proprio(proprio, 1, time), torch.zeros(1, time, self.action_dim)
+        )
+        generator = generator or torch.Generator().manual_seed(0)
+        noise = session_noise((time, self.action_dim), [generator], self.device)
+        chunks = []
+        # Chunks overlap by a window, so that every frame has the past that it would have in one long pass.
+        for start in range(0, time - 1, 8 * window):
+            begin = max(0, start - window)
+            stop = min(time - 1, start + 8 * window)
+            piece = values.map(lambda x, a=begin, b=stop + 1: x[:, a:b])
+            chunk = self._infer_chunk(
+                piece, noise[:, begin : stop + 1], proprio is not None, num_denoising_steps
+            )
+            chunks.append(chunk[start - begin :])
+        return np.concatenate(chunks)
+
+    def _infer_chunk(self, values: Values, noise: Tensor, knows_proprio: bool, num_steps: int) -> np.ndarray:
+        time = values.action.shape[1]
+        tau = self.tau(1, time, knows_proprio=knows_proprio, action_tau=0.0)
+        context = Values(values.latents[:, :-1], values.proprio[:, :-1], noise[:, :-1])
+
+        def model(action: Tensor, action_tau: float) -> Tensor:
+            target = Values(values.latents[:, 1:], values.proprio[:, 1:], action)
+            target_tau = self.tau(1, time - 1, knows_proprio=knows_proprio, action_tau=action_tau)
+            return self.dynamics(context, tau[:, :-1], target, target_tau).action
+
+        actions = solve(model, noise[:, 1:], num_steps)
+        return self.action_normalizer.restore(actions)[0].cpu().numpy()
+
+    def tau(
+        self,
+        batch: int,
+        time: int,
+        *,
+        knows_proprio: bool,
+        action_tau: float,
+        observation_tau: float | None = None,
+    ) -> Float[Tensor, "B T M"]:
+        """Noise times of given frames: pictures and known proprioception at ``context_tau`` unless said otherwise,
+        unknown proprioception at 0, actions as said."""
+        seen = self.config.context_tau if observation_tau is None else observation_tau
+        levels = [seen] * len(self.cameras)
+        if self.proprio_dim:
+            levels.append(seen if knows_proprio else 0.0)
+        return torch.tensor([*levels, action_tau], device=self.device).expand(batch, time, -1)
+
+    def normalized_proprio(self, proprio: np.ndarray | None, batch: int, time: int) -> Tensor:
+        """``B T P`` normalised; zeros where the recording has none.
+
+        Raises:
+            WorldError: another shape.
+        """
+        if proprio is None or not self.proprio_dim:
+            return torch.zeros(batch, time, self.proprio_dim, device=self.device)
+        array = np.asarray(proprio, dtype=np.float32)
+        if array.ndim == 2:
+            array = array[None]
+        if array.shape != (batch, time, self.proprio_dim):
+            raise WorldError(f"proprio: expected shape {(batch, time, self.proprio_dim)}, got {array.shape}")
+        return self.proprio_normalizer.normalize(torch.from_numpy(array).to(self.device))
+
+    # On disk.
+
+    def save(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write the world: ``config.json`` and ``model.safetensors``, each beside and then renamed.
+
+        Args:
+            folder: created where it is missing.
+            dtype: of the weights on disk; ``torch.float16`` halves the size.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            key: value.to(dtype if value.ndim >= 2 else value.dtype).contiguous()
+            for key, value in self.state_dict().items()
+        }
+        partial = folder / f"{WEIGHTS_FILE}.partial"
+        save_file(tensors, partial)
+        partial.rename(folder / WEIGHTS_FILE)
+        partial = folder / f"{CONFIG_FILE}.partial"
+        partial.write_text(json.dumps({"format": FORMAT, **dataclasses.asdict(self.config)}, indent=2) + "\n")
+        partial.rename(folder / CONFIG_FILE)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Self:
+        """Read a world that ``save`` wrote.
+
+        Raises:
+            WorldError: the folder or a file of it is missing or corrupt; the message names the file.
+        """
+        folder = Path(folder)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / name).is_file():
+                raise WorldError(f"{folder}: {name} is missing, so this is not a complete world")
+        config = _read_config(folder / CONFIG_FILE)
+        try:
+            tensors = load_file(folder / WEIGHTS_FILE)
+        except (SafetensorError, OSError) as error:
+            raise WorldError(
+                f"{folder / WEIGHTS_FILE}: cannot be read ({error}); copy the world again"
+            ) from error
+        world = cls(config)
+        try:
+            world.load_state_dict({key: value.float() for key, value in tensors.items()})
+        except RuntimeError as error:
+            raise WorldError(f"{folder / WEIGHTS_FILE}: does not fit {CONFIG_FILE} ({error})") from error
+        return world.eval()
+
+
+def _length(by_camera: Mapping[str, np.ndarray]) -> int:
+    return len(next(iter(by_camera.values()))) if by_camera else 0
+
+
+def _read_config(path: Path) -> WorldConfig:
+    try:
+        data = json.loads(path.read_text())
+        if data.pop("format") != FORMAT:
+            raise WorldError(f"{path}: written by another version of kinema; this one reads format {FORMAT}")
+        data["cameras"] = tuple(CameraConfig(**camera) for camera in data["cameras"])
+        data["action_names"] = tuple(data["action_names"])
+        if data["tokenizer"]:
+            tokenizer = {k: tuple(v) if isinstance(v, list) else v for k, v in data["tokenizer"].items()}
+            data["tokenizer"] = ConvTokenizerConfig(**tokenizer)
+        dynamics = dict(data["dynamics"])
+        dynamics["grids"] = tuple((rows, columns) for rows, columns in dynamics["grids"])
+        data["dynamics"] = DynamicsConfig(**dynamics)
+        return WorldConfig(**data)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise WorldError(f"{path}: not a world's configuration ({error!r})") from error

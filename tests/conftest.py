@@ -1,0 +1,30 @@
+"""Shapes and types are checked at run time in every test; PyTorch leaves the cores to whoever shares them."""
+
+import os
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+# Before kinema is imported anywhere: the hook rewrites modules as they load. An int is a float, as PEP 484
+# says; Self is not checked, because beartype cannot when it decorates methods one by one, as the hook does.
+install_import_hook(
+    "kinema",
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True,"
+    " hint_overrides=beartype.FrozenDict({beartype.typing.Self: beartype.typing.Any})))",
+)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+REPOSITORY = Path(__file__).parent.parent
+DROID = REPOSITORY.parent / "shared" / "data" / "droid_lerobot_v3"
+
+
+@pytest.fixture(scope="session")
+def droid() -> Path:
+    """Three real episodes with three cameras, written by LeRobot itself."""
+    if not DROID.is_dir():
+        pytest.skip(f"the DROID sample is not at ../shared/data/{DROID.name}")
+    return DROID

@@ -1,0 +1,13 @@
+import subprocess
+import sys
+
+MODULES = ("kinema", "kinema.simulation", "kinema.train", "kinema.data", "kinema.evaluation", "kinema.demo")
+EXTRAS = ("gymnasium", "gym_pusht", "pymunk", "pygame", "cv2", "huggingface_hub", "tensorboard", "pandas")
+
+
+def test_importing_loads_no_extra() -> None:
+    """What needs no simulator, hub or display must import where none is installed."""
+    program = f"import sys, {', '.join(MODULES)}; print(*(set({EXTRAS}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
