@@ -1,12 +1,13 @@
 """The state of a training run on disk: safetensors and JSON, complete or absent.
 
-Each checkpoint is a folder of its own, written beside and renamed when complete; the one before is kept until then.
+Each checkpoint is a folder of its own, written beside and renamed when complete; the one before is kept until
+then.
 """
 
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -14,8 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 
+class Stateful(Protocol):
+    """An optimizer, as far as a checkpoint is concerned."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 class CheckpointError(ValueError):
-    """A checkpoint is corrupt or belongs to another run."""
+    """A checkpoint is corrupt, belongs to another run, or cannot be written."""
 
 
 def save_checkpoint(
@@ -24,24 +33,33 @@ def save_checkpoint(
     state: dict[str, Any],
     module: nn.Module,
     ema: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Stateful,
 ) -> None:
-    """Write ``folder`` with the run's progress (``state``, JSON), weights, moving average and optimizer moments."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    """Write ``folder``: the run's progress (``state``, JSON), weights, moving average and optimizer moments.
+
+    Raises:
+        CheckpointError: it cannot be written, on a full disk for instance; the one before is kept.
+    """
     tensors = {f"module.{key}": value for key, value in module.state_dict().items()}
     tensors |= {f"ema.{key}": value for key, value in ema.items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in moments.items()}
-    save_file(
-        {key: value.detach().clone().contiguous() for key, value in tensors.items()},
-        partial / "tensors.safetensors",
-    )
-    (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+    tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        save_file(tensors, partial / "tensors.safetensors")
+        (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"{folder}: the checkpoint could not be written ({error}); the one before is kept. Make room on "
+            "the disk, then run the same command again"
+        ) from error
     previous = folder.with_name(folder.name + ".previous")
-    shutil.rmtree(previous, ignore_errors=True)
     if folder.exists():
+        shutil.rmtree(previous, ignore_errors=True)
         folder.rename(previous)
     partial.rename(folder)
     shutil.rmtree(previous, ignore_errors=True)
@@ -56,17 +74,17 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     folder = complete_folder(folder)
     if not folder.exists():
         return None
+    path = folder / "state.json"
     try:
-        return json.loads((folder / "state.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{folder / 'state.json'}: cannot be read ({error}); remove {folder} to begin anew"
-        ) from error
+        state = json.loads(path.read_text())
+        if not isinstance(state, dict) or not isinstance(state.get("update"), int):
+            raise ValueError("it does not say after which update it was written")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be used ({error}); remove {folder} to begin anew") from error
+    return state
 
 
-def load_checkpoint(
-    folder: Path, *, module: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> None:
+def load_checkpoint(folder: Path, *, module: nn.Module, ema: dict[str, Tensor], optimizer: Stateful) -> None:
     """Put weights, moving average and optimizer moments back in place.
 
     Raises:
@@ -76,17 +94,17 @@ def load_checkpoint(
     try:
         tensors = load_file(path)
         module.load_state_dict(_under("module.", tensors))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        for key, value in ema.items():
+            value.copy_(tensors[f"ema.{key}"])
+    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
         raise CheckpointError(
             f"{path}: cannot be used ({error}); remove {path.parent} to begin anew"
         ) from error
-    for key, value in _under("ema.", tensors).items():
-        ema[key].copy_(value)
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in _under("optimizer.", tensors).items():
         index, name = key.split(".", 1)
         moments.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict({"state": moments})
 
 
 def complete_folder(folder: Path) -> Path:

@@ -1,20 +1,26 @@
 """The causal diffusion transformer over blocks of tokens, one block for each frame, and its cache.
 
-A block holds the latents of every camera (patched together), the proprioception, the action that led to the
-frame, and a few registers. Each token carries its own noise level, so what is given and what is to be found is
-decided by whoever calls, not by the network.
+A block holds the latents of every camera (patched together), the proprioception, the action that led to
+the frame, and a few registers. Beside its own value each token is given those of the two frames before. Each
+token carries its own noise level, so what is given and what is to be found is decided by whoever calls, not
+by the network.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kinema.nn.blocks import Block, norm
-from kinema.nn.cache import LayerCache
+from kinema.nn.cache import LayerCache, Ring
 from kinema.nn.embeddings import FourierFeatures, rotary_table
+
+NUM_BEFORE = 2
+"""Frames before its own that a token is given at the input: with two it knows where things are and how fast
+they move."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,8 @@ class DynamicsConfig:
     """Tokens without input, for the network's own use and for the heads."""
     num_octaves: int = 6
     """Octaves of the Fourier features of actions and proprioception."""
+    num_directions: int = 96
+    """Random directions of the same."""
 
     def __post_init__(self) -> None:
         for rows, columns in self.grids:
@@ -54,6 +62,8 @@ class DynamicsConfig:
             raise ValueError(
                 f"width={self.width}: it must be a multiple of 2 * num_heads={2 * self.num_heads}"
             )
+        if self.window < NUM_BEFORE:
+            raise ValueError(f"window={self.window}: at least {NUM_BEFORE} is needed")
         if self.depth < self.time_every:
             raise ValueError(f"time_every={self.time_every}: no block of depth={self.depth} would see time")
 
@@ -72,6 +82,12 @@ class DynamicsConfig:
         """N, tokens of a block."""
         return self.num_patches + (self.proprio_dim > 0) + 1 + self.num_registers
 
+    @property
+    def reach(self) -> int:
+        """Past frames that can matter: each block that sees time hands on what the one before it saw, and
+        the oldest frame seen was given those before it."""
+        return self.window * (self.depth // self.time_every) + NUM_BEFORE
+
 
 @dataclasses.dataclass(frozen=True)
 class Values:
@@ -84,33 +100,109 @@ class Values:
     action: Float[Tensor, "B T A"]
     """Normalised action that led to the frame."""
 
+    def pack(self) -> Float[Tensor, "B T V"]:
+        """All parts of a frame as one vector."""
+        return torch.cat([self.latents.flatten(2), self.proprio, self.action], dim=-1)
+
+    def unpack(self, packed: Float[Tensor, "B T V"]) -> "Values":
+        """The parts of packed frames, sized as these are."""
+        sizes = [self.latents.shape[2] * self.latents.shape[3], self.proprio.shape[2], self.action.shape[2]]
+        latents, proprio, action = packed.split(sizes, dim=-1)
+        return Values(latents.unflatten(2, self.latents.shape[2:]), proprio, action)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> "Values":
         """The same function of each part."""
         return Values(function(self.latents), function(self.proprio), function(self.action))
 
 
+class VectorInput(nn.Module):
+    """A token from a vector and those of the frames before, and how it changed last."""
+
+    CHANGE_SCALE = 10.0
+    """Changes from frame to frame are about this much smaller than values."""
+
+    def __init__(self, num_values: int, config: DynamicsConfig):
+        super().__init__()
+        self.features = FourierFeatures(num_values, config.num_octaves, config.num_directions)
+        self.linear = nn.Linear((1 + NUM_BEFORE) * self.features.size + num_values, config.width)
+
+    def forward(self, seen: Sequence[Float[Tensor, "B T V"]]) -> Float[Tensor, "B T D"]:
+        """``seen``: the vector, the one before, the one before that."""
+        change = self.CHANGE_SCALE * (seen[1] - seen[2])
+        return self.linear(torch.cat([*(self.features(vector) for vector in seen), change], dim=-1))
+
+
+class Cache:
+    """What streaming sessions remember: keys and values of each block that sees time, and the last
+    frames."""
+
+    def __init__(self, config: DynamicsConfig, batch: int, max_rewind: int, like: Tensor):
+        self.layers = [
+            LayerCache(
+                batch=batch,
+                tokens=config.num_tokens,
+                num_heads=config.num_heads,
+                head_dim=config.width // config.num_heads,
+                window=config.window,
+                max_rewind=max_rewind,
+                like=like,
+            )
+            for _ in range(config.depth // config.time_every)
+        ]
+        size = config.num_latents * config.latent_dim + config.proprio_dim + config.action_dim
+        self.frames = Ring(
+            (batch, 1, size), window=NUM_BEFORE, max_rewind=max_rewind + config.window - NUM_BEFORE, like=like
+        )
+
+    @property
+    def rings(self) -> list[Ring]:
+        return [*self.layers, self.frames]
+
+    def keep(self) -> None:
+        """Keep the frame written last."""
+        for ring in self.rings:
+            ring.keep()
+
+    @property
+    def num_rewindable(self) -> int:
+        """Frames that ``rewind`` can take back."""
+        return min(ring.num_rewindable for ring in self.rings)
+
+    def rewind(self, num_frames: int) -> None:
+        """Take back the frames kept last."""
+        for ring in self.rings:
+            ring.rewind(num_frames)
+
+    def select(self, indices: Tensor) -> "Cache":
+        """The past of some of the sessions."""
+        other = object.__new__(Cache)
+        other.layers = [layer.select(indices, 1) for layer in self.layers]
+        other.frames = self.frames.select(indices, 0)
+        return other
+
+
 class Dynamics(nn.Module):
     """Predicts the clean values of noised frames from the frames before them.
 
-    ``tau`` has one entry for each *modality* of a frame (``B T M``): the cameras in order, proprioception if there
-    is any, the action. All tokens of a modality share it.
+    ``tau`` has one entry for each *modality* of a frame (``B T M``): the cameras in order, proprioception if
+    there is any, the action. All tokens of a modality share it.
     """
 
-    token_modality: Tensor
+    patch_camera: Tensor
+    latent_camera: Tensor
 
     def __init__(self, config: DynamicsConfig):
         super().__init__()
         self.config = config
         width = config.width
         patch_dim = config.patch**2 * config.latent_dim
-        self.fourier = FourierFeatures(config.num_octaves)
-        self.latents_in = nn.Linear(patch_dim, width)
-        self.action_in = nn.Linear(self.fourier.size(config.action_dim), width)
-        self.proprio_in = (
-            nn.Linear(self.fourier.size(config.proprio_dim), width) if config.proprio_dim else None
-        )
-        self.tau_features = FourierFeatures(5)
-        self.tau_in = nn.Linear(self.tau_features.size(1), width, bias=False)
+        self.latents_in = nn.Linear((1 + NUM_BEFORE) * patch_dim, width)
+        self.action_in = VectorInput(config.action_dim, config)
+        self.proprio_in = VectorInput(config.proprio_dim, config) if config.proprio_dim else None
+        num_vectors = 1 + (config.proprio_dim > 0)
+        self.vectors_to_latents = nn.Linear(num_vectors * width, width, bias=False) if config.grids else None
+        tau_features = FourierFeatures(1, 5)
+        self.tau_in = nn.Sequential(tau_features, nn.Linear(tau_features.size, width, bias=False))
         self.token_bias = nn.Parameter(0.02 * torch.randn(config.num_tokens, width))
         hidden = 64 * round(width * 8 / 3 / 64)
         self.blocks = nn.ModuleList(
@@ -123,15 +215,14 @@ class Dynamics(nn.Module):
         for head in (self.latents_out, self.action_out, self.proprio_out):
             if head is not None:
                 nn.init.zeros_(head.weight)
-        modality = [
+        cameras = [
             camera
             for camera, (rows, columns) in enumerate(config.grids)
             for _ in range(rows * columns // config.patch**2)
         ]
-        num_cameras = len(config.grids)
-        modality += [num_cameras] * (config.proprio_dim > 0)
-        modality += [self.num_modalities - 1]
-        self.register_buffer("token_modality", torch.tensor(modality), persistent=False)
+        self.register_buffer("patch_camera", torch.tensor(cameras, dtype=torch.long), persistent=False)
+        latents = self.patch_camera.repeat_interleave(config.patch**2)
+        self.register_buffer("latent_camera", latents, persistent=False)
 
     @property
     def num_modalities(self) -> int:
@@ -147,76 +238,107 @@ class Dynamics(nn.Module):
     ) -> Values:
         """The training path: clean values of every target frame, all at once.
 
-        Target frame ``u`` is the frame at time ``T - U + 1 + u``: it sees the context frames before that time
-        within the window, and itself; the context frames see only earlier context and themselves. So every
-        target meets just what it will meet when the frames before it have been simulated and kept.
+        Target frame ``u`` is the frame at time ``T - U + 1 + u``, where ``U`` is ``T + 1`` at most: it sees
+        the context frames before that time within the window, and itself; the context frames see only earlier
+        context and themselves. So every target meets just what it will meet when the frames before it have
+        been simulated and kept.
         """
         num_context, num_target = context_tau.shape[1], target_tau.shape[1]
-        assert num_target <= num_context
-        x = torch.cat([self._embed(context, context_tau), self._embed(target, target_tau)], dim=1)
+        assert num_target <= num_context + 1
+        # Frame t of this finds the frames before time t at the places t and up.
+        padded = F.pad(self._known(context, context_tau), (0, 0, NUM_BEFORE, 0))
+        first = num_context + 1 - num_target
+        before = padded[:, first:]
+        x = torch.cat(
+            [
+                self._embed(context, context_tau, padded[:, :-1]),
+                self._embed(target, target_tau, before),
+            ],
+            dim=1,
+        )
         times, mask = two_stream_mask(num_context, num_target, self.config.window, x.device)
         rotary = rotary_table(times.float(), self.config.width // self.config.num_heads)
         for block in self.blocks:
             x = block(x, rotary, mask)
-        return self._read(x[:, num_context:])
+        return self._read(x[:, num_context:], target, target_tau, before)
 
-    def new_cache(self, batch: int, *, max_rewind: int = 0) -> list[LayerCache]:
-        """An empty cache for ``batch`` sessions, one part for each block that sees time."""
-        config = self.config
-        return [
-            LayerCache(
-                rows=batch * config.num_tokens,
-                num_heads=config.num_heads,
-                head_dim=config.width // config.num_heads,
-                window=config.window,
-                max_rewind=max_rewind,
-                like=self.token_bias,
-            )
-            for block in self.blocks
-            if isinstance(block, Block) and block.time is not None
-        ]
+    def new_cache(self, batch: int, *, max_rewind: int = 0) -> Cache:
+        """An empty cache for ``batch`` sessions."""
+        return Cache(self.config, batch, max_rewind, like=self.token_bias)
 
-    def step(self, frame: Values, tau: Float[Tensor, "B 1 M"], cache: list[LayerCache]) -> Values:
+    def step(self, frame: Values, tau: Float[Tensor, "B 1 M"], cache: Cache) -> Values:
         """The streaming path: clean values of one frame (T = 1) that sees the cache.
 
         The frame is written behind the cached ones but not kept; ``keep`` keeps it.
         """
-        return self._read(self._stream(frame, tau, cache))
+        before = self._before(cache)
+        return self._read(self._stream(frame, tau, before, cache), frame, tau, before)
 
-    def keep(self, frame: Values, tau: Float[Tensor, "B 1 M"], cache: list[LayerCache]) -> None:
+    def keep(self, frame: Values, tau: Float[Tensor, "B 1 M"], cache: Cache) -> None:
         """Add one frame (T = 1) to the cache."""
-        self._stream(frame, tau, cache)
-        for layer in cache:
-            layer.keep()
+        self._stream(frame, tau, self._before(cache), cache)
+        cache.frames.with_frame(self._known(frame, tau))
+        cache.keep()
 
-    def _stream(self, frame: Values, tau: Tensor, cache: list[LayerCache]) -> Tensor:
-        x = self._embed(frame, tau).squeeze(1)
-        layers = iter(cache)
+    def _known(self, values: Values, tau: Tensor) -> Float[Tensor, "B T V"]:
+        """Frames packed, with zeros where a modality is mostly noise."""
+        known = (tau > 0.5).to(values.latents.dtype)
+        latents = values.latents * known[:, :, self.latent_camera, None]
+        proprio = values.proprio * known[:, :, -2:-1]
+        return Values(latents, proprio, values.action * known[:, :, -1:]).pack()
+
+    def _before(self, cache: Cache) -> Float[Tensor, "B S V"]:
+        past = cache.frames.past()
+        return F.pad(past, (0, 0, NUM_BEFORE - past.shape[1], 0))
+
+    def _stream(self, frame: Values, tau: Tensor, before: Tensor, cache: Cache) -> Tensor:
+        x = self._embed(frame, tau, before).squeeze(1)
+        layers = iter(cache.layers)
         for block in self.blocks:
             assert isinstance(block, Block)
             x = block.step(x, next(layers) if block.time is not None else None)
         return x.unsqueeze(1)
 
-    def _embed(self, values: Values, tau: Tensor) -> Tensor:
+    def _embed(self, values: Values, tau: Tensor, before: Float[Tensor, "B S V"]) -> Tensor:
+        """Tokens ``B T N D`` of frames. ``before`` holds ``NUM_BEFORE`` more frames, packed: those before
+        frame ``t`` are ``t`` to ``t + NUM_BEFORE - 1``. What moves steadily or a little is then a local
+        change, which attention alone is slow to find."""
         batch, time = tau.shape[:2]
-        parts = [self.latents_in(self._patchify(values.latents))] if self.config.grids else []
+        seen = [values, *(values.unpack(before[:, i : i + time]) for i in reversed(range(NUM_BEFORE)))]
+        noise_levels = self.tau_in(tau.unsqueeze(-1))
+        vectors = [self.action_in([frame.action for frame in seen]) + noise_levels[:, :, -1]]
         if self.proprio_in is not None:
-            parts.append(self.proprio_in(self.fourier(values.proprio)).unsqueeze(2))
-        parts.append(self.action_in(self.fourier(values.action)).unsqueeze(2))
-        noise_levels = self.tau_in(self.tau_features(tau.unsqueeze(-1)))
-        tokens = torch.cat(parts, dim=2) + noise_levels[:, :, self.token_modality]
+            proprio = self.proprio_in([frame.proprio for frame in seen])
+            vectors.insert(0, proprio + noise_levels[:, :, -2])
+        tokens = torch.stack(vectors, dim=2)
+        if self.vectors_to_latents is not None:
+            latents = self.latents_in(torch.cat([self._patchify(frame.latents) for frame in seen], dim=-1))
+            latents = latents + noise_levels[:, :, self.patch_camera]
+            # What the robot is and does bears on every place of a picture: attention would find it late.
+            latents = latents + self.vectors_to_latents(torch.cat(vectors, dim=-1)).unsqueeze(2)
+            tokens = torch.cat([latents, tokens], dim=2)
         registers = tokens.new_zeros(batch, time, self.config.num_registers, self.config.width)
         return torch.cat([tokens, registers], dim=2) + self.token_bias
 
-    def _read(self, x_BTND: Tensor) -> Values:
+    def _read(self, x_BTND: Tensor, noised: Values, tau: Tensor, before: Float[Tensor, "B S V"]) -> Values:
+        """Clean values: what is learned is the change from what is known already, which is the frame before
+        where a frame is all noise, and the frame itself as its noise goes. Without that most of training is
+        spent on learning to copy."""
         x = norm(x_BTND)
-        num_patches = self.config.num_patches
-        latents = self._unpatchify(self.latents_out(x[:, :, :num_patches]))
-        action_at = num_patches + (self.proprio_out is not None)
-        proprio = x.new_zeros(*x.shape[:2], 0)
+        num_patches, num_cameras = self.config.num_patches, len(self.config.grids)
+        last = noised.unpack(before[:, NUM_BEFORE - 1 : NUM_BEFORE - 1 + tau.shape[1]])
+        latents, proprio = noised.latents, noised.proprio
+        if num_cameras:
+            share = tau[:, :, self.latent_camera].unsqueeze(-1)
+            latents = torch.lerp(last.latents, latents, share) + self._unpatchify(
+                self.latents_out(x[:, :, :num_patches])
+            )
         if self.proprio_out is not None:
-            proprio = self.proprio_out(x[:, :, num_patches])
-        return Values(latents.float(), proprio.float(), self.action_out(x[:, :, action_at]).float())
+            change = self.proprio_out(x[:, :, num_patches]) / VectorInput.CHANGE_SCALE
+            proprio = torch.lerp(last.proprio, proprio, tau[:, :, num_cameras, None]) + change
+        action_at = num_patches + (self.proprio_out is not None)
+        action = tau[:, :, -1:] * noised.action + self.action_out(x[:, :, action_at])
+        return Values(latents.float(), proprio.float(), action.float())
 
     def _patchify(self, latents: Tensor) -> Tensor:
         patch, parts, start = self.config.patch, [], 0
@@ -243,7 +365,7 @@ class Dynamics(nn.Module):
 
 def two_stream_mask(
     num_context: int, num_target: int, window: int, device: torch.device
-) -> tuple[Float[Tensor, " S"], Bool[Tensor, "S S"]]:
+) -> tuple[Int[Tensor, " S"], Bool[Tensor, "S S"]]:
     """Times of context then target frames, and who sees whom (True: the row sees the column)."""
     context = torch.arange(num_context, device=device)
     times = torch.cat([context, torch.arange(num_context - num_target + 1, num_context + 1, device=device)])

@@ -1,14 +1,19 @@
 """What the dynamics is trained on: every frame of a segment from a clean past, as it will meet it.
 
-The segment enters twice: once as context, nearly clean, once as target, noised. A target sees the context before
-it and itself, never another target, so one pass gives a prediction for every frame under just the conditions of a
-rollout. Context is noised a little and says how much: a rollout is then stable against its own errors (diffusion
-forcing, 2407.01392; 2408.14837, section 3.2).
+The segment enters twice: once as context, nearly clean, once as target, noised. A target sees the context
+before it and itself, never another target, so one pass gives a prediction for every frame under just the
+conditions of a rollout. Context is noised a little and says how much: a rollout is then stable against its
+own errors (diffusion forcing, 2407.01392; 2408.14837, section 3.2).
+
+Noise times are drawn jointly, as they meet when a frame is solved: first proprioception, from the past and
+the action; then the picture, given that too. And in the other directions: proprioception from the picture,
+where a recording has none; the action from both.
 """
 
 import dataclasses
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -18,25 +23,46 @@ from kinema.flow import interpolate, sample_tau
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DynamicsObjectiveConfig:
-    infer_share: float = 0.12
-    """Share of frames trained to find the action from the pictures; the others find the picture."""
-    no_action_share: float = 0.1
-    """Share of segments whose context actions are hidden, as in video without actions."""
-    pure_noise_share: float = 0.4
+    infer_share: float = 0.07
+    """Share of frames trained to find the action from the frame; the others find the frame."""
+    proprio_share: float = 0.15
+    """Share of frames trained to find proprioception before the picture, where a world knows both."""
+    locate_share: float = 0.05
+    """Share of frames trained to find proprioception from the picture, where a world knows both."""
+    hidden_share: float = 0.1
+    """Share of segments whose actions are hidden in the context, and of those whose proprioception is, as in
+    recordings without them."""
+    pure_noise_share: float = 0.5
     """Share of targets at ``tau`` = 0, where few-step sampling starts."""
-    max_context_noise: float = 0.3
-    """Context frames are noised down to ``tau`` = 1 minus this."""
+    max_context_noise: float = 0.2
+    """Pictures in the context are noised down to ``tau`` = 1 minus this."""
+    max_proprio_noise: float = 0.02
+    """The same of proprioception."""
+    motion_weight: float = 8.0
+    """How much more a latent counts that changes than one that stays."""
+    motion_threshold: float = 0.05
+    """Least mean square change of a latent from one frame to the next that counts as motion."""
     action_weight: float = 0.1
-    """Weight of the action's error against that of the latents."""
+    """Weight of the action's squared error against that of the latents."""
+    proprio_weight: float = 3.0
+    """Weight of proprioception's absolute error (squared below 0.02) against the latents' squared error."""
+    locate_weight: float = 0.1
+    """Weight of a frame that is located against one that is foreseen: its error is much larger."""
+
+
+OBSERVATION, PROPRIO, LOCATE, ACTION = range(4)
+"""What a target frame is trained to find: the picture; proprioception before it, or from it; the action."""
 
 
 class DynamicsObjective(nn.Module):
-    """``module(values, has_action) -> (loss, metrics)``."""
+    """``module(values, has_action, own_context_share) -> (loss, metrics)``."""
 
     def __init__(self, dynamics: Dynamics, config: DynamicsObjectiveConfig):
         super().__init__()
         self.dynamics = dynamics
         self.config = config
+        self.num_cameras = len(dynamics.config.grids)
+        self.has_proprio = dynamics.config.proprio_dim > 0
 
     def forward(
         self,
@@ -45,61 +71,111 @@ class DynamicsObjective(nn.Module):
         own_context_share: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and metrics of clean, normalised values of ``T`` frames; frames 1 to T - 1 are targets.
+        """Loss and metrics of clean, normalised values of ``T`` frames: all are targets, all but the
+        last context.
 
         Args:
             values: the frames.
             has_action: where the action that led to the frame is known.
-            own_context_share: share of segments whose context is the network's own one-step prediction of it, as it
-                is in a rollout.
+            own_context_share: share of segments whose context is the network's own one-step prediction of it,
+                as it is in a rollout.
             generator: source of all noise.
         """
         config, device = self.config, has_action.device
         batch, time = has_action.shape
-        num_observed = self.dynamics.num_modalities - 1
 
         def random(*shape: int) -> Tensor:
             return torch.rand(shape, generator=generator, device=device)
 
-        hides_actions = random(batch, 1) < config.no_action_share
-        context_clean = 1.0 - config.max_context_noise * random(batch, time, 1)
-        context_tau = torch.cat(
-            [context_clean.expand(-1, -1, num_observed), (has_action & ~hides_actions).unsqueeze(-1).float()],
-            -1,
-        )
-        infers = (random(batch, time) < config.infer_share) & has_action
+        picture_tau = 1.0 - config.max_context_noise * random(batch, time)
+        proprio_tau = 1.0 - config.max_proprio_noise * random(batch, time)
+        shows_actions = has_action & (random(batch, 1) >= config.hidden_share)
+        shows_proprio = (random(batch, 1) >= config.hidden_share).float()
+        context_tau = self._levels(picture_tau, shows_proprio * proprio_tau, shows_actions.float())
+
+        kind = self._draw_kinds(random(batch, time), has_action)
         tau = sample_tau(
             (batch, time), pure_noise_share=config.pure_noise_share, generator=generator, device=device
         )
-        given_action = has_action.float()
-        target_tau = torch.where(
-            infers.unsqueeze(-1),
-            torch.cat([context_clean.expand(-1, -1, num_observed), tau.unsqueeze(-1)], -1),
-            torch.cat([tau.unsqueeze(-1).expand(-1, -1, num_observed), given_action.unsqueeze(-1)], -1),
-        )
+        zero = torch.zeros_like(tau)
+        action_tau = has_action.float()
+        target_tau = torch.stack([
+            self._levels(tau, proprio_tau, action_tau),
+            self._levels(zero, tau, action_tau),
+            self._levels(picture_tau, tau, action_tau),
+            self._levels(picture_tau, shows_proprio * proprio_tau, tau),
+        ])  # fmt: skip
+        target_tau = target_tau.gather(0, kind[None, :, :, None].expand(1, -1, -1, target_tau.shape[-1]))[0]
+
         past = values.map(lambda x: x[:, :-1])
-        future = values.map(lambda x: x[:, 1:])
         context = self.add_noise(past, context_tau[:, :-1], generator)
-        target = self.add_noise(future, target_tau[:, 1:], generator)
+        target = self.add_noise(values, target_tau, generator)
         if own_context_share:
             uses_own = random(batch) < own_context_share
             context = self._own_context(context, context_tau[:, :-1], past, uses_own, generator)
-        predicted = self.dynamics(context, context_tau[:, :-1], target, target_tau[:, 1:])
+        predicted = self.dynamics(context, context_tau[:, :-1], target, target_tau)
 
-        infers = infers[:, 1:]
-        per_frame = (predicted.latents - future.latents).square().flatten(2)
-        proprio_error = (predicted.proprio - future.proprio).square()
-        observed = torch.cat([per_frame, proprio_error], -1).mean(-1)
-        action = (predicted.action - future.action).square().mean(-1)
-        simulates = (~infers).float()
-        loss = (observed * simulates).mean() + config.action_weight * (action * infers).mean()
-        is_pure = (target_tau[:, 1:, 0] == 0) & ~infers
-        metrics = {
-            "observation": (observed * simulates).sum() / simulates.sum().clamp_min(1),
-            "observation_pure": (observed * is_pure).sum() / is_pure.sum().clamp_min(1),
-            "action": (action * infers).sum() / infers.sum().clamp_min(1),
+        latent_error = (predicted.latents - values.latents).square().mean(-1)
+        errors = {
+            "observation": (self._motion_weights(values.latents) * latent_error).sum(-1),
+            "proprio": F.smooth_l1_loss(predicted.proprio, values.proprio, reduction="none", beta=0.02).mean(
+                -1
+            ),
+            "action": (predicted.action - values.action).square().mean(-1),
         }
+        # The first frame has no past: only its proprioception can be found, from its picture.
+        has_past = torch.arange(time, device=device) > 0
+        counted = {
+            "observation": (kind == OBSERVATION) & has_past & bool(self.num_cameras),
+            "proprio": (kind == PROPRIO) & has_past,
+            "locate": kind == LOCATE,
+            "action": (kind == ACTION) & has_past,
+        }
+        errors["locate"] = errors["proprio"]
+        weights = {
+            "observation": 1.0,
+            "proprio": config.proprio_weight,
+            "locate": config.proprio_weight * config.locate_weight,
+            "action": config.action_weight,
+        }
+        loss = torch.zeros((), device=device)
+        metrics = {}
+        for name, error in errors.items():
+            if not self._can_find(name):
+                continue
+            chosen = counted[name]
+            loss = loss + weights[name] * (error * chosen).mean()
+            metrics[name] = (error * chosen).sum() / chosen.sum().clamp_min(1)
         return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def _can_find(self, name: str) -> bool:
+        """Whether a world has what is to be found, and where it is to be found."""
+        needs_camera, needs_proprio = name in ("observation", "locate"), name in ("proprio", "locate")
+        return (not needs_camera or self.num_cameras > 0) and (not needs_proprio or self.has_proprio)
+
+    def _motion_weights(self, latents: Float[Tensor, "B T L Z"]) -> Float[Tensor, "B T L"]:
+        """Weights of the latents, 1 over all of a frame in the mean of the batch: most of a picture stays as
+        it is, and what is there to learn is in the rest."""
+        change = (latents[:, 1:] - latents[:, :-1]).square().mean(-1)
+        moves = F.pad(change > self.config.motion_threshold, (0, 0, 1, 0)).to(latents.dtype)
+        weights = 1.0 + self.config.motion_weight * moves
+        return weights / weights.sum(-1).mean().clamp_min(1.0)
+
+    def _draw_kinds(self, draw: Tensor, has_action: Tensor) -> Tensor:
+        """What each target frame is trained to find; the first frame of a segment is located."""
+        config = self.config
+        kind = torch.full_like(draw, OBSERVATION if self.num_cameras else PROPRIO, dtype=torch.long)
+        if self.num_cameras and self.has_proprio:
+            kind[draw < config.infer_share + config.proprio_share + config.locate_share] = LOCATE
+            kind[draw < config.infer_share + config.proprio_share] = PROPRIO
+            kind[:, 0] = LOCATE
+        infers = (draw < config.infer_share) & has_action
+        infers[:, 0] = False
+        return kind.masked_fill(infers, ACTION)
+
+    def _levels(self, picture: Tensor, proprio: Tensor, action: Tensor) -> Float[Tensor, "B T M"]:
+        """Noise times by modality."""
+        return torch.stack([picture] * self.num_cameras + [proprio] * self.has_proprio + [action], dim=-1)
 
     def add_noise(
         self, values: Values, tau: Float[Tensor, "B T M"], generator: torch.Generator | None
@@ -114,9 +190,10 @@ class DynamicsObjective(nn.Module):
         cameras = torch.arange(len(sizes), device=tau.device).repeat_interleave(
             torch.tensor(sizes, dtype=torch.long, device=tau.device)
         )
+        proprio = noised(values.proprio, tau[:, :, -2:-1]) if self.has_proprio else values.proprio
         return Values(
             noised(values.latents, tau[:, :, cameras].unsqueeze(-1)),
-            noised(values.proprio, tau[:, :, -2:-1]),
+            proprio,
             noised(values.action, tau[:, :, -1:]),
         )
 
@@ -129,15 +206,23 @@ class DynamicsObjective(nn.Module):
         uses_own: Bool[Tensor, " B"],
         generator: torch.Generator | None,
     ) -> Values:
-        """Replace the context of some segments by the network's one-step prediction of it, noised alike."""
-        future = past.map(lambda x: x[:, 1:])
-        tau = context_tau[:, 1:].clone()
-        tau[..., :-1] = 0.0
-        target = self.add_noise(future, tau, generator)
-        earlier = context.map(lambda x: x[:, :-1])
-        predicted = self.dynamics(earlier, context_tau[:, :-1], target, tau)
-        own = Values(predicted.latents, predicted.proprio, future.action)
-        own = self.add_noise(own, context_tau[:, 1:], generator)
+        """Replace the context of some segments by the network's own one-step solution of it, noised alike."""
+        earlier, earlier_tau = context.map(lambda x: x[:, :-1]), context_tau[:, :-1]
+        tau = context_tau[:, 1:]
+        action_tau, zero = tau[..., -1], torch.zeros_like(tau[..., -1])
+        own = past.map(lambda x: x[:, 1:])
+        if self.has_proprio:
+            picture_tau = zero if self.num_cameras else tau[..., 0]
+            first_tau = self._levels(picture_tau, zero, action_tau)
+            found = self.dynamics(earlier, earlier_tau, self.add_noise(own, first_tau, generator), first_tau)
+            own = Values(own.latents, found.proprio, own.action)
+        if self.num_cameras:
+            second_tau = self._levels(zero, torch.ones_like(zero), action_tau)
+            found = self.dynamics(
+                earlier, earlier_tau, self.add_noise(own, second_tau, generator), second_tau
+            )
+            own = Values(found.latents, own.proprio, own.action)
+        own = self.add_noise(own, tau, generator)
 
         def choose(mine: Tensor, given: Tensor) -> Tensor:
             chosen = torch.where(uses_own.view(-1, *[1] * (given.ndim - 1)), mine, given[:, 1:])

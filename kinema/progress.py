@@ -78,7 +78,7 @@ def evaluate_progress(
         stop = first + len(steps)
         if not world.cameras:
             assert proprio is not None
-            simulated = np.stack([step.proprio for step in steps])
+            simulated = np.stack([step.proprio for step in steps if step.proprio is not None])
             scale = np.maximum(proprio.std(0), 1e-6)
             numbers.append(float(np.sqrt(np.mean(((simulated - proprio[first:stop]) / scale) ** 2))))
             continue

@@ -1,12 +1,12 @@
 """The streaming session over a world: step, fork, rewind, save.
 
-A ``SimulationBatch`` runs many sessions at once; a ``Simulation`` is one. A session has no length limit: its cache is a
-ring, positions are relative, and memory is constant.
+A ``SimulationBatch`` runs many sessions at once; a ``Simulation`` is one. A session has no length limit: its
+cache is a ring, positions are relative, and memory is constant.
 """
 
 import dataclasses
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kinema.dynamics import Values
-from kinema.nn import LayerCache
+from kinema.dynamics import Cache, Values
 from kinema.sampler import solve
 from kinema.view import write_video
 from kinema.world_model import CONFIG_FILE, WEIGHTS_FILE, Pictures, WorldError, WorldModel
@@ -33,8 +32,8 @@ class Step:
     """What a step of a simulation gives."""
 
     frame: Any
-    """The picture, ``uint8`` ``H W C`` (``B H W C`` of a batch; a dict by camera where there are several; None where
-    the world has no camera)."""
+    """The picture, ``uint8`` ``H W C`` (``B H W C`` of a batch; a dict by camera where there are several;
+    None where the world has no camera)."""
     proprio: np.ndarray | None
     """Proprioception ``P`` (``B P``) in the units of the dataset, where the world knows it."""
 
@@ -51,7 +50,7 @@ class SimulationBatch:
         """Steps simulated so far."""
         self._seeds = list(seeds)
         self._generator = torch.Generator()
-        self._cache: list[LayerCache] = world.dynamics.new_cache(len(seeds), max_rewind=MAX_REWIND)
+        self._cache: Cache = world.dynamics.new_cache(len(seeds), max_rewind=MAX_REWIND)
         self._latents = torch.zeros(0)
         self._history: deque[Any] = deque(maxlen=self._history_length())
 
@@ -72,8 +71,8 @@ class SimulationBatch:
         ``B T-1 A`` between the frames, all normalised."""
         world = self.world
         batch, time = latents.shape[:2]
-        # Frames beyond the reach of all layers together change nothing.
-        first = max(0, time - 1 - world.config.dynamics.window * len(self._cache))
+        # Frames beyond the reach change nothing.
+        first = max(0, time - 1 - world.config.dynamics.reach)
         for t in range(first, time):
             knows_action = t > 0 and actions is not None
             action = (
@@ -81,9 +80,12 @@ class SimulationBatch:
                 if knows_action and actions is not None
                 else self._noise(world.action_dim)
             )
-            tau = world.tau(batch, 1, knows_proprio=knows_proprio, action_tau=float(knows_action))
-            seen = proprio[:, t : t + 1] if knows_proprio else self._noise(world.proprio_dim)
-            world.dynamics.keep(Values(latents[:, t : t + 1], seen, action), tau, self._cache)
+            given = Values(latents[:, t : t + 1], proprio[:, t : t + 1], action)
+            if world.proprio_dim and not knows_proprio:
+                given = self._with_proprio(
+                    given, float(knows_action), observation_tau=world.config.context_tau
+                )
+            world.dynamics.keep(given, world.tau(batch, 1, action_tau=float(knows_action)), self._cache)
         self._latents = latents[:, -1]
         self._remember()
 
@@ -101,23 +103,19 @@ class SimulationBatch:
         world, config = self.world, self.world.config.dynamics
         array = world.check_actions(actions, (len(self), world.action_dim), "actions")
         action = world.action_normalizer.normalize(torch.from_numpy(array).to(world.device)).unsqueeze(1)
-        num_latents = config.num_latents * config.latent_dim
-        noise = self._noise(num_latents + config.proprio_dim)
-
-        def split(x: Tensor) -> Values:
-            latents = x[..., :num_latents].unflatten(-1, (config.num_latents, config.latent_dim))
-            return Values(latents, x[..., num_latents:], action)
+        noise = self._noise(config.num_latents * config.latent_dim, stream=1)
+        latents = noise.unflatten(-1, (config.num_latents, config.latent_dim))
+        frame = Values(latents, torch.zeros(len(self), 1, config.proprio_dim, device=world.device), action)
+        if world.proprio_dim:
+            frame = self._with_proprio(frame, 1.0, observation_tau=0.0)
 
         def model(x: Tensor, tau: float) -> Tensor:
-            levels = world.tau(len(self), 1, knows_proprio=True, action_tau=1.0, observation_tau=tau)
-            if world.proprio_dim:
-                levels = levels.clone()
-                levels[..., -2] = tau
-            predicted = world.dynamics.step(split(x), levels, self._cache)
-            return torch.cat([predicted.latents.flatten(2), predicted.proprio], -1)
+            levels = world.tau(len(self), 1, action_tau=1.0, observation_tau=tau)
+            return world.dynamics.step(Values(x, frame.proprio, action), levels, self._cache).latents
 
-        frame = split(solve(model, noise, self.num_denoising_steps))
-        world.dynamics.keep(frame, world.tau(len(self), 1, knows_proprio=True, action_tau=1.0), self._cache)
+        if world.cameras:
+            frame = Values(solve(model, latents, self.num_denoising_steps), frame.proprio, action)
+        world.dynamics.keep(frame, world.tau(len(self), 1, action_tau=1.0), self._cache)
         self._latents = frame.latents[:, 0]
         self.num_steps += 1
         proprio = None
@@ -143,13 +141,18 @@ class SimulationBatch:
         """Undo the last steps: what follows is as if they had not been made.
 
         Raises:
-            WorldError: more than were made, or than ``MAX_REWIND`` or the kept history allow.
+            WorldError: more than were made, or than the kept past allows: ``MAX_REWIND`` in all, counted from
+                the furthest step.
         """
-        possible = min(self.num_steps, MAX_REWIND, len(self._history) - 1)
+        possible = min(
+            self.num_steps,
+            MAX_REWIND,
+            len(self._history) - 1,
+            self._cache.num_rewindable,
+        )
         if not 0 <= num_steps <= possible:
             raise WorldError(f"rewind({num_steps}): this session can go back by 0 to {possible} steps")
-        for layer in self._cache:
-            layer.rewind(num_steps)
+        self._cache.rewind(num_steps)
         for _ in range(num_steps):
             self._history.pop()
         self.num_steps -= num_steps
@@ -161,8 +164,8 @@ class SimulationBatch:
         return self.world.decode(latents)
 
     def save(self, path: str | Path, index: int = 0) -> None:
-        """Write the kept pictures of one session as a video, by the suffix ``.mp4`` or ``.gif``; several cameras stand
-        side by side."""
+        """Write the kept pictures of one session as a video, by the suffix ``.mp4`` or ``.gif``; several
+        cameras stand side by side."""
         pictures = self.pictures(index)
         if pictures is None:
             raise WorldError(f"world '{self.world.name}' has no camera, so there is nothing to save")
@@ -170,12 +173,27 @@ class SimulationBatch:
             pictures = np.concatenate(list(pictures.values()), axis=2)
         write_video(path, pictures, fps=self.world.fps, scale=max(1, 256 // pictures.shape[1]))
 
-    def _noise(self, size: int) -> Tensor:
-        """Noise ``B 1 size``, a function of each session's seed and step alone: the same whatever the batch, and
-        again after a rewind."""
+    def _with_proprio(self, frame: Values, action_tau: float, observation_tau: float) -> Values:
+        """The frame with its proprioception found: before the picture (``observation_tau`` = 0), from the
+        past and the action; or from a picture that is known."""
+
+        def model(x: Tensor, tau: float) -> Tensor:
+            levels = self.world.tau(
+                len(self), 1, action_tau=action_tau, observation_tau=observation_tau, proprio_tau=tau
+            )
+            return self.world.dynamics.step(
+                Values(frame.latents, x, frame.action), levels, self._cache
+            ).proprio
+
+        noise = self._noise(self.world.proprio_dim, stream=2)
+        return Values(frame.latents, solve(model, noise, self.num_denoising_steps), frame.action)
+
+    def _noise(self, size: int, stream: int = 0) -> Tensor:
+        """Noise ``B 1 size``, a function of each session's seed, step and stream alone: the same whatever the
+        batch, and again after a rewind."""
         rows = []
         for seed in self._seeds:
-            self._generator.manual_seed(_mix(seed, self.num_steps, 0))
+            self._generator.manual_seed(_mix(seed, self.num_steps, -stream))
             rows.append(torch.randn(1, size, generator=self._generator))
         return torch.stack(rows).to(self.world.device)
 
@@ -189,8 +207,7 @@ class SimulationBatch:
 
     def _copy(self, indices: Tensor, seeds: list[int]) -> "SimulationBatch":
         other = SimulationBatch(self.world, seeds, self.num_denoising_steps)
-        tokens = self.world.config.dynamics.num_tokens
-        other._cache = [layer.select(indices, tokens) for layer in self._cache]
+        other._cache = self._cache.select(indices)
         other._latents = self._latents[indices]
         other.num_steps = self.num_steps
         other._history.extend(step[indices] for step in self._history)
@@ -260,22 +277,28 @@ class World(WorldModel):
         """Begin sessions from ``B`` recordings of ``T`` frames each.
 
         Args:
-            frames: ``uint8 B T H W C``, or a dict of such arrays by camera; None where the world has no camera.
+            frames: ``uint8 B T H W C``, or a dict of such arrays by camera; None where the world has no
+                camera.
             actions: ``B T-1 A``, the actions between the frames, in the units of the dataset.
             proprio: ``B T P`` where the world knows it and the recording has it.
-            generators: one for each session, each asked once for a seed; by default sessions have seeds 0, 1, ...
+            generators: one for each session, each asked once for a seed; by default sessions have seeds
+                0, 1, ...
             num_denoising_steps: network calls for a frame; the world's own by default.
 
         Raises:
-            WorldError: what is given does not fit the self.
+            WorldError: what is given does not fit the world.
         """
         if frames is None:
-            if proprio is None:
-                raise WorldError(f"world '{self.name}': give frames or proprio to start from")
+            self.by_camera(None)
+            if proprio is None or np.ndim(proprio) != 3 or not np.size(proprio):
+                raise WorldError(
+                    f"world '{self.name}' has no camera: give proprio (sessions, T, {self.proprio_dim}), T "
+                    "at least 1, to start from"
+                )
             batch, time = np.asarray(proprio).shape[:2]
             latents = torch.zeros(batch, time, 0, self.config.dynamics.latent_dim)
         else:
-            by_camera = frames if isinstance(frames, dict) else {"": frames}
+            by_camera = frames if isinstance(frames, Mapping) else {"": frames}
             arrays = {key: np.asarray(f) for key, f in by_camera.items()}
             wrong = [
                 f"{key or 'frames'} {f.shape}"
@@ -286,9 +309,12 @@ class World(WorldModel):
                 raise WorldError(
                     f"frames must be (sessions, T, height, width, 3), T at least 1; got {', '.join(wrong)}"
                 )
+            if len({f.shape[:2] for f in arrays.values()}) != 1:
+                sizes = ", ".join(f"{key} {f.shape[:2]}" for key, f in arrays.items()) or "none"
+                raise WorldError(f"the cameras differ in sessions and frames: {sizes}")
             batch, time = next(iter(arrays.values())).shape[:2]
             flat = {key: f.reshape(-1, *f.shape[2:]) for key, f in arrays.items()}
-            latents = self.encode(flat if isinstance(frames, dict) else flat[""]).unflatten(0, (batch, time))
+            latents = self.encode(flat.get("", flat)).unflatten(0, (batch, time))
         normalized = None
         if actions is not None:
             array = self.check_actions(actions, (batch, time - 1, self.action_dim), "actions")
@@ -320,12 +346,12 @@ class World(WorldModel):
             num_denoising_steps: network calls for a frame; the world's own by default.
 
         Raises:
-            WorldError: what is given does not fit the self.
+            WorldError: what is given does not fit the world.
         """
-        if isinstance(frames, dict):
-            batched: Pictures = {key: np.asarray(f)[None] for key, f in frames.items()}
+        if isinstance(frames, Mapping):
+            batched: Pictures = {key: _one_session(f) for key, f in frames.items()}
         else:
-            batched = None if frames is None else np.asarray(frames)[None]
+            batched = None if frames is None else _one_session(frames)
         return Simulation(
             self.start_batch(
                 batched,
@@ -350,9 +376,10 @@ def load(source: str | Path, *, device: str | torch.device = "cpu") -> World:
         folder = bundled
     if not folder.is_dir():
         if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-            names = ", ".join(sorted(path.name for path in BUNDLED_WORLDS.iterdir() if path.is_dir()))
+            names = ", ".join(sorted(path.parent.name for path in BUNDLED_WORLDS.glob(f"*/{CONFIG_FILE}")))
             raise WorldError(
-                f"no world '{source}': neither a bundled one ({names}), nor a folder, nor a Hub id (owner/name)"
+                f"no world '{source}': neither a bundled one ({names or 'there is none'}), nor a folder, nor "
+                "a Hub id (owner/name)"
             )
         folder = _download(str(source))
     return World.from_folder(folder).to(device)
@@ -370,6 +397,16 @@ def _download(hub_id: str) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise WorldError(f"the world '{hub_id}' could not be downloaded: {error}") from error
+
+
+def _one_session(frames: Any) -> np.ndarray:
+    array = np.asarray(frames)
+    if array.ndim != 4 or not len(array):
+        raise WorldError(
+            f"frames must be (T, height, width, 3), T at least 1 (one picture is picture[None]); "
+            f"got {array.shape}"
+        )
+    return array[None]
 
 
 def _draw_seed(generator: torch.Generator) -> int:

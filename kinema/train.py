@@ -1,15 +1,18 @@
 """``kinema train``: from a dataset to a world, tokenizer first, then dynamics, by one loop.
 
-Update ``u`` draws all its randomness from the seed, the stage and ``u``, so a run that was stopped and resumed is the
-same as one that was not.
+Update ``u`` draws all its randomness from the seed, the stage and ``u``, so a run that was stopped and
+resumed is the same as one that was not.
 """
 
 import dataclasses
 import json
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import FrameType, TracebackType
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -30,6 +33,8 @@ from kinema.tokenizers import TokenizerObjective
 from kinema.world_model import CameraConfig, WorldConfig
 
 CHECKPOINTS = "checkpoints"
+LOG_EVERY = 20
+"""Updates from one line of numbers to the next."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +104,8 @@ def train(config: TrainConfig) -> int:
     try:
         if world.tokenizer is not None:
             loop.run(_tokenizer_stage(world, recipe, segments))
-        loop.run(_dynamics_stage(world, recipe, dataset, segments, config.out))
+        values = _encode_all(world, segments, loop.uses_bfloat16(world.device))
+        loop.run(_dynamics_stage(world, recipe, dataset, segments, values, config.out))
     except Stopped:
         print(f"stopped; the same command continues from {config.out / CHECKPOINTS}")
         return 130
@@ -108,6 +114,29 @@ def train(config: TrainConfig) -> int:
     world.save(config.out)
     print(f"the world is in {config.out}: kinema simulate {config.out} --data {config.data}")
     return 0
+
+
+class Interrupt:
+    """Ctrl-C within this context only says so, once: an update that is half done could not be resumed
+    exactly. The second Ctrl-C is the usual one and gives up what the last checkpoint does not hold."""
+
+    was_asked = False
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.was_asked:
+            raise KeyboardInterrupt
+        self.was_asked = True
 
 
 class Loop:
@@ -133,9 +162,7 @@ class Loop:
         state = read_state(folder) or {"update": 0}
         if state["update"]:
             load_checkpoint(folder, module=stage.objective, ema=ema, optimizer=optimizer)
-        use_bfloat16 = config.precision == "bfloat16" or (
-            config.precision == "auto" and supports_fast_bfloat16(device)
-        )
+        use_bfloat16 = self.uses_bfloat16(device)
         generator = torch.Generator(device)
 
         def save(update: int) -> None:
@@ -148,7 +175,7 @@ class Loop:
             total=schedule.updates, initial=state["update"], desc=f"training the {stage.name}", unit="update"
         )
         update = state["update"]
-        try:
+        with bar, Interrupt() as interrupt:
             while update < schedule.updates:
                 phase = schedule.phase_at(update)
                 seeds = np.random.SeedSequence([config.seed, _stage_number(stage.name), update])
@@ -160,20 +187,20 @@ class Loop:
                     loss, metrics = stage.objective(*batch, generator=generator)
                 if not torch.isfinite(loss):
                     raise FloatingPointError(
-                        f"{stage.name}, update {update}: the loss is {loss.item()}; the last good checkpoint is in "
-                        f"{folder}: lower the learning rate"
+                        f"{stage.name}, update {update}: the loss is {loss.item()}; the last good checkpoint "
+                        f"is in {folder}: lower the learning rate"
                     )
-                optimizer.zero_grad(set_to_none=True)
+                optimizer.zero_grad()
                 loss.backward()
                 norm = nn.utils.clip_grad_norm_(parameters.values(), 1.0)
                 optimizer.step()
                 decay = min(schedule.ema, (update + 1) / (update + 10))
-                torch._foreach_lerp_(
+                torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
                     list(ema.values()), [p.detach() for p in parameters.values()], 1.0 - decay
                 )
                 update += 1
                 bar.update()
-                if update % 20 == 0:
+                if update % LOG_EVERY == 0:
                     numbers = {"loss": loss.item(), "gradient_norm": norm.item()}
                     numbers |= {key: value.item() for key, value in metrics.items()}
                     rate = bar.format_dict["rate"] or 0.0
@@ -184,21 +211,23 @@ class Loop:
                 if stage.evaluate and now - evaluated_at > 60.0 * config.evaluate_minutes:
                     self._evaluate(stage, parameters, ema, update)
                     evaluated_at = now
-                if self.deadline is not None and now > self.deadline and update < schedule.updates:
+                is_late = self.deadline is not None and now > self.deadline and update < schedule.updates
+                if interrupt.was_asked or is_late:
+                    save(update)
                     raise Stopped
                 if now - saved_at > 60.0 * config.checkpoint_minutes:
                     save(update)
                     saved_at = now
-        except (KeyboardInterrupt, Stopped):
-            save(update)
-            raise Stopped from None
-        finally:
-            bar.close()
         if update > state["update"]:
             save(update)
         _swap(parameters, ema)
         if stage.evaluate:
             self.log.write(stage.name, update, stage.evaluate(update))
+
+    def uses_bfloat16(self, device: torch.device) -> bool:
+        """Whether the networks' arithmetic is in bfloat16 there."""
+        precision = self.config.precision
+        return precision == "bfloat16" or (precision == "auto" and supports_fast_bfloat16(device))
 
     def _evaluate(
         self, stage: Stage, parameters: dict[str, nn.Parameter], ema: dict[str, Tensor], update: int
@@ -213,7 +242,8 @@ class Loop:
 
 def _tokenizer_stage(world: World, recipe: Recipe, segments: Segments) -> Stage:
     assert world.tokenizer is not None
-    tokenizer = world.tokenizer.to(memory_format=torch.channels_last)
+    tokenizer = world.tokenizer
+    tokenizer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (PyTorch's stub lacks it)
     objective = TokenizerObjective(tokenizer, recipe.tokenizer_objective)
 
     def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
@@ -222,16 +252,15 @@ def _tokenizer_stage(world: World, recipe: Recipe, segments: Segments) -> Stage:
     return Stage(name="tokenizer", objective=objective, schedule=recipe.tokenizer_schedule, draw=draw)
 
 
-def _dynamics_stage(world: World, recipe: Recipe, dataset: Dataset, segments: Segments, out: Path) -> Stage:
-    values = _encode_all(world, segments)
-    has_previous = np.ones(segments.num_rows, dtype=bool)
-    has_previous[segments.starts] = False
+def _dynamics_stage(
+    world: World, recipe: Recipe, dataset: Dataset, segments: Segments, values: Values, out: Path
+) -> Stage:
     objective = DynamicsObjective(world.dynamics, recipe.dynamics_objective)
 
     def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
         rows = segments.draw_rows(rng, phase.batch, phase.length)
         drawn = values.map(lambda x: x[torch.from_numpy(rows)].float())
-        return drawn, torch.from_numpy(has_previous[rows]), phase.own_context_share
+        return drawn, torch.from_numpy(segments.has_action[rows]), phase.own_context_share
 
     def evaluate(update: int) -> dict[str, float]:
         held_out = range(dataset.num_episodes - recipe.num_held_out, dataset.num_episodes)
@@ -248,8 +277,8 @@ def _dynamics_stage(world: World, recipe: Recipe, dataset: Dataset, segments: Se
 
 
 @torch.inference_mode()
-def _encode_all(world: World, segments: Segments) -> Values:
-    """Normalised values of every row: latents (half precision), proprioception, and the action that led to it."""
+def _encode_all(world: World, segments: Segments, use_bfloat16: bool) -> Values:
+    """Normalised values of every row: latents (half precision), proprioception, the action that led to it."""
     world.action_normalizer.fit(segments.actions)
     if segments.proprio is not None:
         world.proprio_normalizer.fit(segments.proprio)
@@ -262,12 +291,12 @@ def _encode_all(world: World, segments: Segments) -> Values:
     rows = segments.num_rows
     for start in tqdm(range(0, rows, 256), desc="encoding", unit="batch", disable=tokenizer is None):
         piece = {key: frames[start : start + 256] for key, frames in segments.frames.items()}
-        with torch.autocast(world.device.type, torch.bfloat16, enabled=supports_fast_bfloat16(world.device)):
+        with torch.autocast(world.device.type, torch.bfloat16, enabled=use_bfloat16):
             parts.append(world.encode(piece or None).half().cpu())
     latents = (
         torch.cat(parts) if tokenizer is not None else torch.zeros(rows, 0, world.config.dynamics.latent_dim)
     )
-    previous = torch.from_numpy(segments.actions[np.maximum(np.arange(rows) - 1, 0)]).to(world.device)
+    previous = torch.from_numpy(segments.prev_action).to(world.device)
     proprio = torch.zeros(rows, 0)
     if segments.proprio is not None:
         proprio = world.proprio_normalizer.normalize(
@@ -318,7 +347,9 @@ def _check_same_run(config: TrainConfig, recipe: Recipe) -> None:
     text = json.dumps(run, indent=2) + "\n"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        partial = path.with_suffix(".partial")
+        partial.write_text(text)
+        partial.rename(path)
     elif path.read_text() != text:
         raise CheckpointError(
             f"{config.out}: it holds another run (recipe, data or seed differ: {path}); choose another --out"

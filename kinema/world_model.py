@@ -24,6 +24,8 @@ from kinema.tokenizers import ConvTokenizer, ConvTokenizerConfig
 FORMAT = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+MAX_PICTURES = 256
+"""Most pictures that go through the tokenizer at once; more are done in parts, in the memory of these."""
 
 Pictures = np.ndarray | Mapping[str, np.ndarray] | None
 """One array where a world has one camera, else arrays by camera."""
@@ -134,10 +136,10 @@ class WorldModel(nn.Module):
         Raises:
             WorldError: a camera is missing or unknown, or a picture has another size or type.
         """
-        config = self.config.dynamics
-        if self.tokenizer is None:
-            return torch.zeros(0, 0, config.latent_dim)
-        return torch.cat([self._encode_camera(key, f) for key, f in self.by_camera(frames).items()], dim=1)
+        by_camera = self.by_camera(frames)
+        if not by_camera:
+            return torch.zeros(0, 0, self.config.dynamics.latent_dim)
+        return torch.cat([self._encode_camera(pictures) for pictures in by_camera.values()], dim=1)
 
     @torch.inference_mode()
     def decode(self, latents: Float[Tensor, "T L Z"]) -> np.ndarray | dict[str, np.ndarray] | None:
@@ -146,9 +148,11 @@ class WorldModel(nn.Module):
             return None
         pictures = {}
         for key, part in zip(self.cameras, latents.chunk(len(self.cameras), dim=1), strict=True):
-            pixels = self.tokenizer.decode(part).float().clamp(-1.0, 1.0)
-            pixels = (pixels + 1.0).mul(127.5).round().to(torch.uint8)
-            pictures[key] = pixels.permute(0, 2, 3, 1).cpu().numpy()
+            pieces = []
+            for piece in part.split(MAX_PICTURES):
+                pixels = self.tokenizer.decode(piece).float().clamp(-1.0, 1.0)
+                pieces.append((pixels + 1.0).mul(127.5).round().to(torch.uint8))
+            pictures[key] = torch.cat(pieces).permute(0, 2, 3, 1).cpu().numpy()
         return pictures[self.cameras[0]] if len(pictures) == 1 else pictures
 
     def reconstruct(self, frames: Pictures, *, batch: int = 256) -> np.ndarray | dict[str, np.ndarray] | None:
@@ -172,17 +176,22 @@ class WorldModel(nn.Module):
             if self.cameras:
                 raise WorldError(f"world '{self.name}': pictures of {', '.join(self.cameras)} are needed")
             return {}
+        if not self.cameras:
+            if isinstance(frames, Mapping) and not frames:
+                return {}
+            raise WorldError(f"world '{self.name}' has no camera: give proprio, and None for frames")
         if not isinstance(frames, Mapping):
             if len(self.cameras) != 1:
                 raise WorldError(
-                    f"world '{self.name}' has {len(self.cameras)} cameras: give frames as a dict with the keys "
-                    f"{', '.join(self.cameras)}"
+                    f"world '{self.name}' has {len(self.cameras)} cameras: give frames as a dict with the "
+                    f"keys {', '.join(self.cameras)}"
                 )
             frames = {self.cameras[0]: frames}
         missing = [key for key in self.cameras if key not in frames]
         if missing:
             raise WorldError(
-                f"world '{self.name}': no pictures of camera {', '.join(missing)}; got {', '.join(frames) or 'none'}"
+                f"world '{self.name}': no pictures of camera {', '.join(missing)}; "
+                f"got {', '.join(frames) or 'none'}"
             )
         assert self.config.tokenizer is not None
         learned = (self.config.tokenizer.height, self.config.tokenizer.width)
@@ -197,9 +206,9 @@ class WorldModel(nn.Module):
                 )
             if pictures.shape[1:3] not in (learned, native):
                 raise WorldError(
-                    f"camera '{camera.key}': frames are {pictures.shape[1]}x{pictures.shape[2]} (height x width), "
-                    f"but this world takes {native[0]}x{native[1]} (as recorded) or {learned[0]}x{learned[1]} "
-                    "(as learned)"
+                    f"camera '{camera.key}': frames are {pictures.shape[1]}x{pictures.shape[2]} (height x "
+                    f"width), but this world takes {native[0]}x{native[1]} (as recorded) or "
+                    f"{learned[0]}x{learned[1]} (as learned)"
                 )
             checked[camera.key] = resize(pictures, *learned)
         if len({len(pictures) for pictures in checked.values()}) > 1:
@@ -216,16 +225,20 @@ class WorldModel(nn.Module):
         array = np.asarray(actions, dtype=np.float32)
         if array.shape != shape:
             raise WorldError(
-                f"{what}: expected shape {shape} ({', '.join(self.config.action_names)} last), got {array.shape}"
+                f"{what}: expected shape {shape} ({', '.join(self.config.action_names)} last), "
+                f"got {array.shape}"
             )
         if not np.isfinite(array).all():
             raise WorldError(f"{what}: it holds a number that is not finite")
         return array
 
-    def _encode_camera(self, key: str, pictures: np.ndarray) -> Tensor:
+    def _encode_camera(self, pictures: np.ndarray) -> Tensor:
         assert self.tokenizer is not None
-        pixels = torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        return self.tokenizer.encode(pixels)
+        parts = []
+        for piece in torch.from_numpy(pictures).split(MAX_PICTURES):
+            pixels = piece.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+            parts.append(self.tokenizer.encode(pixels))
+        return torch.cat(parts)
 
     # Inverse dynamics.
 
@@ -257,32 +270,33 @@ class WorldModel(nn.Module):
         time = latents.shape[1]
         if time < 2:
             raise WorldError(f"infer needs at least two frames, got {time}")
-        window = self.config.dynamics.window
+        # Chunks overlap by the reach, so that every frame has the past that it would have in one long pass.
+        reach = self.config.dynamics.reach
+        chunk = max(64, reach)
         values = Values(
             latents, self.normalized_proprio(proprio, 1, time), torch.zeros(1, time, self.action_dim)
         )
         generator = generator or torch.Generator().manual_seed(0)
         noise = session_noise((time, self.action_dim), [generator], self.device)
-        chunks = []
-        # Chunks overlap by a window, so that every frame has the past that it would have in one long pass.
-        for start in range(0, time - 1, 8 * window):
-            begin = max(0, start - window)
-            stop = min(time - 1, start + 8 * window)
+        actions = []
+        for start in range(0, time - 1, chunk):
+            begin, stop = max(0, start - reach), min(time - 1, start + chunk)
             piece = values.map(lambda x, a=begin, b=stop + 1: x[:, a:b])
-            chunk = self._infer_chunk(
+            found = self._infer_chunk(
                 piece, noise[:, begin : stop + 1], proprio is not None, num_denoising_steps
             )
-            chunks.append(chunk[start - begin :])
-        return np.concatenate(chunks)
+            actions.append(found[start - begin :])
+        return np.concatenate(actions)
 
     def _infer_chunk(self, values: Values, noise: Tensor, knows_proprio: bool, num_steps: int) -> np.ndarray:
         time = values.action.shape[1]
-        tau = self.tau(1, time, knows_proprio=knows_proprio, action_tau=0.0)
+        proprio_tau = float(knows_proprio)
+        tau = self.tau(1, time, action_tau=0.0, proprio_tau=proprio_tau)
         context = Values(values.latents[:, :-1], values.proprio[:, :-1], noise[:, :-1])
 
         def model(action: Tensor, action_tau: float) -> Tensor:
             target = Values(values.latents[:, 1:], values.proprio[:, 1:], action)
-            target_tau = self.tau(1, time - 1, knows_proprio=knows_proprio, action_tau=action_tau)
+            target_tau = self.tau(1, time - 1, action_tau=action_tau, proprio_tau=proprio_tau)
             return self.dynamics(context, tau[:, :-1], target, target_tau).action
 
         actions = solve(model, noise[:, 1:], num_steps)
@@ -293,23 +307,20 @@ class WorldModel(nn.Module):
         batch: int,
         time: int,
         *,
-        knows_proprio: bool,
         action_tau: float,
         observation_tau: float | None = None,
+        proprio_tau: float = 1.0,
     ) -> Float[Tensor, "B T M"]:
-        """Noise times of given frames: pictures and known proprioception at ``context_tau`` unless said otherwise,
-        unknown proprioception at 0, actions as said."""
+        """Noise times of frames: pictures at ``context_tau`` unless said otherwise, the others as said."""
         seen = self.config.context_tau if observation_tau is None else observation_tau
-        levels = [seen] * len(self.cameras)
-        if self.proprio_dim:
-            levels.append(seen if knows_proprio else 0.0)
+        levels = [seen] * len(self.cameras) + [proprio_tau] * (self.proprio_dim > 0)
         return torch.tensor([*levels, action_tau], device=self.device).expand(batch, time, -1)
 
     def normalized_proprio(self, proprio: np.ndarray | None, batch: int, time: int) -> Tensor:
         """``B T P`` normalised; zeros where the recording has none.
 
         Raises:
-            WorldError: another shape.
+            WorldError: another shape, or a number that is not finite.
         """
         if proprio is None or not self.proprio_dim:
             return torch.zeros(batch, time, self.proprio_dim, device=self.device)
@@ -318,29 +329,41 @@ class WorldModel(nn.Module):
             array = array[None]
         if array.shape != (batch, time, self.proprio_dim):
             raise WorldError(f"proprio: expected shape {(batch, time, self.proprio_dim)}, got {array.shape}")
+        if not np.isfinite(array).all():
+            raise WorldError("proprio: it holds a number that is not finite")
         return self.proprio_normalizer.normalize(torch.from_numpy(array).to(self.device))
 
     # On disk.
 
     def save(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write the world: ``config.json`` and ``model.safetensors``, each beside and then renamed.
+        """Write the world: ``config.json`` and ``model.safetensors``, both beside and then renamed.
 
         Args:
             folder: created where it is missing.
             dtype: of the weights on disk; ``torch.float16`` halves the size.
+
+        Raises:
+            WorldError: they cannot be written, on a full disk for instance; a world that was there is kept.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             key: value.to(dtype if value.ndim >= 2 else value.dtype).contiguous()
             for key, value in self.state_dict().items()
         }
-        partial = folder / f"{WEIGHTS_FILE}.partial"
-        save_file(tensors, partial)
-        partial.rename(folder / WEIGHTS_FILE)
-        partial = folder / f"{CONFIG_FILE}.partial"
-        partial.write_text(json.dumps({"format": FORMAT, **dataclasses.asdict(self.config)}, indent=2) + "\n")
-        partial.rename(folder / CONFIG_FILE)
+        config = json.dumps({"format": FORMAT, **dataclasses.asdict(self.config)}, indent=2) + "\n"
+        partial = [folder / f"{name}.partial" for name in (WEIGHTS_FILE, CONFIG_FILE)]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, partial[0])
+            partial[1].write_text(config)
+        except (OSError, SafetensorError) as error:
+            for path in partial:
+                path.unlink(missing_ok=True)
+            raise WorldError(
+                f"{folder}: the world could not be written ({error}); make room on the disk and try again"
+            ) from error
+        partial[0].rename(folder / WEIGHTS_FILE)
+        partial[1].rename(folder / CONFIG_FILE)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Self:
@@ -360,10 +383,10 @@ class WorldModel(nn.Module):
             raise WorldError(
                 f"{folder / WEIGHTS_FILE}: cannot be read ({error}); copy the world again"
             ) from error
-        world = cls(config)
         try:
+            world = cls(config)
             world.load_state_dict({key: value.float() for key, value in tensors.items()})
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             raise WorldError(f"{folder / WEIGHTS_FILE}: does not fit {CONFIG_FILE} ({error})") from error
         return world.eval()
 
@@ -376,15 +399,16 @@ def _read_config(path: Path) -> WorldConfig:
     try:
         data = json.loads(path.read_text())
         if data.pop("format") != FORMAT:
-            raise WorldError(f"{path}: written by another version of kinema; this one reads format {FORMAT}")
+            raise ValueError(f"written by another version of kinema; this one reads format {FORMAT}")
         data["cameras"] = tuple(CameraConfig(**camera) for camera in data["cameras"])
         data["action_names"] = tuple(data["action_names"])
         if data["tokenizer"]:
-            tokenizer = {k: tuple(v) if isinstance(v, list) else v for k, v in data["tokenizer"].items()}
+            tokenizer: dict[str, Any] = data["tokenizer"]
+            tokenizer = {k: tuple(v) if isinstance(v, list) else v for k, v in tokenizer.items()}
             data["tokenizer"] = ConvTokenizerConfig(**tokenizer)
         dynamics = dict(data["dynamics"])
         dynamics["grids"] = tuple((rows, columns) for rows, columns in dynamics["grids"])
         data["dynamics"] = DynamicsConfig(**dynamics)
         return WorldConfig(**data)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WorldError(f"{path}: not a world's configuration ({error!r})") from error

@@ -21,6 +21,7 @@ from kinema.data.layout import (
     DataError,
     from_arrow,
     is_picture,
+    picture_shape,
     row_shape,
 )
 from kinema.data.lerobot import TIMESTAMP_TOLERANCE, Dataset, load_data_file
@@ -412,9 +413,10 @@ def _check_spans(
             message=message,
         )
 
-    shape = [int(n) for n in dataset.features[camera]["shape"]]
-    if sorted((header.height, header.width, 3)) != sorted(shape):
-        yield defect("shape", f"pictures are {header.height} x {header.width}, but {INFO_PATH} says {shape}")
+    height, width, _ = picture_shape(dataset.features[camera])
+    if (header.height, header.width) != (height, width):
+        message = f"pictures are {header.height} x {header.width}, but {INFO_PATH} says {height} x {width}"
+        yield defect("shape", message)
     num_rows = int(table.lengths[numbers].sum())
     if header.num_frames and header.num_frames < num_rows:
         yield defect("length", f"has {header.num_frames} frames, but its episodes have {num_rows} rows")

@@ -61,7 +61,7 @@ def make_environment(
     if env_id.startswith("gym_pusht/") and "obs_type" not in arguments:
         height, width = picture_size or (64, 64)
         arguments = {
-            "obs_type": "pixels",
+            "obs_type": "pixels_agent_pos",
             "observation_height": height,
             "observation_width": width,
             **arguments,

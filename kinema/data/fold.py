@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from kinema.data import statistics, video
 from kinema.data.layout import (
     EPISODES_PATH,
+    INFO_DEFAULTS,
     INFO_PATH,
     STATS_PATH,
     TASKS_PATH,
@@ -52,6 +53,9 @@ if sys.platform != "win32":
 STAGING = ".staging"
 COLUMNS_FILE = "columns.parquet"
 SUMMARY_FILE = "episode.json"
+
+COLUMNS_TO_CONTINUE = ("episode_index", "length", "dataset_to_index", "data/chunk_index", "data/file_index")
+"""What the episodes table must say about the last episode for another one to follow."""
 
 Location = tuple[int, int]
 """Chunk index and file index."""
@@ -96,7 +100,7 @@ def staged_episodes(root: Path) -> list[Path]:
 
 def recover(root: Path) -> int:
     """Fold what a killed recording has left, unless it still runs; returns how many episodes."""
-    if not (root / STAGING).is_dir():
+    if not staged_episodes(root):
         return 0
     with lock(root) as is_ours:
         return fold(root) if is_ours else 0
@@ -119,7 +123,8 @@ def fold(root: Path) -> int:
     if not staged:
         return 0
     info = read_json(root, INFO_PATH)
-    last = _last_episode(root)
+    info |= {key: value for key, value in INFO_DEFAULTS.items() if info.get(key) is None}
+    last = last_episode(root)
     num_before = 0 if last is None else last["episode_index"] + 1
     new = _whole([path for path in staged if int(path.name) >= num_before], num_before)
     if new:
@@ -155,11 +160,19 @@ def _read_summary(path: Path) -> dict[str, Any]:
     return json.loads((path / SUMMARY_FILE).read_text(encoding="utf-8"))
 
 
-def _last_episode(root: Path) -> dict[str, Any] | None:
+def last_episode(root: Path) -> dict[str, Any] | None:
+    """The last row of the episodes table without its statistics; None without any. Raises DataError."""
     for path in reversed(episode_files(root)):
         names = [name for name in pq.read_schema(path).names if not name.startswith("stats/")]
         table = pq.read_table(path, columns=names)
         if len(table):
+            missing = set(COLUMNS_TO_CONTINUE) - set(names)
+            if missing:
+                raise DataError(
+                    f"the columns {sorted(missing)} are missing, so that nothing can be added; copy the "
+                    "episodes into a new dataset",
+                    path=path,
+                )
             return table.slice(len(table) - 1).to_pylist()[0]
     return None
 
@@ -396,10 +409,15 @@ def _summarise(root: Path, info: dict[str, Any]) -> None:
             if {"min", "max", "mean", "std", "count"} <= stacked.keys():
                 parts.setdefault(key, []).append(statistics.aggregate(stacked))
     merged = {key: statistics.aggregate(statistics.stack(group)) for key, group in parts.items()}
-    write_json(
-        root / STATS_PATH,
-        {key: {name: value.tolist() for name, value in stats.items()} for key, stats in merged.items()},
-    )
+    stats = {key: {name: value.tolist() for name, value in of_key.items()} for key, of_key in merged.items()}
+    before = read_json(root, STATS_PATH) if (root / STATS_PATH).is_file() else {}
+    stale = sorted(set(before) - set(stats))
+    if stale:
+        # Written by a program that keeps no statistics by episode: there is nothing to compute new ones from.
+        warnings.warn(
+            f"{root / STATS_PATH}: {', '.join(stale)} still describe the old episodes", stacklevel=2
+        )
+    write_json(root / STATS_PATH, before | stats)
     splits = info.get("splits") or {}
     if set(splits) <= {"train"}:
         info["splits"] = {"train": f"0:{num_episodes}"}

@@ -41,6 +41,15 @@ POSITION_FEATURES: dict[str, Feature] = {
 
 PICTURE_DTYPES = ("video", "image")
 
+INFO_DEFAULTS: dict[str, Any] = {
+    "chunks_size": 1000,
+    "data_files_size_in_mb": 100,
+    "video_files_size_in_mb": 200,
+    "data_path": DATA_PATH,
+    "video_path": VIDEO_PATH,
+}
+"""What holds where ``info.json`` does not say."""
+
 
 class DataError(ValueError):
     """A dataset is missing, incomplete or damaged; says where: file, episode, key."""
@@ -89,6 +98,15 @@ def format_path(template: str, *, chunk: int, file: int, key: str = "") -> str:
 
 def is_picture(feature: Mapping[str, Any]) -> bool:
     return feature["dtype"] in PICTURE_DTYPES
+
+
+def picture_shape(feature: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Height, width, channels; some published sets have the channels first, and say so in ``names``."""
+    first, second, third = (int(n) for n in feature["shape"])
+    names = feature.get("names")
+    if isinstance(names, list) and names and str(names[0]).startswith("channel"):
+        return second, third, first
+    return first, second, third
 
 
 def row_shape(feature: Mapping[str, Any]) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from kinema.data.layout import (
     Feature,
     from_arrow,
     is_picture,
+    picture_shape,
     read_json,
     read_tasks,
     row_shape,
@@ -225,7 +226,7 @@ class Dataset:
         path, episode = self.table.data_paths[index], int(self.table.ids[index])
         if camera not in rows.column_names:
             raise DataError("the data file has no such column", path=path, episode=episode, key=camera)
-        mode = {1: "L", 4: "RGBA"}.get(_num_channels(self.features[camera]), "RGB")
+        mode = {1: "L", 4: "RGBA"}.get(picture_shape(self.features[camera])[2], "RGB")
         pictures = []
         for number, cell in enumerate(rows[camera].to_pylist()):
             try:
@@ -251,9 +252,9 @@ class Dataset:
     def _task(self, index: int, columns: Mapping[str, np.ndarray]) -> str | None:
         number = int(columns["task_index"][0]) if len(columns.get("task_index", ())) else -1
         if 0 <= number < len(self.tasks):
-            return self.tasks[number]
+            return self.tasks[number] or None
         listed = self.table.tasks[index]
-        return listed[0] if listed else None
+        return listed[0] or None if listed else None
 
     def _read_tasks(self) -> tuple[str, ...]:
         try:
@@ -277,13 +278,6 @@ class Dataset:
                 DataError(f"{reason}; going on without statistics", path=self.root / STATS_PATH)
             )
             return {}
-
-
-def _num_channels(feature: Feature) -> int:
-    """Channels of a picture, whichever end of its shape they are at."""
-    names = feature.get("names")
-    is_first = isinstance(names, list) and names and str(names[0]).startswith("channel")
-    return int(feature["shape"][0 if is_first else -1])
 
 
 def load_data_file(path: Path) -> tuple[pa.Table, dict[int, slice]]:

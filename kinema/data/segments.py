@@ -1,7 +1,7 @@
 """Decoded episodes for training: in memory when they fit, else in a memory-mapped cache beside the run.
 
-Decoding happens once, before training. The one shift of the action, from "taken at ``t``" to "led to ``t``", happens
-here and nowhere else.
+Decoding happens once, before training. The one shift of the action, from "taken at ``t``" to "led to ``t``",
+happens here and nowhere else.
 """
 
 import dataclasses
@@ -55,6 +55,12 @@ class Segments:
         """Height and width of each camera as recorded."""
         self.starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
         self._episode_of_row = np.repeat(np.arange(len(lengths)), lengths)
+        self.has_action = np.ones(len(actions), dtype=bool)
+        """By row: whether the action that led to its frame is known; not so where an episode begins."""
+        self.has_action[self.starts] = False
+        self.prev_action = np.roll(actions, 1, axis=0)
+        """By row: the action that led to its frame; zeros where none is known."""
+        self.prev_action[self.starts] = 0.0
 
     @property
     def num_rows(self) -> int:
@@ -93,13 +99,11 @@ class Segments:
 
         The action before the first frame is known where the segment does not begin its episode.
         """
-        previous = np.maximum(rows - 1, 0)
-        has_action = rows > self.starts[self._episode_of_row[rows]]
         return Batch(
             frames={key: torch.from_numpy(frames[rows]) for key, frames in self.frames.items()},
             proprio=None if self.proprio is None else torch.from_numpy(self.proprio[rows]),
-            prev_action=torch.from_numpy(self.actions[previous] * has_action[..., None]),
-            has_action=torch.from_numpy(has_action),
+            prev_action=torch.from_numpy(self.prev_action[rows]),
+            has_action=torch.from_numpy(self.has_action[rows]),
         )
 
 

@@ -23,8 +23,8 @@ def of_column(values: np.ndarray) -> Statistics:
     """Statistics of a column ``T ...`` over time."""
     values = values[:, None] if values.ndim == 1 else values
     floats = values.astype(np.float64)
-    # One NaN in a column must not hide the statistics of the rest; the checks report it.
-    with np.errstate(invalid="ignore"):
+    # NaN and infinity are stored as they come and found by the checks: a recording must not fail for them.
+    with np.errstate(invalid="ignore", over="ignore"):
         quantiles = np.quantile(floats, list(QUANTILES.values()), axis=0)
         return {
             "min": values.min(axis=0),
@@ -65,8 +65,9 @@ def aggregate(stats: Mapping[str, np.ndarray]) -> Statistics:
     """Statistics over ``N`` parts from theirs, stacked: every array is ``N ...``, ``count`` is ``N 1``."""
     count = stats["count"].astype(np.float64).reshape(-1, *[1] * (stats["mean"].ndim - 1))
     weight = count / count.sum()
-    mean = (stats["mean"] * weight).sum(axis=0)
-    variance = ((stats["std"] ** 2 + (stats["mean"] - mean) ** 2) * weight).sum(axis=0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        mean = (stats["mean"] * weight).sum(axis=0)
+        variance = ((stats["std"] ** 2 + (stats["mean"] - mean) ** 2) * weight).sum(axis=0)
     merged = {
         "min": stats["min"].min(axis=0),
         "max": stats["max"].max(axis=0),

@@ -173,25 +173,29 @@ def concatenate(
         for number, source in enumerate(sources):
             with av.open(str(source)) as container:
                 stream = container.streams.video[0]
+                time_base = Fraction(stream.time_base or Fraction(1, 1000))
                 if joined is None:
                     # Opaque: copied as it is, since there may be a decoder of this name only, no encoder.
                     joined = output.add_stream_from_template(stream, opaque=True)
-                    joined.time_base = stream.time_base
-                start = end
-                starts.append(start)
+                    joined.time_base = time_base
+                # Everything below counts in ticks of the time base; fractions for each packet are slow.
+                shift = ticks = round(end / time_base)
+                limit = None if number or end_of_first is None else end_of_first / time_base
                 for packet in container.demux(stream):
-                    if packet.pts is None or packet.dts is None:
+                    if (
+                        packet.pts is None
+                        or packet.dts is None
+                        or (limit is not None and packet.pts >= limit)
+                    ):
                         continue
-                    time_base = Fraction(packet.time_base)
-                    if number == 0 and end_of_first is not None and packet.pts * time_base >= end_of_first:
-                        continue
-                    shift = round(start / time_base)
                     packet.pts += shift
                     packet.dts += shift
-                    end = max(end, (packet.pts + (packet.duration or 0)) * time_base)
+                    ticks = max(ticks, packet.pts + (packet.duration or 0))
                     packet.stream = joined
                     output.mux(packet)
                     num_frames += 1
+                starts.append(shift * time_base)
+                end = ticks * time_base
     return starts, num_frames
 
 
@@ -240,7 +244,11 @@ class VideoReader:
                     raise DataError(f"the frame at {time:.4f} s (row {row}) is damaged", path=self.path)
                 worst = max(worst, abs(_time(frame) - time))
                 pictures[row] = frame.to_ndarray(format="rgb24")
-        except (FFmpegError, OSError) as error:
+        except (FFmpegError, OSError, DataError) as error:
+            # The next call seeks, so that one bad place does not hide what comes after it.
+            self._before = self._ahead = None
+            if isinstance(error, DataError):
+                raise
             raise DataError(f"cannot be decoded ({error})", path=self.path) from error
         return pictures, worst
 

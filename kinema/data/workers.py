@@ -122,7 +122,7 @@ class _Worker:
             outcome = self.connection.recv()
         except (EOFError, ConnectionError):
             self.alive = False
-            self._process.join(STOP_SECONDS)
+            self._process.join(10 * STOP_SECONDS)  # To learn why; it has let go of the pipe, so it is ending.
             outcome = JobError(job, f"the worker process died ({_exit_reason(self._process.exitcode)})", "")
         if isinstance(outcome, JobError) and outcome.job is None:
             raise outcome

@@ -25,6 +25,7 @@ from av.error import FFmpegError
 from kinema.data import fold, statistics, video
 from kinema.data.layout import (
     DATA_PATH,
+    INFO_DEFAULTS,
     INFO_PATH,
     POSITION_FEATURES,
     VERSION,
@@ -34,6 +35,7 @@ from kinema.data.layout import (
     arrow_schema,
     arrow_type,
     is_picture,
+    picture_shape,
     read_json,
     row_shape,
     to_arrow,
@@ -95,8 +97,12 @@ class DatasetWriter:
             "video_path": None,
             "features": {},
         }
+        self._num_folded, self._num_staged = 0, 0
+        self._staged_bytes: dict[str, int] = {}
+        self._is_closed = False
         is_continued = (self.root / INFO_PATH).is_file()
-        if not is_continued and self.root.exists() and any(self.root.iterdir()):
+        held = {path.name for path in self.root.iterdir()} if self.root.exists() else set()
+        if not is_continued and held - {fold.STAGING}:
             raise ValueError(
                 f"{self.root} is not empty and holds no dataset ({INFO_PATH}); choose another folder"
             )
@@ -111,14 +117,13 @@ class DatasetWriter:
                 self._check_continued(features)
                 fold.fold(self.root)
                 self._info = read_json(self.root, INFO_PATH)
+                last = fold.last_episode(self.root)
+                self._num_folded = 0 if last is None else last["episode_index"] + 1
             elif features is not None:
                 self._create(features)
         except BaseException:
             self._resources.close()
             raise
-        self._num_folded: int = self._info["total_episodes"]
-        self._num_staged = 0
-        self._staged_bytes: dict[str, int] = {}
 
     @property
     def num_episodes(self) -> int:
@@ -145,6 +150,8 @@ class DatasetWriter:
 
         When this returns, the episode survives a kill of the process.
         """
+        if self._is_closed:
+            raise ValueError(f"the writer of {self.root} is closed; open another to add episodes")
         if not self.features:
             self._create(self._infer_features(frames, columns))
         length, rows, pictures = self._checked(frames, columns)
@@ -156,20 +163,23 @@ class DatasetWriter:
             self._stage(length, rows, pictures, stats, task)
         except (OSError, FFmpegError) as error:
             raise self._failed(error) from error
-        self._num_staged += 1
-        limits = {"data": self._info["data_files_size_in_mb"]}
+        info = INFO_DEFAULTS | self._info
+        limits = {"data": info["data_files_size_in_mb"]}
         if self._num_staged >= MAX_STAGED or any(
-            size >= limits.get(kind, self._info["video_files_size_in_mb"]) * 2**20
+            size >= limits.get(kind, info["video_files_size_in_mb"]) * 2**20
             for kind, size in self._staged_bytes.items()
         ):
             self._fold()
 
     def close(self) -> None:
         """Fold the staged episodes into the final files and release the dataset; may be called again."""
+        if self._is_closed:
+            return
         try:
-            if self._num_staged:
+            if fold.staged_episodes(self.root):
                 self._fold()
         finally:
+            self._is_closed = True
             self._resources.close()
 
     def _fold(self) -> None:
@@ -178,7 +188,7 @@ class DatasetWriter:
         except (OSError, FFmpegError) as error:
             raise self._failed(error) from error
         self._info = read_json(self.root, INFO_PATH)
-        self._num_folded, self._num_staged, self._staged_bytes = self._info["total_episodes"], 0, {}
+        self._num_folded, self._num_staged, self._staged_bytes = self.num_episodes, 0, {}
 
     def _failed(self, error: Exception) -> DataError:
         return DataError(
@@ -265,6 +275,14 @@ class DatasetWriter:
                     f"feature {key} is {given['dtype']} {list(given['shape'])}, but {self.root} holds "
                     f"{known['dtype']} {known['shape']}; choose another folder"
                 )
+        for key, known in self.features.items():
+            if self._codec == "auto" or not is_picture(known):
+                continue
+            stored = "image" if known["dtype"] == "image" else self._codec_of(key)
+            if stored != self._codec:
+                raise ValueError(
+                    f"codec is {self._codec}, but {self.root} holds {stored} ({key}); leave it at auto"
+                )
         if features is not None and self.features:
             differ = (set(features) ^ set(self.features)) - set(POSITION_FEATURES)
             if differ:
@@ -280,7 +298,7 @@ class DatasetWriter:
         for name, codec in video.CODECS.items():
             if known == (codec.name, codec.decoded_pix_fmt):
                 return name
-        return video.choose_codec("auto", *entry["shape"][:2])
+        return video.choose_codec("auto", *picture_shape(entry)[:2])
 
     def _checked(
         self, frames: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray]
@@ -340,7 +358,7 @@ class DatasetWriter:
         return array.astype(dtype)
 
     def _checked_pictures(self, key: str, array: np.ndarray) -> np.ndarray:
-        shape = tuple(self.features[key]["shape"])
+        shape = picture_shape(self.features[key])
         if array.dtype != np.uint8 or array.shape[1:] != shape:
             raise ValueError(
                 f"episode {self.num_episodes}, {key}: expected uint8 pictures of shape {list(shape)}, "
@@ -386,6 +404,7 @@ class DatasetWriter:
             }
             (part / fold.SUMMARY_FILE).write_text(json.dumps(summary), encoding="utf-8")
             os.rename(part, folder)
+            self._num_staged += 1
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise

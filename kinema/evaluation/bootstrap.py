@@ -9,13 +9,13 @@ def interval(
     statistic: Callable[..., float],
     *samples: np.ndarray,
     rng: np.random.Generator,
-    num: int = 500,
+    num: int = 400,
     level: float = 0.95,
 ) -> tuple[float, float]:
     """The bootstrap interval (percentiles) of ``statistic(*samples)``.
 
-    Clips, the first axis of every array, are drawn again with replacement, the same ones from each array: seeds and
-    steps of a clip stay together, since they are not independent.
+    Clips, the first axis of every array, are drawn again with replacement, the same ones from each array.
+    Seeds and steps of a clip stay together, since they are not independent.
     """
     num_clips = len(samples[0])
     assert all(len(sample) == num_clips for sample in samples)
@@ -23,6 +23,8 @@ def interval(
     for _ in range(num):
         drawn = rng.integers(0, num_clips, num_clips)
         values.append(statistic(*(sample[drawn] for sample in samples)))
+    if np.isnan(values).all():
+        return float("nan"), float("nan")
     low, high = np.nanpercentile(values, [50 * (1 - level), 50 * (1 + level)])
     return float(low), float(high)
 
@@ -35,7 +37,12 @@ def percentile(values: np.ndarray, percent: float) -> float:
 
 def median(values: np.ndarray) -> float:
     """Over all that are numbers; NaN where none is."""
-    return percentile(values, 50.0)
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return float("nan")
+    # This is called for every draw, and np.median spends most of its time on cases that do not occur here.
+    middle = [(len(known) - 1) // 2, len(known) // 2]
+    return float(np.partition(known, middle)[middle].mean())
 
 
 def share(flags: np.ndarray) -> float:

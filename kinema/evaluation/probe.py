@@ -1,9 +1,9 @@
-"""What can be measured in a world's pictures: a probe reads the state of its things, for any protocol to compare."""
+"""What can be measured in a world's pictures: a probe reads the state of its things, for any protocol."""
 
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,8 +24,8 @@ class Quantity:
     is_angle: bool = False
     """Values are angles in degrees, so 359 is near 1."""
     moved: float | None = None
-    """A thing that mostly rests has moved where this changed by more, and is then reported apart; None for what
-    moves all the time."""
+    """A thing that mostly rests has moved where this changed by more, and is then reported apart; None for
+    what moves all the time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,7 @@ class Target:
     aim: float
 
 
+@runtime_checkable
 class Probe(Protocol):
     """Reads the state of a world's things from its pictures. One class for each world that has one."""
 
@@ -104,7 +105,7 @@ class PushTProbe:
         }
     )
     CERTAIN = 0.6
-    """A block with less than this share of it inside the picture looks the same in two poses."""
+    """A block of which no more than this share is seen may look the same in two poses."""
     COLUMNS = ("info.pos_agent", "info.block_pose")
 
     def __init__(self, camera: str) -> None:
@@ -144,7 +145,7 @@ class PushTProbe:
 
 
 def find_probe(world_name: str, cameras: tuple[str, ...], dataset: Dataset | None = None) -> Probe | None:
-    """The probe that knows this world, by its name or by the columns of its recordings; None for most worlds."""
+    """The probe that knows this world, by its name or its recordings' columns; None for most worlds."""
     columns = set(dataset.features) if dataset is not None else set()
     is_pusht = world_name == "pusht" or set(PushTProbe.COLUMNS) <= columns
     if is_pusht and len(cameras) == 1:
@@ -153,8 +154,8 @@ def find_probe(world_name: str, cameras: tuple[str, ...], dataset: Dataset | Non
 
 
 def errors(quantity: Quantity, reading: Reading, reference: Reading) -> np.ndarray:
-    """Distances ``N`` of a quantity from its reference: the largest where the reading did not find the thing, NaN
-    where the reference does not tell."""
+    """Distances ``N`` of a quantity from its reference: the largest where the reading did not find the thing,
+    NaN where the reference does not tell."""
     key = quantity.key
     offset = reading.values[key] - reference.values[key]
     if quantity.is_angle:

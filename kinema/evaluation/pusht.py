@@ -1,10 +1,10 @@
 """Finds the agent and the block in pictures of PushT, by colour and by fitting their shapes.
 
-Everything is measured in 64ths of the picture, x to the right and y down, whatever the picture's own size: the
-simulator's unit is a 512th, so a recorded position divided by 8. The block's position is its centre of mass,
-its angle the simulator's. The picture is unmixed into agent, block and goal linearly, so soft edges count for
-what they cover; a disc and a T are then fitted to what was found. The fit knows what the picture cannot show:
-the part of the block that lies outside, under the wall's line, or under the agent.
+Everything is measured in 64ths of the picture, x to the right and y down, whatever the picture's own size:
+the simulator's unit is a 512th, so a recorded position divided by 8. The block's position is its centre of
+mass, its angle the simulator's. The picture is unmixed into agent, block and goal linearly, so soft edges
+count for what they cover; a disc and a T are then fitted to what was found. The fit knows what the picture
+cannot show: the part of the block that lies outside, under the wall's line, or under the agent.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ SCALE = UNITS / 64.0
 """Simulator units in one 64th of the picture."""
 AGENT_RADIUS = 15.0
 DISC_CENTRE = 0.5
-"""The simulator draws a disc around the corner of the pixel at its position, half a unit up and left of it."""
+"""The simulator draws a disc around a corner of the pixel at its position, half a unit up and left."""
 CENTRE_OF_MASS = np.array([0.0, 45.0])
 """Of the block, from the origin of its body, at angle 0."""
 BARS = ((-60.0, 60.0, 0.0, 30.0), (-15.0, 15.0, 30.0, 120.0))
@@ -63,13 +63,13 @@ class Limits:
     block_misfit: float = 0.22
     """Block colour missing inside the fitted T and present outside it, over the area that should show."""
     block_visible: float = 0.1
-    """Share of the block that must lie inside the picture to be judged at all."""
+    """Share of the block that must be visible to be judged at all."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Detection:
-    """What was found in N pictures. Positions are given for every picture, and mean nothing where ``has_agent``
-    or ``has_block`` is False."""
+    """What was found in N pictures. Positions are given for every picture, and mean nothing where
+    ``has_agent`` or ``has_block`` is False."""
 
     agent: np.ndarray
     """``N 2``: centre of the agent, 64ths of the picture."""
@@ -78,7 +78,7 @@ class Detection:
     angle: np.ndarray
     """``N``: angle of the block, radians in (-pi, pi]."""
     agent_area: np.ndarray
-    """``N``: the agent's colour in the whole picture, over what one agent there shows: 1 for one, 2 for two."""
+    """``N``: the agent's colour in the whole picture, over what one agent there shows: about 1 for one."""
     block_area: np.ndarray
     """``N``: the same of the block, its part outside the picture left out of both."""
     agent_colour: np.ndarray
@@ -90,7 +90,7 @@ class Detection:
     block_misfit: np.ndarray
     """``N``: how badly the T fits, over the area that should show: 0 is perfect."""
     block_visible: np.ndarray
-    """``N``: share of the block that lies inside the picture."""
+    """``N``: share of the block that lies inside the picture and not under the walls."""
     has_agent: np.ndarray
     """``N`` bool: exactly one agent of the right size and colour."""
     has_block: np.ndarray
@@ -111,7 +111,7 @@ class Pose(NamedTuple):
 
 
 def pose_from_state(agent_position: np.ndarray, block_pose: np.ndarray) -> Pose:
-    """The simulator's state (``N 2`` and ``N 3``: origin of the block's body and its angle) as a :class:`Pose`."""
+    """The simulator's state (``N 2``, and ``N 3``: origin of the block's body and its angle) as a pose."""
     angle = np.asarray(block_pose[..., 2], dtype=np.float64)
     x, y = CENTRE_OF_MASS
     offset = np.stack([np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y], -1)
@@ -120,8 +120,9 @@ def pose_from_state(agent_position: np.ndarray, block_pose: np.ndarray) -> Pose:
 
 
 def visible_share(block_pose: np.ndarray) -> np.ndarray:
-    """``N``: share of the block at the simulator's poses ``N 3`` that lies inside the picture."""
-    across = np.arange(-59.0, 60.0, 2.0)
+    """``N``: share of the block at the simulator's poses ``N 3`` that can be seen, as in a detection."""
+    # Squares of 3 units, of which all sides of the T are multiples.
+    across = np.arange(-58.5, 60.0, 3.0)
     u, v = (axis.ravel() for axis in np.meshgrid(across, across + 60.0))
     is_part = np.zeros(len(u), dtype=bool)
     for left, right, top, bottom in BARS:
@@ -129,7 +130,8 @@ def visible_share(block_pose: np.ndarray) -> np.ndarray:
     u, v = u[is_part], v[is_part]
     x, y, angle = (np.asarray(block_pose, dtype=np.float64)[:, index, None] for index in range(3))
     seen_x, seen_y = x + np.cos(angle) * u - np.sin(angle) * v, y + np.sin(angle) * u + np.cos(angle) * v
-    is_inside = (np.abs(seen_x - UNITS / 2) < UNITS / 2) & (np.abs(seen_y - UNITS / 2) < UNITS / 2)
+    reach = UNITS / 2 - WALL
+    is_inside = (np.abs(seen_x - UNITS / 2) < reach) & (np.abs(seen_y - UNITS / 2) < reach)
     return is_inside.mean(axis=1)
 
 
@@ -147,10 +149,12 @@ def detect(frames: np.ndarray, limits: Limits | None = None) -> Detection:
     if frames.dtype != np.uint8:
         raise ValueError(f"pictures are uint8, got {frames.dtype}")
     limits = limits or Limits()
-    parts = [_detect(frames[start : start + _CHUNK], limits) for start in range(0, len(frames), _CHUNK)]
-    parts = parts or [_detect(frames, limits)]
+    # One empty picture stands for none, whose parts have shapes too.
+    some = frames if len(frames) else np.zeros((1, *frames.shape[1:]), np.uint8)
+    parts = [_detect(some[start : start + _CHUNK], limits) for start in range(0, len(some), _CHUNK)]
     names = [field.name for field in dataclasses.fields(Detection)]
-    return Detection(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return Detection(**{name: values[: len(frames)] for name, values in joined.items()})
 
 
 def _detect(frames: np.ndarray, limits: Limits) -> Detection:
@@ -158,13 +162,13 @@ def _detect(frames: np.ndarray, limits: Limits) -> Detection:
     pixel = UNITS / size
     agent_map, block_map = _unmix(frames)
     agent = _find_agent(frames, agent_map, pixel)
-    # The agent is drawn over the block: what it covers says nothing about the block. An agent that is not there
-    # covers nothing.
+    # The agent is drawn over the block: what it covers says nothing about the block. An agent that is not
+    # there covers nothing.
     free = np.broadcast_to(_shown(size), block_map.shape).copy()
     window = _Window.around(agent.centre, AGENT_RADIUS + 2 * pixel, size)
-    distance = np.hypot(window.x - agent.centre[:, 0, None, None], window.y - agent.centre[:, 1, None, None])
+    distance = _from_centre(window, agent.centre)[0]
     is_there = (agent.area - agent.outside > 0.3)[:, None, None]
-    free[window.index] *= ~((distance < AGENT_RADIUS + 0.75 * pixel) & is_there)
+    free[window.indices] *= ~((distance < AGENT_RADIUS + 0.75 * pixel) & is_there)
     block = _find_block(frames, block_map * free, free, pixel)
     has_agent = (
         (agent.area > limits.agent_area[0])
@@ -197,7 +201,7 @@ def _detect(frames: np.ndarray, limits: Limits) -> Detection:
 
 @functools.lru_cache(maxsize=8)
 def _axis(size: int) -> np.ndarray:
-    """Centres of the pixels in the simulator's units, where pixel ``i`` of its 512 wide picture lies at ``i``."""
+    """Centres of the pixels in the simulator's units: pixel ``i`` of its 512 wide picture lies at ``i``."""
     return ((np.arange(size) + 0.5) * (UNITS / size) - 0.5).astype(np.float32)
 
 
@@ -209,7 +213,8 @@ def _shown(size: int) -> np.ndarray:
 
 
 class _Window(NamedTuple):
-    """A square piece of each picture, as indices: ``picture`` (N 1 1), ``row`` (N k 1), ``column`` (N 1 k)."""
+    """A square piece of each picture: indices ``picture`` (N 1 1), ``row`` (N k 1), ``column`` (N 1 k), and
+    where the pixels lie, ``x`` (N 1 k) and ``y`` (N k 1), in the simulator's units."""
 
     picture: np.ndarray
     row: np.ndarray
@@ -219,8 +224,8 @@ class _Window(NamedTuple):
 
     @classmethod
     def around(cls, centre: np.ndarray, reach: float, size: int) -> "_Window":
-        """Holds everything within ``reach`` of ``centre`` (N 2) that lies in the picture; simulator units. Near
-        the rim the window is moved inwards, so that it never repeats a pixel."""
+        """Holds everything within ``reach`` of ``centre`` (N 2) that lies in the picture. Near the rim the
+        window is moved inwards, so that it never repeats a pixel."""
         width = min(size, int(np.ceil(2 * reach * size / UNITS)) + 1)
         first = np.rint((centre + 0.5) * (size / UNITS) - 0.5 - (width - 1) / 2)
         first = np.clip(np.nan_to_num(first), 0, size - width).astype(np.intp)
@@ -230,7 +235,7 @@ class _Window(NamedTuple):
         return cls(np.arange(len(centre))[:, None, None], row, column, axis[column], axis[row])
 
     @property
-    def index(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def indices(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.picture, self.row, self.column
 
 
@@ -240,7 +245,7 @@ def _unmix(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     A pixel is taken for a mixture of background, agent, block and goal, which is what a soft edge is; colours
     that no mixture explains (a thing repainted) count for nothing.
     """
-    # Half of the agent is outline. The block stands for its inside alone: its outline is darker, so more of it.
+    # Half of the agent is outline. The block's inside stands for it: its outline is darker, so more of it.
     basis = np.stack([0.54 * AGENT + 0.46 * AGENT_OUTLINE, BLOCK, GOAL], axis=1) - BACKGROUND[:, None]
     unmix = np.linalg.inv(basis).astype(np.float32)
     basis = basis.astype(np.float32)
@@ -269,34 +274,38 @@ def _find_agent(frames: np.ndarray, agent_map: np.ndarray, pixel: float) -> _Age
     num, size = agent_map.shape[:2]
     agent_map = agent_map * _shown(size)
     half = max(1, round(AGENT_RADIUS / pixel))
-    dense = _box_sum(agent_map, half).reshape(num, -1).argmax(1)
+    dense = _box_sum(agent_map, half).reshape(num, size * size).argmax(1)
     centre = _axis(size)[np.stack([dense % size, dense // size], 1)].astype(np.float64)
     window = _Window.around(centre, 3.0 * AGENT_RADIUS, size)
-    found = agent_map[window.index]
+    found = agent_map[window.indices]
     shown = _shown(size)[window.row, window.column]
     mass = found.sum((1, 2)) + 1e-6
     centre = np.stack([(found * window.x).sum((1, 2)) / mass, (found * window.y).sum((1, 2)) / mass], 1)
     for _ in range(4):
-        dx = window.x - centre[:, 0, None, None]
-        dy = window.y - centre[:, 1, None, None]
-        distance = np.hypot(dx, dy) + 1e-3
+        distance, dx, dy = _from_centre(window, centre)
         cover = _cover(AGENT_RADIUS - distance, pixel)
         # Gauss-Newton: moving the disc along x changes the cover on its edge by dx / distance / pixel.
         edge = ((cover > 0) & (cover < 1)) * shown / (pixel * distance)
-        slope_x, slope_y = edge * dx, edge * dy
         error = (found - cover) * shown
-        centre = centre + _newton([slope_x, slope_y], error, np.array([0.7, 0.7]) * pixel)
-    expected = AGENT_SHARE * (cover * shown).sum((1, 2))
+        centre = centre + _newton([edge * dx, edge * dy], error, np.array([0.7, 0.7]) * pixel)
+    distance = _from_centre(window, centre)[0]
+    expected = AGENT_SHARE * (_cover(AGENT_RADIUS - distance, pixel) * shown).sum((1, 2))
     within = (found * (distance < AGENT_RADIUS + 1.25 * pixel)).sum((1, 2))
-    total = agent_map.reshape(num, -1).sum(1)
+    total = agent_map.sum((1, 2))
     full = AGENT_SHARE * np.pi * AGENT_RADIUS**2 / pixel**2
     core = (distance < max(0.6 * AGENT_RADIUS, 0.75 * pixel)) * shown
     return _Agent(
         centre=centre,
         area=total / np.maximum(expected, 0.2 * full),
         outside=(total - within) / full,
-        colour=_colour_distance(frames[window.index], core, AGENT),
+        colour=_colour_distance(frames[window.indices], core, AGENT),
     )
+
+
+def _from_centre(window: _Window, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distance of each pixel from ``centre`` (N 2), and its two parts."""
+    dx, dy = window.x - centre[:, 0, None, None], window.y - centre[:, 1, None, None]
+    return np.hypot(dx, dy) + 1e-3, dx, dy
 
 
 class _Block(NamedTuple):
@@ -309,12 +318,12 @@ class _Block(NamedTuple):
 
 def _find_block(frames: np.ndarray, block_map: np.ndarray, free: np.ndarray, pixel: float) -> _Block:
     """Fits the T to ``block_map`` where ``free`` is 1; both ``N H W``."""
-    num, size = block_map.shape[:2]
-    total = block_map.reshape(num, -1).sum(1)
+    size = block_map.shape[1]
+    total = block_map.sum((1, 2))
     axis = _axis(size)
     centre = np.stack([block_map.sum(1) @ axis, block_map.sum(2) @ axis], 1) / (total[:, None] + 1e-6)
     window = _Window.around(centre, 104.0, size)
-    view = _View(block_map[window.index], free[window.index], window.x, window.y)
+    view = _View(block_map[window.indices], free[window.indices], window.x, window.y)
     pose, error = _fit(view, _pose_from_moments(view), pixel)
     # Moments mislead where part of the block is hidden: such pictures are fitted again from all around.
     full = _shape().area / pixel**2
@@ -325,7 +334,7 @@ def _find_block(frames: np.ndarray, block_map: np.ndarray, free: np.ndarray, pix
     depth = _depth(view, pose)[0]
     cover = _cover(depth, pixel)
     expected = np.maximum((cover * view.free).sum((1, 2)), 0.05 * full)
-    # Three quarters of a pixel of slack: the simulator's pictures are not antialiased, generated ones are soft.
+    # Three quarters of a pixel of slack: real pictures are not antialiased, generated ones are soft.
     excess = np.maximum(view.found - _cover(depth + 0.75 * pixel, pixel) * view.free, 0.0).sum((1, 2))
     lack = np.maximum(_cover(depth - 0.75 * pixel, pixel) - view.found, 0.0) * view.free
     elsewhere = total - view.found.sum((1, 2))
@@ -333,7 +342,7 @@ def _find_block(frames: np.ndarray, block_map: np.ndarray, free: np.ndarray, pix
         pose=pose,
         area=total / expected,
         misfit=(excess + lack.sum((1, 2)) + elsewhere) / expected,
-        colour=_colour_distance(frames[window.index], (depth > 0.6 * pixel) * view.free, BLOCK),
+        colour=_colour_distance(frames[window.indices], (depth > 0.6 * pixel) * view.free, BLOCK),
         visible=(cover * _shown(size)[window.row, window.column]).sum((1, 2)) / full,
     )
 
@@ -360,21 +369,21 @@ def _pose_from_moments(view: _View) -> np.ndarray:
     xx, xy, yy = (found_x * dx).sum((1, 2)), (found_x * dy).sum((1, 2)), (found_y * dy).sum((1, 2))
     bearing = 0.5 * np.arctan2(2 * xy, xx - yy)
     along = np.cos(bearing)[:, None, None] * dx + np.sin(bearing)[:, None, None] * dy
-    flip = np.where((view.found * along**3).sum((1, 2)) < 0, -1.0, 1.0)
+    flip = np.where((view.found * along * along * along).sum((1, 2)) < 0, -1.0, 1.0)
     stem_x, stem_y = flip * np.cos(bearing), flip * np.sin(bearing)
     offset = CENTRE_OF_MASS[1] - 285.0 / 7.0  # From the centre of the T's area, along its stem.
     return np.stack([centre_x + offset * stem_x, centre_y + offset * stem_y, np.arctan2(-stem_x, stem_y)], 1)
 
 
 def _fit_from_around(view: _View, pose: np.ndarray, error: np.ndarray, pixel: float) -> np.ndarray:
-    """The best of ``pose`` (N 3) and of fits that start turned all around it, and also moved outwards, where a
-    block is hidden: first roughly, on every other pixel, then the best few in full."""
-    num, turns, kept = len(pose), np.arange(12) * (np.pi / 6), 3
+    """The best of ``pose`` (N 3) and of fits that start turned all around it, and also moved outwards, where
+    a block is hidden: first roughly, on every other pixel, then the best few in full."""
+    num, turns, kept = len(pose), np.arange(12) * (np.pi / 6), 6
     starts = np.repeat(pose[:, None, :], 2 * len(turns), 1)
     starts[:, :, 2] += np.tile(turns, 2)
     outwards = starts[:, len(turns) :, :2] - UNITS / 2
     starts[:, len(turns) :, :2] += 36.0 * outwards / np.maximum(np.abs(outwards).max(2, keepdims=True), 1.0)
-    coarse = _View(*(part[:, ::2, ::2] for part in view[:2]), view.x[:, :, ::2], view.y[:, ::2, :])
+    coarse = _View(view.found[:, ::2, ::2], view.free[:, ::2, ::2], view.x[:, :, ::2], view.y[:, ::2, :])
     every = np.repeat(np.arange(num), 2 * len(turns))
     rough, errors = _fit(coarse.take(every), starts.reshape(-1, 3), pixel, (4.0, 3.0, 2.0))
     best = errors.reshape(num, -1).argsort(1)[:, :kept]
@@ -412,8 +421,8 @@ def _cover(depth: np.ndarray, ramp: float) -> np.ndarray:
 
 
 def _depth(view: _View, pose: np.ndarray) -> tuple[np.ndarray, ...]:
-    """How deep each pixel lies in the T at ``pose``, its slopes along the T's own axes, and the pixel's place on
-    them; then the cosine and sine of the angle."""
+    """How deep each pixel lies in the T at ``pose``, the slopes of that along the T's own axes, and the place
+    of the pixel on them; then the cosine and sine of the angle."""
     x, y, angle = (pose[:, index, None, None].astype(np.float32) for index in range(3))
     cosine, sine = np.cos(angle), np.sin(angle)
     dx, dy = view.x - x, view.y - y
@@ -471,12 +480,9 @@ def _box_sum(picture: np.ndarray, half: int) -> np.ndarray:
 
 
 def _colour_distance(pieces: np.ndarray, weight: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """Distance of the mean colour of ``N k k 3`` pictures under ``weight`` from ``colour``; infinite where the
-    weight is nowhere."""
-    num = len(pieces)
-    total = weight.reshape(num, -1).sum(1)
-    mean = (weight.reshape(num, 1, -1).astype(np.float32) @ pieces.reshape(num, -1, 3).astype(np.float32))[
-        :, 0
-    ]
+    """Distance of the mean colour of ``N k k 3`` pictures under ``weight`` from ``colour``; infinite where
+    there is no weight."""
+    total = weight.sum((1, 2))
+    mean = np.einsum("nyx,nyxc->nc", weight.astype(np.float32), pieces.astype(np.float32))
     distance = np.linalg.norm(mean / np.maximum(total, 1e-6)[:, None] - colour, axis=1)
     return np.where(total > 0, distance, np.inf)

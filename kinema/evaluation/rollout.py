@@ -1,5 +1,5 @@
-"""Drives a world with recorded actions from recorded starts, many sessions at once, and compares what it shows
-with what was recorded."""
+"""Drives a world with recorded actions from recorded starts, many sessions at once, and compares what it
+shows with what was recorded."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from kinema.data.lerobot import DataError, Dataset
 from kinema.evaluation.probe import Probe, Quantity, Reading, errors
 from kinema.simulation import Step, World
-from kinema.types import Frames
+from kinema.types import Episode, Frames
 
 PICTURE = Quantity(key="picture", label="picture", unit="levels", largest=255.0)
 """Root mean square difference of the pixels, in levels of 0 to 255."""
@@ -30,36 +30,27 @@ class Clip:
     frames: Frames
     """By camera, at the size that the world shows: context, then the frames to compare with."""
     actions: np.ndarray
-    """``N A``: of all rows from the start to the end of the episode. Row ``t`` led from frame ``t`` to the next."""
+    """``N A``: of all rows from the start to the end of the episode. Row ``t`` led on from frame ``t``."""
     proprio: np.ndarray | None
     """``N P``, as ``actions``, where the world knows it."""
     reference: Reading | None
-    """What the probe knows of the frames: the recorded state, else what it sees in them; None without a probe."""
+    """What the probe knows of the frames: the recorded state, else what it sees; None without a probe."""
     is_recorded: bool
     """Whether ``reference`` is the recorded state."""
 
 
-def load_clips(
-    world: World,
-    dataset: Dataset,
-    *,
-    num: int,
-    length: int,
-    probe: Probe | None,
-    episodes: Sequence[int] | None,
-) -> list[Clip]:
-    """Up to ``num`` clips of ``length`` frames: the beginnings of all episodes first, then later pieces of the
-    longer ones; those without ``length`` frames are left out.
+def load_clips(world: World, dataset: Dataset, *, num: int, length: int, probe: Probe | None) -> list[Clip]:
+    """Up to ``num`` clips of ``length`` frames: the beginnings of all episodes first, then later pieces of
+    the longer ones; episodes without ``length`` frames are left out.
 
     Raises:
         DataError: no episode is long enough, or the dataset lacks what the world needs.
     """
     check_dataset(world, dataset)
     lengths = dataset.lengths()
-    chosen = range(dataset.num_episodes) if episodes is None else episodes
     places = [
         (start, episode)
-        for episode in chosen
+        for episode in range(dataset.num_episodes)
         for start in range(0, max(0, int(lengths[episode]) - length + 1), length)
     ]
     places = sorted(places)[:num]
@@ -70,9 +61,13 @@ def load_clips(
             "record longer episodes or ask for fewer steps",
             path=dataset.root,
         )
-    clips = []
+    # Episode by episode, since one is decoded as a whole.
+    clips: list[Clip] = []
+    episode: Episode | None = None
     for start, index in tqdm(sorted(places, key=lambda place: place[::-1]), desc="reading", unit=" clips"):
-        clips.append(load_clip(world, dataset, index, start, length, probe))
+        if episode is None or episode.index != index:
+            episode = dataset.episode(index, cameras=world.cameras)
+        clips.append(cut_clip(world, episode, start, length, probe))
     return clips
 
 
@@ -98,10 +93,8 @@ def check_dataset(world: World, dataset: Dataset) -> None:
         )
 
 
-def load_clip(
-    world: World, dataset: Dataset, index: int, start: int, length: int, probe: Probe | None
-) -> Clip:
-    episode = dataset.episode(index, cameras=world.cameras)
+def cut_clip(world: World, episode: Episode, start: int, length: int, probe: Probe | None) -> Clip:
+    """``length`` frames of an episode from row ``start`` on. Raises WorldError where they do not fit."""
     rows = slice(start, start + length)
     frames = (
         world.by_camera({key: episode.frames[key][rows] for key in world.cameras}) if world.cameras else {}
@@ -112,7 +105,7 @@ def load_clip(
         reference = probe.read(frames) if recorded is None else recorded[rows]
     proprio = episode.columns[world.config.proprio_key][start:] if world.config.proprio_key else None
     return Clip(
-        episode=index,
+        episode=episode.index,
         start=start,
         num_frames=length,
         frames=frames,
@@ -133,7 +126,7 @@ def roll_out(
     num_denoising_steps: int | None = None,
     is_needed: np.ndarray | None = None,
 ) -> Iterator[Step]:
-    """One session for each clip, driven by ``actions`` (``B S A``) from the last of its ``context`` frames on.
+    """One session for each clip, driven by ``actions`` (``B S A``) from the last of ``context`` frames on.
 
     Yields every step; pictures are made only where ``is_needed`` (``S`` bool) says so.
     """
@@ -173,8 +166,8 @@ class Sweep:
     ) -> Iterator[tuple[np.ndarray, np.ndarray, int, Step]]:
         """Drives clip ``b`` with ``actions[b]`` (``B S A``); ``label`` stands beside the progress bar.
 
-        Yields, batch after batch and step after step: which clip and which seed each session of the batch has, the
-        number of the step from 0, and the step.
+        Yields, batch after batch and step after step: which clip and which seed each session of the batch
+        has, the number of the step from 0, and the step.
         """
         clip, seed = (index.ravel() for index in np.meshgrid(range(len(clips)), range(len(self.seeds))))
         with tqdm(total=len(clip) * actions.shape[1], desc=label, unit=" steps") as bar:

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -12,14 +13,14 @@ from tqdm import tqdm
 from kinema import view
 from kinema.data.lerobot import DataError, Dataset
 from kinema.evaluation.probe import Probe, Quantity, errors, find_probe
-from kinema.evaluation.report import ReportConfig, report
+from kinema.evaluation.report import ReportConfig, measure
 from kinema.evaluation.rollout import (
     PICTURE,
     PROPRIO,
     Clip,
     by_camera,
     check_dataset,
-    load_clip,
+    cut_clip,
     picture_error,
     proprio_error,
     repeat_last,
@@ -92,7 +93,7 @@ def simulate(config: SimulateConfig) -> int:
     world = load(config.world, device=config.device)
     dataset = Dataset.open(_recordings(config))
     if config.report:
-        measured = report(
+        measured = measure(
             world,
             config.world,
             dataset,
@@ -136,7 +137,8 @@ def compare_episode(world: World, dataset: Dataset, config: SimulateConfig) -> C
         )
     steps = min(config.steps, recorded - config.context)
     probe = find_probe(world.name, world.cameras, dataset)
-    clip = load_clip(world, dataset, config.episode, 0, config.context + steps, probe)
+    episode = dataset.episode(config.episode, cameras=world.cameras)
+    clip = cut_clip(world, episode, 0, config.context + steps, probe)
     first = config.context - 1
     rollout = roll_out(
         world,
@@ -173,7 +175,7 @@ def _recordings(config: SimulateConfig) -> str | Path:
         if (folder / "recording").is_dir():
             return folder / "recording"
     raise ValueError(
-        f"world '{config.world}' brings no recording along: say with --data which LeRobot dataset to compare with"
+        f"world '{config.world}' brings no recording along: give a LeRobot dataset to compare with as --data"
     )
 
 
@@ -200,60 +202,56 @@ def _measure(
 
 
 def _write_pictures(comparison: Comparison, world: World, config: SimulateConfig) -> list[tuple[str, Path]]:
-    """The film and the contact sheet, which shows the whole curve beneath; the curve alone without cameras."""
-    name = f"episode_{config.episode:04d}"
-    unit = comparison.quantities[0].unit
+    """The film, and the contact sheet with the whole curve beneath; the curve alone without cameras."""
+    name, unit = f"episode_{config.episode:04d}", comparison.quantities[0].unit
     curves = {
         quantity.label: comparison.errors[quantity.key]
         for quantity in comparison.quantities
         if quantity.unit == unit
     }
-    steps = len(next(iter(curves.values())))
+    film, sheet = config.out / f"{name}.mp4", config.out / f"{name}.png"
     if not comparison.frames:
-        plots = view.error_curve(np.zeros((steps, 1, FILM_WIDTH, 3), np.uint8), curves, scale=1, titles=("",))
-        *_, last = plots
-        view.write_png(config.out / f"{name}.png", last[-CURVE_HEIGHT:])
-        return [("curve", config.out / f"{name}.png")]
+        view.write_png(sheet, _curve(curves, unit, FILM_WIDTH))
+        return [("curve", sheet)]
     start = config.context - 1
     # The last given frame comes first, so that the sheet shows where the simulation began.
     real = np.concatenate([comparison.clip.frames[key][start:] for key in comparison.frames], axis=2)
-    given = [comparison.clip.frames[key][start : start + 1] for key in comparison.frames]
-    simulated = np.concatenate(
-        [np.concatenate(pair) for pair in zip(given, comparison.frames.values(), strict=True)], axis=2
-    )
-    film, sheet = config.out / f"{name}.mp4", config.out / f"{name}.png"
+    simulated = np.concatenate(list(comparison.frames.values()), axis=2)
+    simulated = np.concatenate([real[:1], simulated])
     pictures = view.side_by_side(real[1:], simulated[1:])
     scale = max(1, FILM_WIDTH // pictures.shape[2])
-    shown: list[np.ndarray] = []
+    plotted = view.error_curve(pictures, curves, unit=unit, scale=scale)
+    progress = tqdm(total=len(pictures), desc="filming", unit=" frames")
 
-    def frames() -> Any:
-        for picture in view.error_curve(pictures, curves, unit=unit, scale=scale, height=CURVE_HEIGHT):
-            shown[:] = [picture]
-            yield picture
+    def frames() -> Iterator[np.ndarray]:
+        with progress:
+            for picture in plotted:
+                yield picture
+                progress.update()
 
-    view.write_video(film, tqdm(frames(), desc="filming", total=steps, unit=" frames"), fps=world.fps)
+    view.write_video(film, frames(), fps=world.fps)
     above = view.contact_sheet(
         [real, simulated, view.difference(real, simulated)],
         labels=["real", "simulated", "difference"],
         columns=max(2, min(12, 1536 // (2 * real.shape[2]))),
     )
-    view.write_png(sheet, _stack(above, shown[0][-CURVE_HEIGHT:]))
+    view.write_png(sheet, np.concatenate([above, _curve(curves, unit, above.shape[1])]))
     return [("film", film), ("sheet", sheet)]
 
 
-def _stack(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Two pictures, one over the other, left-aligned."""
-    width = max(above.shape[1], below.shape[1])
-    sheet = np.full((len(above) + len(below), width, 3), view.BACKGROUND, np.uint8)
-    sheet[: len(above), : above.shape[1]] = above
-    sheet[len(above) :, : below.shape[1]] = below
-    return sheet
+def _curve(curves: dict[str, np.ndarray], unit: str, width: int) -> np.ndarray:
+    """All of the curves in one picture: the last of a film that shows nothing else."""
+    steps = len(next(iter(curves.values())))
+    nothing = np.zeros((steps, 1, width, 3), np.uint8)
+    *_, last = view.error_curve(nothing, curves, unit=unit, scale=1, titles=("",), height=CURVE_HEIGHT)
+    return last[-CURVE_HEIGHT:]
 
 
 def _headline(comparison: Comparison, dataset: Dataset, config: SimulateConfig) -> str:
     clip = comparison.clip
     steps = clip.num_frames - config.context
-    text = f"episode {clip.episode} of {dataset.root}, {steps:,} steps from {config.context} recorded frames"
+    given = "1 recorded frame" if config.context == 1 else f"{config.context} recorded frames"
+    text = f"episode {clip.episode} of {dataset.root}, {steps:,} steps from {given}"
     if steps < config.steps:
         text += f" (it has no more; {config.steps:,} were asked for)"
     return text
@@ -261,18 +259,18 @@ def _headline(comparison: Comparison, dataset: Dataset, config: SimulateConfig) 
 
 def _table(comparison: Comparison) -> str:
     steps = len(next(iter(comparison.errors.values())))
-    lines = [["step"], [""]]
+    lines = [[""], ["step"]]
     for quantity in comparison.quantities:
-        lines[0] += [quantity.label, ""]
         unit = "dB" if quantity is PICTURE else quantity.unit
-        lines[1] += [f"simulated, {unit}", "last frame repeated"]
+        lines[0] += [f"{quantity.label}, {unit}", ""]
+        lines[1] += ["simulated", "still"]
     for row in [*(row for row in ROWS if row < steps), steps]:
         line = [f"{row:,}"]
         for quantity in comparison.quantities:
             pair = comparison.errors[quantity.key][row - 1], comparison.still[quantity.key][row - 1]
             line += [_cell(float(value), quantity) for value in pair]
         lines.append(line)
-    return align([tuple(line) for line in lines])
+    return f"{align(lines)}\n\nstill: if the last frame given were repeated"
 
 
 def _cell(value: float, quantity: Quantity) -> str:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+CURVE_STEPS = (1, 10, 25, 50, 100, 200, 500, 1000, 2000)
+"""Steps of a curve that the table shows, and its last."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
@@ -69,32 +72,27 @@ class Report:
 
     def table(self) -> str:
         """The rows in lines of text, then the errors over the steps, then the notes."""
-        cells = [("", "value", "interval", "must", "aim", "")]
+        lines = [["", "value", "interval", "must", "aim", ""]]
         for row in self.rows:
-            span = f"{_text(row.low, row.unit)} to {_text(row.high, row.unit)}" if row.low is not None else ""
-            asked = [_text(value, row.unit) if value is not None else "" for value in (row.must, row.aim)]
-            cells.append(
-                (row.what, f"{_text(row.value, row.unit)} {_suffix(row.unit)}", span, *asked, row.verdict)
-            )
-        parts = [align(cells)]
-        for key in dict.fromkeys(tuple(curve.steps) for curve in self.curves):
-            shown = [step for step in (1, 10, 25, 50, 100, 200, 500, 1000, 2000) if step in key]
-            shown = sorted({*shown, key[-1]})
-            lines = [("median (90th percentile) at step", *(f"{step:,}" for step in shown))]
+            value = f"{_text(row.value, row.unit)} {_suffix(row.unit)}"
+            span = "" if row.low is None else f"{_text(row.low, row.unit)} to {_text(row.high, row.unit)}"
+            asked = ["" if number is None else _text(number, row.unit) for number in (row.must, row.aim)]
+            lines.append([row.what, value, span, *asked, row.verdict])
+        parts = [align(lines)]
+        if self.curves:
+            shown = [step for step in self.curves[0].steps if step in CURVE_STEPS]
+            shown = sorted({*shown, self.curves[0].steps[-1]})
+            lines = [["median (90th percentile) at step", *(f"{step:,}" for step in shown)]]
             for curve in self.curves:
-                if tuple(curve.steps) == key:
-                    at = [key.index(step) for step in shown]
-                    lines.append(
-                        (f"{curve.what}, {_suffix(curve.unit)}", *(_curve_cell(curve, i) for i in at))
-                    )
+                cells = [_curve_cell(curve, curve.steps.index(step)) for step in shown]
+                lines.append([f"{curve.what}, {curve.unit}", *cells])
             parts.append(align(lines))
         parts.append("\n".join(f"- {note}" for note in self.notes))
-        return "\n\n".join(part for part in parts if part)
+        return "\n\n".join(parts)
 
 
-def psnr(difference: float | None) -> float:
+def psnr(difference: float) -> float:
     """Decibels, of a root mean square difference in levels."""
-    assert difference is not None
     return 20.0 * math.log10(255.0 / max(difference, 1e-3))
 
 
@@ -113,7 +111,7 @@ def _text(value: float | None, unit: str) -> str:
     if value is None or not math.isfinite(value):
         return "-"
     if unit == "share":
-        return f"{100 * value:.2f}".rstrip("0").rstrip(".")
+        return f"{100 * value:.3f}".rstrip("0").rstrip(".")
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
 
 
@@ -125,16 +123,13 @@ def _curve_cell(curve: Curve, index: int) -> str:
     return f"{_text(curve.median[index], curve.unit)} ({_text(curve.p90[index], curve.unit)})"
 
 
-def align(lines: Sequence[tuple[str, ...]]) -> str:
+def align(lines: Sequence[Sequence[str]]) -> str:
     """Cells in columns, the first to the left, the others to the right."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = []
-    for line in lines:
-        cells = [
-            line[0].ljust(widths[0]),
-            *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True)),
-        ]
-        texts.append("  ".join(cells).rstrip())
+    for first, *others in lines:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        texts.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
     return "\n".join(texts)
 
 

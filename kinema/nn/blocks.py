@@ -76,7 +76,7 @@ class TimeAttention(_Attention):
         """
         batch, tokens, _ = x_BND.shape
         q, k, v = self.project(x_BND.flatten(0, 1).unsqueeze(1))
-        keys, values, rotary = cache.with_frame(k, v)
+        keys, values, rotary = cache.attended(k, v)
         y = attend(q, rotate(keys, *rotary), values)
         return self.merge(y).view(batch, tokens, -1)
 

@@ -6,29 +6,38 @@ from torch import Tensor, nn
 
 
 class FourierFeatures(nn.Module):
-    """A value, and its sines and cosines at octaves, so that a small change of a number is easy to see."""
+    """A vector, and sines and cosines of it: along each axis at octaves, and along random directions
+    (2006.10739), so that what happens at one place of a plane is a linear function of the features.
+    """
 
     frequencies: Tensor
 
-    def __init__(self, num_octaves: int):
+    def __init__(self, num_values: int, num_octaves: int, num_directions: int = 0):
         super().__init__()
-        self.num_octaves = num_octaves
-        self.register_buffer("frequencies", torch.pi * 2.0 ** torch.arange(num_octaves), persistent=False)
+        octaves = torch.pi * 2.0 ** torch.arange(num_octaves)
+        axes = torch.eye(num_values)[:, :, None] * octaves
+        generator = torch.Generator().manual_seed(0)
+        directions = torch.randn(num_values, num_directions, generator=generator)
+        lengths = torch.pi * 2.0 ** (torch.rand(num_directions, generator=generator) * (num_octaves - 1))
+        directions = directions / directions.norm(dim=0, keepdim=True) * lengths
+        self.register_buffer("frequencies", torch.cat([axes.flatten(1), directions], 1), persistent=False)
 
-    def size(self, num_values: int) -> int:
-        """Features that ``num_values`` values give."""
-        return num_values * (1 + 2 * self.num_octaves)
+    @property
+    def size(self) -> int:
+        """Features of a vector."""
+        return self.frequencies.shape[0] + 2 * self.frequencies.shape[1]
 
     def forward(self, values: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch F"]:
-        phases = (values.unsqueeze(-1) * self.frequencies.to(values.dtype)).flatten(-2)
+        # A sum of products and not a matrix product: that would lose the phases' precision under autocast.
+        phases = (values.unsqueeze(-1) * self.frequencies).sum(-2)
         return torch.cat([values, phases.sin(), phases.cos()], dim=-1)
 
 
 def rotary_table(positions: Float[Tensor, " T"], head_dim: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines, ``T E/2`` each, for positions that may be negative or fractional.
 
-    The slowest pair turns once in about 600 positions: windows are short, so a small base separates them better
-    than the 10,000 usual for text.
+    The slowest pair turns once in about 600 positions: windows are short, so a small base separates them
+    better than the 10,000 usual for text.
     """
     rates = 100.0 ** (-torch.arange(0, head_dim, 2, device=positions.device) / head_dim)
     phases = positions[:, None].float() * rates

@@ -1,6 +1,5 @@
 """The bundled world: PushT at 64x64, learned from 2,000 episodes of scripted play."""
 
-
 from kinema.data.lerobot import DataError, Dataset
 from kinema.data.segments import SegmentsConfig
 from kinema.dynamics import DynamicsConfig
@@ -8,25 +7,32 @@ from kinema.objective import DynamicsObjectiveConfig
 from kinema.recipes.recipe import Phase, Recipe, Schedule
 from kinema.tokenizers import ConvTokenizerConfig, TokenizerObjectiveConfig
 
-CAMERA = "observation.image"
+PROPRIO = "observation.state"
+"""The position of the agent: what a robot knows of itself."""
 
 
 def pusht(dataset: Dataset) -> Recipe:
-    """One camera of PushT; about two and a half hours on two cores.
+    """One camera and the agent's position; about two hours on two cores.
 
     Raises:
-        DataError: the dataset is not of one camera and an action.
+        DataError: the dataset has another number of cameras, or no ``observation.state`` or ``action``.
     """
     if len(dataset.cameras) != 1:
         raise DataError(
             f"{dataset.root}: the recipe 'pusht' learns one camera, this dataset has {len(dataset.cameras)} "
             f"({', '.join(dataset.cameras) or 'none'}); use the recipe 'base'"
         )
+    for key in ("action", PROPRIO):
+        if key not in dataset.features:
+            raise DataError(
+                f"{dataset.root}: the recipe 'pusht' learns '{key}', which this dataset lacks; record PushT "
+                f"anew, or use the recipe 'base'; it has {', '.join(sorted(dataset.features))}"
+            )
     tokenizer = ConvTokenizerConfig(
         height=64, width=64, encoder_widths=(48, 96, 192), decoder_widths=(48, 96, 192)
     )
     return Recipe(
-        segments=SegmentsConfig(cameras=dataset.cameras, height=64, width=64),
+        segments=SegmentsConfig(cameras=dataset.cameras, proprio=PROPRIO, height=64, width=64),
         num_held_out=max(1, dataset.num_episodes // 100),
         tokenizer=tokenizer,
         tokenizer_objective=TokenizerObjectiveConfig(),
@@ -37,20 +43,21 @@ def pusht(dataset: Dataset) -> Recipe:
             grids=(tokenizer.grid,),
             latent_dim=tokenizer.latent_dim,
             action_dim=dataset.features["action"]["shape"][0],
-            patch=2,
-            width=192,
+            proprio_dim=dataset.features[PROPRIO]["shape"][0],
+            patch=1,
+            width=128,
             depth=6,
-            num_heads=3,
+            num_heads=2,
             time_every=2,
             window=8,
         ),
         dynamics_objective=DynamicsObjectiveConfig(),
         dynamics_schedule=Schedule(
             phases=(
-                Phase(updates=10000, batch=8, length=9),
-                Phase(updates=7000, batch=16, length=9),
-                Phase(updates=3000, batch=8, length=17, own_context_share=0.5),
+                Phase(updates=3000, batch=8, length=9),
+                Phase(updates=200, batch=4, length=17, own_context_share=0.5),
             ),
-            learning_rate=1e-3,
+            learning_rate=1.5e-3,
+            optimizer="muon",
         ),
     )

@@ -1,6 +1,7 @@
 """What a recipe returns: a complete training configuration."""
 
 import dataclasses
+from typing import Literal
 
 from kinema.data.segments import SegmentsConfig
 from kinema.dynamics import DynamicsConfig
@@ -33,7 +34,9 @@ class Schedule:
 
     phases: tuple[Phase, ...]
     learning_rate: float
-    """Learning rate of the plateau (AdamW)."""
+    """Learning rate of the plateau."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Muon learns the dynamics in fewer updates; convolutions are AdamW's."""
     warmup: int = 200
     """Updates of warm-up."""
     decay_share: float = 0.4

@@ -21,8 +21,8 @@ class TokenizerObjectiveConfig:
     motion_threshold: float = 0.08
     """Least difference of a pixel (of a range of 2) between two moments that counts as motion."""
     coherent_weight: float = 10.0
-    """Weight of errors that neighbouring pixels share, the largest counted most: a small thing that is missing is
-    such an error, the jagged edge of a large one is not."""
+    """Weight of errors that neighbouring pixels share, the largest counted most: a small thing that is
+    missing is such an error, the jagged edge of a large one is not."""
     noise: float = 0.1
     """Deviation of the noise on the raw latents, which have a deviation of about 1."""
     latent_penalty: float = 1e-3

@@ -69,6 +69,15 @@ def edit_parquet(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
     pq.write_table(change(pq.read_table(path)), path)
 
 
+def drop_columns(path: Path, name: str) -> None:
+    """Drop the columns with this in their names, except statistics."""
+
+    def change(table: pa.Table) -> pa.Table:
+        return table.drop_columns([n for n in table.column_names if name in n and not n.startswith("stats/")])
+
+    edit_parquet(path, change)
+
+
 # What LeRobot wrote
 
 
@@ -155,7 +164,7 @@ def test_structure_of_info(droid: Path, like_droid: Path) -> None:
     counted = {"total_episodes": 3, "total_frames": 9, "total_tasks": 2, "splits": {"train": "0:3"}}
     for key in set(theirs) - {"features"}:
         expected = counted.get(key, theirs[key])
-        assert ours[key] == expected and type(ours[key]) is type(expected), key
+        assert (ours[key], type(ours[key])) == (expected, type(expected)), key
     assert list(ours["features"]) == list(theirs["features"])
     for key, feature in theirs["features"].items():
         if feature["dtype"] == "video":
@@ -272,7 +281,7 @@ def test_round_trip(tmp_path: Path, recording: Recorder, codec: str, tolerance: 
 DTYPES = ["float32", "float64", "int64", "int32", "uint8", "bool", "int8", "uint16"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_round_trip_of_any_columns(data: st.DataObject) -> None:
     shapes = st.lists(st.integers(1, 4), min_size=0, max_size=3).map(tuple)
@@ -297,9 +306,9 @@ def test_round_trip_of_any_columns(data: st.DataObject) -> None:
         assert dataset.lengths().tolist() == lengths
         for index, expected in enumerate(recordings):
             episode = dataset.episode(index)
-            assert episode.task == expected["task"]
+            assert episode.task == (expected["task"] or None)
             for key, values in expected["columns"].items():
-                # A scalar and a vector of one are the same on disk; what they come back as depends on the key.
+                # A scalar and a vector of one are the same on disk; the key decides what comes back.
                 shape = () if values.shape[1:] == (1,) else values.shape[1:]
                 if key == "action" or key.startswith("observation."):
                     shape = shape or (1,)
@@ -396,7 +405,7 @@ def test_continuing_what_lerobot_wrote(droid: Path, tmp_path: Path) -> None:
 
 
 def test_files_roll_over(tmp_path: Path, recording: Recorder) -> None:
-    options = {"data_files_size_in_mb": 0.006, "video_files_size_in_mb": 0.02, "chunks_size": 2}
+    options = {"data_files_size_in_mb": 0.006, "video_files_size_in_mb": 0.004, "chunks_size": 2}
     recordings = [recording(number) for number in range(8)]
     root = write(tmp_path / "d", recordings[:5], **options)
     write(root, recordings[5:])
@@ -404,12 +413,12 @@ def test_files_roll_over(tmp_path: Path, recording: Recorder) -> None:
     assert find_defects(root) == []
     names = sorted(str(p.relative_to(root)) for p in (root / "videos" / TOP).rglob("*.mp4"))
     assert names[:3] == [f"videos/{TOP}/chunk-{c:03d}/file-{f:03d}.mp4" for c, f in ((0, 0), (0, 1), (1, 0))]
-    assert max(p.stat().st_size for p in (root / "videos").rglob("*.mp4")) < 0.02 * 2**20 + 2000
+    assert max(p.stat().st_size for p in (root / "videos").rglob("*.mp4")) < 0.004 * 2**20 + 2000
     assert len(list((root / "data").rglob("*.parquet"))) > 2
 
 
 def test_a_full_staging_folder_is_folded_before_the_end(tmp_path: Path, recording: Recorder) -> None:
-    with DatasetWriter(tmp_path / "d", fps=FPS, video_files_size_in_mb=0.02) as writer:
+    with DatasetWriter(tmp_path / "d", fps=FPS, video_files_size_in_mb=0.004) as writer:
         for number in range(6):
             writer.add(**recording(number))
         assert len(list((tmp_path / "d/.staging").glob("0*"))) < 5
@@ -419,9 +428,13 @@ def test_a_full_staging_folder_is_folded_before_the_end(tmp_path: Path, recordin
 
 
 def test_an_exception_keeps_finished_episodes(tmp_path: Path, recording: Recorder) -> None:
-    with pytest.raises(KeyboardInterrupt), DatasetWriter(tmp_path / "d", fps=FPS) as writer:
-        writer.add(**recording(0))
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with DatasetWriter(tmp_path / "d", fps=FPS) as writer:
+            writer.add(**recording(0))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert_holds(Dataset.open(tmp_path / "d"), [recording(0)])
 
 
@@ -441,6 +454,20 @@ def test_continuing_something_else_is_refused(dataset: Path, options: dict[str, 
     with pytest.raises(ValueError, match=message):
         DatasetWriter(dataset, **({"fps": FPS} | options))
     assert find_defects(dataset) == []
+
+
+def test_a_table_that_does_not_say_where_the_last_episode_ends(dataset: Path) -> None:
+    drop_columns(dataset / EPISODES, "dataset_to_index")
+    with pytest.raises(DataError, match=r"the columns \['dataset_to_index'\] are missing"):
+        DatasetWriter(dataset, fps=FPS)
+
+
+def test_a_closed_writer_adds_nothing(dataset: Path, recording: Recorder) -> None:
+    writer = DatasetWriter(dataset, fps=FPS)
+    writer.close()
+    writer.close()
+    with pytest.raises(ValueError, match="is closed"):
+        writer.add(**recording(4))
 
 
 def test_two_writers_are_refused(dataset: Path, recording: Recorder) -> None:
@@ -463,10 +490,10 @@ def test_two_writers_are_refused(dataset: Path, recording: Recorder) -> None:
         (lambda r: r["columns"].update(more=r["columns"]["action"]), r"unknown \['more'\]"),
         (lambda r: r["frames"].pop(SIDE), rf"expected cameras .*missing \['{SIDE}'\]"),
         (lambda r: r["columns"].update(action=r["columns"]["action"][:-1]), "every array needs the same T"),
-        (lambda r: r["columns"].update(action=np.zeros((7, 3), np.float32)), r"episode 4, action: expected rows of shape \[2\], got \[3\]"),
-        (lambda r: r["columns"].update(action=np.zeros((7, 2), complex)), "action: expected float32, got complex128"),
+        (lambda r: r["columns"].update(action=np.zeros((7, 3))), r"4, action: expected rows of shape \[2\]"),
+        (lambda r: r["columns"].update(action=np.zeros((7, 2), complex)), "expected float32, got complex128"),
         (lambda r: r["frames"].update({TOP: r["frames"][TOP] / 255.0}), rf"{TOP}: expected uint8 pictures"),
-        (lambda r: r["frames"].update({TOP: r["frames"][TOP][:, :-1]}), r"of shape \[24, 32, 3\], got uint8 \[23, 32, 3\]"),
+        (lambda r: r["frames"].update({TOP: r["frames"][TOP][:, :-1]}), r"got uint8 \[23, 32, 3\]"),
         (lambda r: r["columns"].update(timestamp=np.arange(7) / 5), "timestamp: row t must be at t/10 s"),
     ],
 )  # fmt: skip
@@ -611,10 +638,7 @@ def test_other_names_in_templates(dataset: Path, recording: Recorder) -> None:
 def test_missing_columns_are_filled_in(
     dataset: Path, recording: Recorder, dropped: str, message: str | None
 ) -> None:
-    edit_parquet(
-        dataset / EPISODES,
-        lambda table: table.drop_columns([name for name in table.column_names if dropped in name and "stats" not in name]),
-    )  # fmt: skip
+    drop_columns(dataset / EPISODES, dropped)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         opened = Dataset.open(dataset)
@@ -631,16 +655,24 @@ def test_without_an_episodes_table(dataset: Path, recording: Recorder) -> None:
 
 def test_what_cannot_be_guessed_is_an_error(dataset: Path, recording: Recorder) -> None:
     """Without columns and with a frame too many, nobody can say whose frames are whose."""
-    edit_parquet(
-        dataset / EPISODES,
-        lambda table: table.drop_columns([name for name in table.column_names if name.startswith(f"videos/{TOP}/")]),
-    )  # fmt: skip
+    drop_columns(dataset / EPISODES, f"videos/{TOP}/")
     path = dataset / f"videos/{TOP}/chunk-000/file-000.mp4"
     path.write_bytes(video.encode(np.zeros((99, 24, 32, 3), np.uint8), fps=FPS, codec="lossless"))
     opened = Dataset.open(dataset)
     np.testing.assert_array_equal(opened.episode(1, [SIDE]).frames[SIDE], recording(1)["frames"][SIDE])
     with pytest.raises(DataError, match=r"its 1 files \(99 frames\) do not fit the 4 episodes \(27 frames\)"):
         opened.episode(1)
+
+
+def test_channels_first(dataset: Path, recording: Recorder) -> None:
+    """Some sets announce pictures as channels, height, width; the pictures themselves are the same."""
+    names = ["channels", "height", "width"]
+    edit_json(
+        dataset / "meta/info.json", lambda info: info["features"][TOP].update(shape=[3, 24, 32], names=names)
+    )
+    write(dataset, [recording(4)])
+    assert_holds(Dataset.open(dataset), [recording(number) for number in range(5)])
+    assert find_defects(dataset) == []
 
 
 def test_lists_of_any_kind(dataset: Path, recording: Recorder) -> None:

@@ -1,5 +1,6 @@
 """Recording: rows in step, the same data whatever the workers and interruptions, clear errors."""
 
+import contextlib
 import json
 import os
 import resource
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from kinema.data.spaces import RecordError
 
 PIXELS = "observation.images.pixels"
 RENDER = "observation.images.render"
+PATIENCE = 240.0
+"""Seconds for another process to do its part, on a machine with much else to do."""
 
 
 class ShowsAction(gym.Env[np.ndarray, np.ndarray]):
@@ -62,7 +66,7 @@ class ShowsAction(gym.Env[np.ndarray, np.ndarray]):
         """Tells a test that is listening that this episode has begun, and waits for it."""
         if self.gate:
             try:
-                with socket.create_connection(("127.0.0.1", self.gate), timeout=60) as connection:
+                with socket.create_connection(("127.0.0.1", self.gate), timeout=PATIENCE) as connection:
                     connection.recv(1)
             except ConnectionRefusedError:
                 pass
@@ -280,30 +284,36 @@ def command(root: Path, gate: int) -> list[str]:
     ]
 
 
-def start(arguments: list[str], **options: Any) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def started(arguments: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
     """The command in a process of its own, which leads its group as a terminal has it."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "kinema", *arguments],
-        env=environment,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         **options,
     )
+    with process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_interrupted_and_continued_is_uninterrupted(
     recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(120)
+        server.settimeout(PATIENCE)
         gate = server.getsockname()[1]
-        process = start(command(tmp_path / "out", gate))
-        connection, _ = server.accept()  # Episode 3 has begun, so 0, 1 and 2 are finished.
-        with connection:
-            os.killpg(process.pid, signal.SIGINT)
-            _, printed = process.communicate(timeout=60)
+        with started(command(tmp_path / "out", gate)) as process:
+            connection, _ = server.accept()  # Episode 3 has begun, so 0, 1 and 2 are finished.
+            with connection:
+                os.killpg(process.pid, signal.SIGINT)
+                _, printed = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "has 3 of 5 episodes" in printed
     assert "same command continues" in printed
@@ -336,8 +346,8 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     def limit_file_size() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000))
 
-    process = start(limited, preexec_fn=limit_file_size)
-    _, printed = process.communicate(timeout=120)
+    with started(limited, preexec_fn=limit_file_size) as process:
+        _, printed = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
     assert "2 finished episodes are safe" in printed
     assert "Make room" in printed

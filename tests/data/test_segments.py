@@ -1,0 +1,200 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kinema.data import DataError, Dataset, DatasetWriter
+from kinema.data.segments import Segments, SegmentsConfig, load_segments, resize
+
+from ..worlds import CAMERA, HIGH, LOW, PROPRIO, SIZE, read, write_exact_world
+
+LENGTHS = (5, 9, 2, 12)
+HALF_A_PIXEL = 0.5 / 20 * (HIGH - LOW) + 1e-6
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A world whose frame shows the action that led to it."""
+    root = tmp_path_factory.mktemp("exact") / "data"
+    return Dataset.open(write_exact_world(root, lengths=LENGTHS, has_proprio=True))
+
+
+def load(dataset: Dataset, cache: Path, **fields: object) -> Segments:
+    config = SegmentsConfig(**{"height": SIZE, "width": SIZE, "proprio": PROPRIO, **fields})
+    return load_segments(dataset, config, cache, progress=False)
+
+
+def make_segments(lengths: list[int]) -> Segments:
+    """Rows whose picture, action and proprioception say which row they are."""
+    rows = np.arange(sum(lengths))
+    return Segments(
+        frames={CAMERA: np.broadcast_to(rows.astype(np.uint8)[:, None, None, None], (len(rows), 2, 2, 3))},
+        actions=rows[:, None].astype(np.float32),
+        proprio=rows[:, None].astype(np.float32),
+        lengths=np.array(lengths, dtype=np.int64),
+        native_sizes={CAMERA: (2, 2)},
+    )
+
+
+@pytest.mark.parametrize("length", [2, 5, 9])
+def test_prev_action_is_what_the_frame_shows(exact: Dataset, tmp_path: Path, length: int) -> None:
+    segments = load(exact, tmp_path)
+    rows = segments.draw_rows(np.random.default_rng(0), 50, length)
+    batch = segments.batch(rows)
+    shown = read(batch.frames[CAMERA].flatten(0, 1).numpy()).reshape(50, length, 2)
+    known = batch.has_action.numpy()
+    assert (np.abs(batch.prev_action.numpy() - shown)[known] <= HALF_A_PIXEL).all()
+    assert batch.proprio is not None
+    assert (np.abs(batch.proprio.numpy() - shown) <= HALF_A_PIXEL).all()
+    # The test would see a shift by one: the action of the same row is another one.
+    assert not (np.abs(segments.actions[rows] - shown)[known] <= HALF_A_PIXEL).all()
+
+
+def test_the_action_is_unknown_only_where_an_episode_begins(exact: Dataset, tmp_path: Path) -> None:
+    segments = load(exact, tmp_path)
+    batch = segments.batch(np.arange(segments.num_rows)[None])
+    first = np.cumsum([0, *LENGTHS[:-1]])
+    assert np.flatnonzero(~batch.has_action[0].numpy()).tolist() == first.tolist()
+    assert (batch.prev_action[0, first] == 0).all()
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6), length=st.integers(1, 9), seed=st.integers(0)
+)
+def test_segments_stay_within_their_episode(lengths: list[int], length: int, seed: int) -> None:
+    segments = make_segments(lengths)
+    if max(lengths) < length:
+        with pytest.raises(DataError, match=f"segments of {length} steps: the longest episode has"):
+            segments.draw_rows(np.random.default_rng(seed), 4, length)
+        return
+    rows = segments.draw_rows(np.random.default_rng(seed), 20, length)
+    assert rows.shape == (20, length)
+    assert (np.diff(rows, axis=1) == 1).all()
+    episodes = np.repeat(np.arange(len(lengths)), lengths)[rows]
+    assert (episodes == episodes[:, :1]).all()
+    batch = segments.batch(rows)
+    assert np.array_equal(batch.frames[CAMERA][:, :, 0, 0, 0].numpy(), rows.astype(np.uint8))
+    known = batch.has_action.numpy()
+    assert np.array_equal(batch.prev_action[..., 0].numpy()[known], (rows - 1)[known])
+    assert np.array_equal(known, np.isin(rows, segments.starts, invert=True))
+
+
+def test_every_segment_is_drawn_equally_often() -> None:
+    segments = make_segments([3, 1, 7, 4])
+    rows = segments.draw_rows(np.random.default_rng(0), 20_000, 3)
+    first, counts = np.unique(rows[:, 0], return_counts=True)
+    assert first.tolist() == [0, 4, 5, 6, 7, 8, 11, 12]
+    assert np.abs(counts / 20_000 - 1 / 8).max() < 0.01
+
+
+def test_pairs_are_of_one_episode(exact: Dataset) -> None:
+    segments = make_segments([3, 1, 7, 4])
+    pairs = segments.draw_pairs(np.random.default_rng(0), 2000)[:, :, 0, 0, 0].numpy()
+    episodes = np.repeat(np.arange(4), [3, 1, 7, 4])[pairs]
+    assert (episodes[:, 0] == episodes[:, 1]).all()
+    assert set(pairs[:, 0]) == set(pairs[:, 1]) == set(range(15))
+
+
+def test_pairs_are_of_every_camera() -> None:
+    segments = make_segments([3, 4])
+    segments.frames = {"one": np.full((7, 2, 2, 3), 1, np.uint8), "two": np.full((7, 2, 2, 3), 2, np.uint8)}
+    pairs = segments.draw_pairs(np.random.default_rng(0), 200)
+    assert (pairs.amax((1, 2, 3, 4)) == pairs.amin((1, 2, 3, 4))).all()
+    share = (pairs[:, 0, 0, 0, 0] == 1).float().mean().item()
+    assert 0.35 < share < 0.65
+
+
+def test_draws_come_from_the_generator_alone() -> None:
+    segments = make_segments([3, 9, 4])
+    for draw in (lambda rng: segments.draw_rows(rng, 5, 2), lambda rng: segments.draw_pairs(rng, 5).numpy()):
+        assert np.array_equal(draw(np.random.default_rng(3)), draw(np.random.default_rng(3)))
+
+
+def test_only_the_chosen_episodes_are_read(exact: Dataset, tmp_path: Path) -> None:
+    everything, some = load(exact, tmp_path), load(exact, tmp_path, episodes=(1, 3))
+    assert some.lengths.tolist() == [9, 2]
+    assert np.array_equal(some.frames[CAMERA], everything.frames[CAMERA][5:16])
+    assert np.array_equal(some.actions, everything.actions[5:16])
+
+
+def test_from_a_file_as_from_memory(exact: Dataset, tmp_path: Path) -> None:
+    in_memory = load(exact, tmp_path / "unused")
+    assert not (tmp_path / "unused").exists()
+    on_disk = load(exact, tmp_path / "cache", memory_limit_gb=0.0)
+    assert isinstance(on_disk.frames[CAMERA], np.memmap)
+    assert np.array_equal(in_memory.frames[CAMERA], on_disk.frames[CAMERA])
+    rows = in_memory.draw_rows(np.random.default_rng(0), 4, 3)
+    assert np.array_equal(in_memory.batch(rows).frames[CAMERA], on_disk.batch(rows).frames[CAMERA])
+
+
+def test_a_complete_file_is_used_again_and_another_is_made_anew(exact: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / f"{CAMERA}.npy"
+    first = load(exact, tmp_path, memory_limit_gb=0.0)
+    written = path.stat().st_mtime_ns
+    again = load(exact, tmp_path, memory_limit_gb=0.0)
+    assert path.stat().st_mtime_ns == written
+    assert np.array_equal(first.frames[CAMERA], again.frames[CAMERA])
+    assert np.array_equal(first.actions, again.actions)
+    smaller = load(exact, tmp_path, memory_limit_gb=0.0, height=16, width=16)
+    assert smaller.frames[CAMERA].shape == (sum(LENGTHS), 16, 16, 3)
+    # A file that an interrupted run left behind has no mark of completion.
+    (tmp_path / "complete.json").unlink()
+    path.write_bytes(b"half a file")
+    assert np.array_equal(load(exact, tmp_path, memory_limit_gb=0.0).frames[CAMERA], first.frames[CAMERA])
+
+
+def test_pictures_are_brought_to_the_size_asked_for() -> None:
+    halves = np.zeros((2, 4, 6, 3), np.uint8)
+    halves[:, :, 3:] = 200
+    assert np.array_equal(resize(halves, 4, 6), halves)
+    small = resize(halves, 2, 2)
+    assert small.shape == (2, 2, 2, 3)
+    assert (small[:, :, 0] == 0).all()
+    assert (small[:, :, 1] == 200).all()
+    # Antialiased: a fine pattern becomes its mean.
+    checks = (np.indices((8, 8)).sum(0) % 2 * 200).astype(np.uint8)[None, :, :, None].repeat(3, -1)
+    assert (np.abs(resize(checks, 4, 4).astype(int) - 100) <= 1).all()
+    assert resize(np.zeros((0, 4, 6, 3), np.uint8), 2, 2).shape == (0, 2, 2, 3)
+
+
+def test_sizes_as_recorded_are_remembered(exact: Dataset, tmp_path: Path) -> None:
+    assert load(exact, tmp_path, height=16, width=48).native_sizes == {CAMERA: (SIZE, SIZE)}
+
+
+def test_proprioception_alone_is_enough(exact: Dataset, tmp_path: Path) -> None:
+    segments = load(exact, tmp_path, cameras=())
+    assert segments.frames == {}
+    assert segments.num_rows == sum(LENGTHS)
+    assert segments.batch(np.array([[1, 2]])).frames == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"cameras": ("observation.images.wrist",)},
+            "no feature observation.images.wrist; it has action, .*top",
+        ),
+        ({"proprio": "observation.effort"}, "no feature observation.effort; it has action, "),
+        ({"cameras": (), "proprio": None}, "neither a camera nor proprioception"),
+        ({"episodes": (2, 9)}, "episodes 2:9 asked, but it holds 4"),
+        ({"episodes": (2, 2)}, "episodes 2:2 asked, but it holds 4"),
+    ],
+)
+def test_what_is_not_there_is_named(
+    exact: Dataset, tmp_path: Path, fields: dict[str, object], message: str
+) -> None:
+    with pytest.raises(DataError, match=message) as error:
+        load(exact, tmp_path, **fields)
+    assert str(exact.root) in str(error.value)
+
+
+def test_a_dataset_without_episodes_is_refused(tmp_path: Path) -> None:
+    features = {"action": {"dtype": "float32", "shape": [2]}, PROPRIO: {"dtype": "float32", "shape": [2]}}
+    with DatasetWriter(tmp_path / "empty", fps=10, features=features):
+        pass
+    with pytest.raises(DataError, match="episodes 0:0 asked, but it holds 0"):
+        load(Dataset.open(tmp_path / "empty"), tmp_path)

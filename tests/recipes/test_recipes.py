@@ -1,0 +1,128 @@
+"""Every recipe: what it makes of a dataset, and the first updates of training with it."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kinema import train as train_module
+from kinema.data import DataError, Dataset, DatasetWriter
+from kinema.recipes import RECIPES, Recipe, Schedule
+from kinema.train import TrainConfig, train
+
+from ..worlds import CAMERA, PROPRIO, write_exact_world
+
+NUM_UPDATES = 3
+GOLDENS: dict[str, dict[str, list[tuple[float, float]]]] = {}
+"""Loss and gradient norm of the first updates, in single precision, by recipe and stage. The dynamics goes
+through the first three updates of each of its phases.
+
+A change that means to alter training alters these: the test that fails prints the new ones, ready to paste.
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("exact") / "data"
+    return write_exact_world(root, lengths=(20,) * 4, has_proprio=True)
+
+
+def shorten(schedule: Schedule) -> Schedule:
+    phases = tuple(dataclasses.replace(phase, updates=NUM_UPDATES) for phase in schedule.phases)
+    return dataclasses.replace(schedule, phases=phases)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_first_updates(name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = RECIPES[name]
+
+    def short(dataset: Dataset) -> Recipe:
+        recipe = original(dataset)
+        return dataclasses.replace(
+            recipe,
+            tokenizer_schedule=shorten(recipe.tokenizer_schedule),
+            dynamics_schedule=shorten(recipe.dynamics_schedule),
+        )
+
+    monkeypatch.setitem(RECIPES, name, short)
+    monkeypatch.setattr(train_module, "LOG_EVERY", 1)
+    assert train(TrainConfig(data=str(data), out=tmp_path, recipe=name, precision="float32")) == 0
+    got: dict[str, list[tuple[float, float]]] = {}
+    for line in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()):
+        if "loss" in line:
+            pair = (float(f"{line['loss']:.5g}"), float(f"{line['gradient_norm']:.5g}"))
+            got.setdefault(line["stage"], []).append(pair)
+    golden = GOLDENS.get(name, {})
+    assert got.keys() == golden.keys(), f"no goldens for {name!r}; got {got}"
+    for stage, pairs in golden.items():
+        # Other processors sum in another order, and latents are kept in half precision.
+        np.testing.assert_allclose(got[stage], pairs, rtol=0.02, err_msg=f"{name}, {stage}: got {got[stage]}")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_parts_of_a_recipe_fit_each_other(name: str, data: Path) -> None:
+    recipe = RECIPES[name](Dataset.open(data))
+    assert recipe.tokenizer is not None
+    assert recipe.segments.cameras == (CAMERA,)
+    assert (recipe.segments.height, recipe.segments.width) == (
+        recipe.tokenizer.height,
+        recipe.tokenizer.width,
+    )
+    assert recipe.dynamics.grids == (recipe.tokenizer.grid,)
+    assert recipe.dynamics.latent_dim == recipe.tokenizer.latent_dim
+    assert recipe.dynamics.action_dim == 2
+    assert recipe.dynamics.proprio_dim == (2 if recipe.segments.proprio else 0)
+    assert 1 <= recipe.num_held_out < 4
+    # Only a rollout of some frames can be its own context.
+    for phase in recipe.dynamics_schedule.phases:
+        assert phase.length > recipe.dynamics.window
+
+
+def test_all_cameras_and_their_shape_are_taken(droid: Path) -> None:
+    dataset = Dataset.open(droid)
+    for name in ("base", "tiny"):
+        recipe = RECIPES[name](dataset)
+        assert recipe.segments.cameras == dataset.cameras
+        assert recipe.segments.proprio == PROPRIO
+        assert len(recipe.dynamics.grids) == 3
+        assert recipe.tokenizer is not None
+        height, width, _ = dataset.features[dataset.cameras[0]]["shape"]
+        assert recipe.tokenizer.width / recipe.tokenizer.height == pytest.approx(width / height, rel=0.15)
+
+
+def write_columns(root: Path, *keys: str) -> Dataset:
+    with DatasetWriter(root, fps=10) as writer:
+        writer.add(frames={}, columns={key: np.zeros((20, 3), np.float32) for key in keys})
+    return Dataset.open(root)
+
+
+@pytest.mark.parametrize("name", ["base", "tiny"])
+def test_vectors_alone(name: str, tmp_path: Path) -> None:
+    recipe = RECIPES[name](write_columns(tmp_path / "data", "action", PROPRIO))
+    assert recipe.tokenizer is None
+    assert recipe.dynamics.grids == ()
+    assert (recipe.dynamics.action_dim, recipe.dynamics.proprio_dim) == (3, 3)
+
+
+@pytest.mark.parametrize("name", ["base", "tiny"])
+def test_what_is_missing_is_named(name: str, tmp_path: Path) -> None:
+    without_action = write_columns(tmp_path / "one", PROPRIO)
+    with pytest.raises(DataError, match=r"no feature 'action'.*; it has .*observation\.state"):
+        RECIPES[name](without_action)
+    without_state = write_columns(tmp_path / "two", "action", "effort")
+    with pytest.raises(
+        DataError, match=r"neither a camera .* nor 'observation\.state'; it has action, effort"
+    ):
+        RECIPES[name](without_state)
+
+
+def test_pusht_wants_its_own_kind_of_data(tmp_path: Path, droid: Path) -> None:
+    with pytest.raises(DataError, match=r"learns one camera, this dataset has 3 .*; use the recipe 'base'"):
+        RECIPES["pusht"](Dataset.open(droid))
+    with pytest.raises(DataError, match=r"learns one camera, this dataset has 0 \(none\)"):
+        RECIPES["pusht"](write_columns(tmp_path / "vectors", "action", PROPRIO))
+    blind = Dataset.open(write_exact_world(tmp_path / "blind", lengths=(20,)))
+    with pytest.raises(DataError, match=r"learns 'observation\.state', which this dataset lacks"):
+        RECIPES["pusht"](blind)

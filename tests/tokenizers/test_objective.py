@@ -1,0 +1,124 @@
+import pytest
+import torch
+
+from kinema.tokenizers import (
+    ConvTokenizer,
+    ConvTokenizerConfig,
+    TokenizerObjective,
+    TokenizerObjectiveConfig,
+)
+from kinema.tokenizers.objective import motion_mask
+
+from ..worlds import randomize
+
+
+def make_objective(**fields: float) -> TokenizerObjective:
+    tokenizer = ConvTokenizer(
+        ConvTokenizerConfig(height=32, width=32, encoder_widths=(16, 16, 16), decoder_widths=(16, 16, 16))
+    )
+    randomize(tokenizer)
+    return TokenizerObjective(tokenizer, TokenizerObjectiveConfig(**fields))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_pairs(batch: int = 2) -> torch.Tensor:
+    return torch.randint(0, 256, (batch, 2, 32, 32, 3), dtype=torch.uint8, generator=seeded())
+
+
+def grey(value: int) -> torch.Tensor:
+    return torch.full((32, 32, 3), value, dtype=torch.uint8)
+
+
+def test_motion_is_where_two_pictures_differ_and_a_pixel_around() -> None:
+    first, second = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)
+    second[0, 1, 4, 2] = 0.2
+    second[0, 2, 0, 7] = 0.05
+    expected = torch.zeros(1, 1, 8, 8)
+    expected[0, 0, 3:6, 1:4] = 1.0
+    assert torch.equal(motion_mask(first, second, 0.1), expected)
+    assert torch.equal(motion_mask(second, first, 0.1), expected)
+
+
+def test_loss_and_metrics() -> None:
+    loss, metrics = make_objective()(random_pairs(), seeded())
+    assert loss.shape == ()
+    assert loss.requires_grad
+    assert set(metrics) == {"psnr", "psnr_moving", "coherent_error", "latent_rms"}
+    for value in metrics.values():
+        assert value.shape == ()
+        assert value.isfinite()
+        assert not value.requires_grad
+
+
+def test_the_gradient_reaches_every_parameter() -> None:
+    objective = make_objective()
+    objective(random_pairs(), seeded())[0].backward()
+    for name, parameter in objective.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_the_loss_comes_from_the_generator_alone() -> None:
+    objective, pairs = make_objective(), random_pairs()
+    first, _ = objective(pairs, seeded(1))
+    torch.manual_seed(99)
+    assert torch.equal(first, objective(pairs, seeded(1))[0])
+    assert not torch.equal(first, objective(pairs, seeded(2))[0])
+
+
+def blind_objective(output: float, **fields: float) -> TokenizerObjective:
+    """Its decoder gives the same grey whatever it is given."""
+    objective = make_objective(latent_penalty=0.0, **fields)
+    last = objective.tokenizer.decoder[-2]
+    assert isinstance(last, torch.nn.Conv2d)
+    assert last.bias is not None
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.constant_(last.bias, output)
+    return objective
+
+
+def test_a_perfect_picture_costs_nothing() -> None:
+    pairs = torch.stack([grey(255), grey(255)]).unsqueeze(0)
+    loss, metrics = blind_objective(1.0)(pairs, seeded())
+    assert loss.item() == pytest.approx(0.0, abs=1e-4)
+    assert metrics["psnr"] > 60
+
+
+def test_an_even_error_is_measured_as_it_is() -> None:
+    pairs = torch.stack([grey(255), grey(255)]).unsqueeze(0)
+    loss, metrics = blind_objective(0.5, coherent_weight=10.0)(pairs, seeded())
+    # An error of 0.5 of a range of 2 everywhere: 0.5 + 0.25, and coherent: the root of the mean fourth power.
+    assert metrics["psnr"].item() == pytest.approx(-10 * torch.log10(torch.tensor(0.25 / 4)).item())
+    assert metrics["coherent_error"].item() == pytest.approx(0.25)
+    assert loss.item() == pytest.approx(0.75 + 10 * 0.25)
+
+
+def test_an_error_costs_more_where_something_moves() -> None:
+    """The same blind decoder misses a small spot: dearer when the spot is in one moment only."""
+    spot = grey(0)
+    spot[8:12, 8:12] = 255
+    still, moving = torch.stack([spot, spot]).unsqueeze(0), torch.stack([spot, grey(0)]).unsqueeze(0)
+    objective = blind_objective(-1.0, coherent_weight=0.0, motion_weight=16.0)
+    loss_still, loss_moving = objective(still, seeded())[0].item(), objective(moving, seeded())[0].item()
+    # Of the moving pair only one picture holds the spot, yet it costs several times more.
+    assert loss_moving > 4 * loss_still
+    indifferent = blind_objective(-1.0, coherent_weight=0.0, motion_weight=0.0)
+    loss_still, loss_moving = indifferent(still, seeded())[0].item(), indifferent(moving, seeded())[0].item()
+    assert loss_moving == pytest.approx(loss_still / 2)
+
+
+def test_coherent_error_counts_what_neighbours_share() -> None:
+    """A spot that is missing against the same energy of error scattered as a checkerboard."""
+    spot, checks = grey(128), grey(128)
+    spot[8:16, 8:16] = 255
+    checks[0:16:2, 0:32:2] = 255 - 63
+    checks[1:17:2, 1:32:2] = 128 - 64
+    objective = blind_objective(128 / 127.5 - 1)
+
+    def coherent(picture: torch.Tensor) -> float:
+        return objective(torch.stack([picture, picture]).unsqueeze(0), seeded())[1]["coherent_error"].item()
+
+    assert coherent(spot) > 4 * coherent(checks)
