@@ -2,8 +2,8 @@
 
     python benchmarks/data_loading.py [--data FOLDER]
 
-Prints how many frames a second come out of the store (in memory and memory-mapped), how many the tokenizer and the
-dynamics train on, and the ratios. Without ``--data`` a dataset of noise is made in a temporary folder.
+Prints how many frames a second come out of the store (in memory and memory-mapped), how many the tokenizer
+and the dynamics train on, and the ratios. Without ``--data`` a dataset of noise is made.
 """
 
 import dataclasses

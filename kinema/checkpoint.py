@@ -7,7 +7,7 @@ then.
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """An optimizer, as far as a checkpoint is concerned."""
 

@@ -83,7 +83,8 @@ def write_pictures(comparison: Comparison, *, film: Path, sheet: Path, fps: floa
     start = real[:1]
     curves = {q.label: comparison.errors[q.key] for q in PushTProbe.quantities if q.unit == "px"}
     pictures = view.error_curve(view.side_by_side(real[1:], simulated), curves, unit="px")
-    view.write_video(film, tqdm(pictures, desc="filming", total=len(simulated), unit=" frames"), fps=fps)
+    progress = tqdm(pictures, desc="filming", total=len(simulated), unit=" frames")
+    view.write_video(film, (picture for picture in progress), fps=fps)
     rows = [real, np.concatenate([start, simulated])]
     shown = [step for step in SHEET if step <= len(simulated)]
     labels = ["real", "simulated", "difference"]

@@ -170,7 +170,8 @@ class Loop:
                 folder, state={"update": update}, module=stage.objective, ema=ema, optimizer=optimizer
             )
 
-        saved_at = evaluated_at = time.monotonic()
+        saved_at = evaluated_at = logged_at = time.monotonic()
+        logged_update = state["update"]
         bar = tqdm(
             total=schedule.updates, initial=state["update"], desc=f"training the {stage.name}", unit="update"
         )
@@ -203,8 +204,10 @@ class Loop:
                 if update % LOG_EVERY == 0:
                     numbers = {"loss": loss.item(), "gradient_norm": norm.item()}
                     numbers |= {key: value.item() for key, value in metrics.items()}
-                    rate = bar.format_dict["rate"] or 0.0
-                    numbers["frames_per_second"] = rate * phase.batch * phase.length
+                    seconds = time.monotonic() - logged_at
+                    frames = (update - logged_update) * phase.batch * phase.length
+                    numbers["frames_per_second"] = frames / seconds
+                    logged_at, logged_update = time.monotonic(), update
                     self.log.write(stage.name, update, numbers)
                     bar.set_postfix_str(" ".join(f"{key} {value:.4g}" for key, value in numbers.items()))
                 now = time.monotonic()
@@ -259,7 +262,7 @@ def _dynamics_stage(
 
     def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
         rows = segments.draw_rows(rng, phase.batch, phase.length)
-        drawn = values.map(lambda x: x[torch.from_numpy(rows)].float())
+        drawn = values.map(lambda x: x[0, torch.from_numpy(rows)].float())
         return drawn, torch.from_numpy(segments.has_action[rows]), phase.own_context_share
 
     def evaluate(update: int) -> dict[str, float]:
@@ -305,7 +308,7 @@ def _encode_all(world: World, segments: Segments, use_bfloat16: bool) -> Values:
     # Cloned outside inference mode, so that autograd may save them.
     with torch.inference_mode(False):
         action = world.action_normalizer.normalize(previous).cpu()
-        return Values(latents.clone(), proprio.clone(), action.clone())
+        return Values(latents[None].clone(), proprio[None].clone(), action[None].clone())
 
 
 def _world_config(config: TrainConfig, recipe: Recipe, dataset: Dataset, segments: Segments) -> WorldConfig:
@@ -362,7 +365,8 @@ def _shortened(recipe: Recipe, share: float) -> Recipe:
             dataclasses.replace(phase, updates=max(1, round(share * phase.updates)))
             for phase in schedule.phases
         )
-        return dataclasses.replace(schedule, phases=phases)
+        warmup = max(1, round(share * schedule.warmup))
+        return dataclasses.replace(schedule, phases=phases, warmup=warmup)
 
     if share == 1.0:
         return recipe

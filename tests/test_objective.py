@@ -108,8 +108,8 @@ FIND = {
 @pytest.mark.parametrize(
     ("config", "find", "expected"),
     [
-        # An error of 3 has a square of 9 and costs 2.99 where it is absolute; of the six frames, the first has
-        # no past. Locating weighs a tenth.
+        # An error of 3 has a square of 9 and costs 2.99 where it is absolute; of the six frames, the first
+        # has no past. Locating weighs a tenth.
         ("one camera", "picture", 9 * 5 / 6),
         ("one camera", "action", 0.1 * 9 * 5 / 6),
         ("vectors alone", "picture", 10 * 2.99 * 5 / 6),

@@ -175,9 +175,9 @@ class _Values:
             if not parts:
                 continue
             values = np.concatenate([part for _, part in parts])
-            if values.dtype.kind in "iu" or values.dtype.kind == "f":
-                if key == "action" or key.startswith("observation."):
-                    yield from self._check_constant(key, values)
+            # Rewards and flags may well be constant, or rare and large.
+            if values.dtype.kind in "iuf" and (key == "action" or key.startswith("observation.")):
+                yield from self._check_constant(key, values)
                 yield from self._check_outliers(key, values.astype(np.float64))
             yield from self._check_range(key)
 

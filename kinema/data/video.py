@@ -15,6 +15,7 @@ from typing import BinaryIO
 import av
 import numpy as np
 from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from kinema.data.layout import DataError
@@ -217,6 +218,8 @@ class VideoReader:
         else:
             context.thread_type = "AUTO"
         self.height, self.width = context.height, context.width
+        # One for all frames: what a frame makes for itself costs more than decoding a small picture.
+        self._reformatter = VideoReformatter()
         self._decoded: Iterator[av.VideoFrame] = iter(())
         self._before: av.VideoFrame | None = None
         self._ahead: av.VideoFrame | None = None
@@ -243,7 +246,7 @@ class VideoReader:
                 if frame.is_corrupt:
                     raise DataError(f"the frame at {time:.4f} s (row {row}) is damaged", path=self.path)
                 worst = max(worst, abs(_time(frame) - time))
-                pictures[row] = frame.to_ndarray(format="rgb24")
+                pictures[row] = self._rgb(frame)
         except (FFmpegError, OSError, DataError) as error:
             # The next call seeks, so that one bad place does not hide what comes after it.
             self._before = self._ahead = None
@@ -251,6 +254,13 @@ class VideoReader:
                 raise
             raise DataError(f"cannot be decoded ({error})", path=self.path) from error
         return pictures, worst
+
+    def _rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        """``H W 3`` uint8."""
+        if frame.format.name == "gbrp":
+            # Its planes are the colours; PyAV only puts them in order.
+            return frame.to_ndarray()
+        return self._reformatter.reformat(frame, format="rgb24").to_ndarray()
 
     def _advance(self, time: float) -> None:
         """Decode until the frame ahead is at ``time`` or later; the one before it may still be the nearer."""

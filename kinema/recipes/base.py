@@ -81,7 +81,8 @@ def _recipe(
                 Phase(updates=round(0.75 * updates), batch=16, length=9),
                 Phase(updates=round(0.25 * updates), batch=8, length=17, own_context_share=0.5),
             ),
-            learning_rate=8e-4,
+            learning_rate=1.5e-3,
+            optimizer="muon",
         ),
     )
 

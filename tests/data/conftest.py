@@ -1,18 +1,24 @@
 """Small recordings whose every frame and number is different, so that a mix-up cannot go unseen."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from kinema.data import DatasetWriter
+from kinema.data import Dataset, DatasetWriter
 
 FPS = 10
 TOP, SIDE = "observation.images.top", "observation.images.side"
 TASKS = ("push the T", "pull the T")
+DATA = "data/chunk-000/file-000.parquet"
+EPISODES = "meta/episodes/chunk-000/file-000.parquet"
+VIDEO = f"videos/{TOP}/chunk-000/file-000.mp4"
 
 Recording = dict[str, Any]
 """Arguments of ``DatasetWriter.add``."""
@@ -42,6 +48,55 @@ def make_recording(number: int, length: int | None = None, size: tuple[int, int]
     }
 
 
+def assert_holds(dataset: Dataset, recordings: list[Recording], *, tolerance: float = 0.0) -> None:
+    """The dataset holds exactly these recordings, pictures within ``tolerance`` grey levels on average."""
+    assert dataset.num_episodes == len(recordings)
+    assert dataset.lengths().tolist() == [len(r["columns"]["action"]) for r in recordings]
+    row = 0
+    for index, expected in enumerate(recordings):
+        episode = dataset.episode(index)
+        length = len(expected["columns"]["action"])
+        assert (episode.index, episode.task, len(episode)) == (index, expected["task"], length)
+        for key, values in expected["columns"].items():
+            np.testing.assert_array_equal(episode.columns[key], values, err_msg=f"{index} {key}", strict=True)
+        np.testing.assert_allclose(episode.columns["timestamp"], np.arange(length) / dataset.fps, atol=1e-6)
+        np.testing.assert_array_equal(episode.columns["frame_index"], np.arange(length))
+        np.testing.assert_array_equal(episode.columns["index"], row + np.arange(length))
+        np.testing.assert_array_equal(episode.columns["episode_index"], np.full(length, index))
+        assert set(episode.frames) == set(expected["frames"])
+        for key, frames in expected["frames"].items():
+            assert episode.frames[key].dtype == np.uint8
+            assert episode.frames[key].shape == frames.shape
+            assert np.abs(episode.frames[key].astype(int) - frames).mean() <= tolerance, (index, key)
+        row += length
+
+
+def write(root: Path, recordings: list[Recording], **options: Any) -> Path:
+    with DatasetWriter(root, fps=FPS, **options) as writer:
+        for recording in recordings:
+            writer.add(**recording)
+    return root
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def edit_parquet(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    pq.write_table(change(pq.read_table(path)), path)
+
+
+def drop_columns(path: Path, name: str) -> None:
+    """Drop the columns with this in their names, except statistics."""
+
+    def change(table: pa.Table) -> pa.Table:
+        return table.drop_columns([n for n in table.column_names if name in n and not n.startswith("stats/")])
+
+    edit_parquet(path, change)
+
+
 @pytest.fixture(scope="session")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four episodes without a defect; copy it before changing anything."""
@@ -56,8 +111,3 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dataset(clean: Path, tmp_path: Path) -> Path:
     """A copy of the clean dataset, to be changed at will."""
     return Path(shutil.copytree(clean, tmp_path / "dataset"))
-
-
-@pytest.fixture(scope="session")
-def recording() -> Callable[..., Recording]:
-    return make_recording

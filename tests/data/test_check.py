@@ -16,20 +16,11 @@ from kinema.data import DatasetWriter, video
 from kinema.data.check import DataConfig, inspect
 from kinema.data.defects import Defect, find_defects
 
-from .conftest import FPS, SIDE, TOP, make_recording
-
-DATA = "data/chunk-000/file-000.parquet"
-EPISODES = "meta/episodes/chunk-000/file-000.parquet"
-VIDEO = f"videos/{TOP}/chunk-000/file-000.mp4"
-LENGTHS = [6, 7, 8, 6]
-"""Rows of the four episodes; 27 together."""
+from .conftest import DATA, EPISODES, FPS, SIDE, TOP, VIDEO, edit_json, make_recording
 
 
 def edit_info(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    path = root / "meta/info.json"
-    info = json.loads(path.read_text())
-    change(info)
-    path.write_text(json.dumps(info))
+    edit_json(root / "meta/info.json", change)
 
 
 def edit_column(path: Path, key: str, change: Callable[[np.ndarray], object]) -> None:

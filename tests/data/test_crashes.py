@@ -13,7 +13,7 @@ import pytest
 from kinema.data import Dataset, DatasetWriter
 from kinema.data.defects import find_defects
 
-from .conftest import FPS, TOP, make_recording
+from .conftest import FPS, SIDE, TOP, make_recording
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks and file limits are those of POSIX")
 
@@ -38,9 +38,10 @@ def assert_holds_first(dataset: Dataset) -> None:
     for index in range(dataset.num_episodes):
         expected, episode = make_recording(index), dataset.episode(index)
         np.testing.assert_array_equal(episode.columns["action"], expected["columns"]["action"])
-        np.testing.assert_array_equal(episode.frames[TOP], expected["frames"][TOP])
+        for key in (TOP, SIDE):
+            np.testing.assert_array_equal(episode.frames[key], expected["frames"][key])
         assert episode.task == expected["task"]
-    assert find_defects(dataset.root) == []
+    assert find_defects(dataset.root, is_decoding=False) == []
     assert not (dataset.root / ".staging").exists()
     assert not list(dataset.root.rglob("*.part"))
 

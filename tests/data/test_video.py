@@ -44,7 +44,7 @@ def read(path: Path, length: int, start: float = 0.0, fps: float = FPS) -> np.nd
 )
 def test_lossless_is_exact_for_any_size(length: int, height: int, width: int, fps: float) -> None:
     frames = noise(length, height, width)
-    with av.open(io.BytesIO(video.encode(frames, fps=fps, codec="lossless"))) as container:
+    with av.open(io.BytesIO(video.encode(frames, fps=fps, codec="lossless")), "r") as container:
         decoded = list(container.decode(video=0))
     assert [frame.time for frame in decoded] == pytest.approx(np.arange(length) / fps, abs=1e-4)
     np.testing.assert_array_equal(np.stack([frame.to_ndarray(format="rgb24") for frame in decoded]), frames)

@@ -15,7 +15,41 @@ from kinema.train import TrainConfig, train
 from ..worlds import CAMERA, PROPRIO, write_exact_world
 
 NUM_UPDATES = 3
-GOLDENS: dict[str, dict[str, list[tuple[float, float]]]] = {}
+GOLDENS: dict[str, dict[str, list[tuple[float, float]]]] = {
+    "base": {
+        "tokenizer": [(6.6937, 2.4675), (6.6929, 2.4708), (6.6897, 2.4757)],
+        "dynamics": [
+            (0.90223, 0.26904),
+            (1.0529, 0.28902),
+            (0.8838, 0.2778),
+            (1.0042, 0.28935),
+            (0.92948, 0.27274),
+            (0.81705, 0.26324),
+        ],
+    },
+    "tiny": {
+        "tokenizer": [(6.5106, 2.1519), (6.5129, 2.1545), (6.518, 2.1559)],
+        "dynamics": [
+            (0.93939, 0.22643),
+            (1.1111, 0.25145),
+            (0.95905, 0.25421),
+            (1.0142, 0.23261),
+            (0.88825, 0.2236),
+            (0.83353, 0.21921),
+        ],
+    },
+    "pusht": {
+        "tokenizer": [(6.6937, 2.4675), (6.6929, 2.4708), (6.6897, 2.4757)],
+        "dynamics": [
+            (0.98863, 0.36872),
+            (0.98594, 0.41451),
+            (0.72815, 0.29688),
+            (0.91358, 0.35005),
+            (0.9974, 0.31275),
+            (0.83087, 0.35308),
+        ],
+    },
+}
 """Loss and gradient norm of the first updates, in single precision, by recipe and stage. The dynamics goes
 through the first three updates of each of its phases.
 
