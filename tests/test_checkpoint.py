@@ -20,7 +20,7 @@ class Run:
     def __init__(self, seed: int, width: int = 3):
         torch.manual_seed(seed)
         self.module = nn.Sequential(nn.Conv2d(2, width, 3), nn.Flatten(), nn.Linear(width * 4, 1))
-        self.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (PyTorch's stub)
+        self.module.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(self.module, SCHEDULE)
         self.ema = {key: p.detach().clone() for key, p in self.module.named_parameters()}
 

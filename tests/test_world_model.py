@@ -130,7 +130,7 @@ def test_a_world_of_vectors_has_no_pictures(vectors: World) -> None:
 )
 def test_pictures_that_do_not_fit_are_refused(world: World, frames: object, message: str) -> None:
     with pytest.raises(WorldError, match=message):
-        world.encode(frames)  # pyright: ignore[reportArgumentType]
+        world.encode(frames)
 
 
 def test_cameras_that_do_not_fit_together_are_refused(two_cameras: World) -> None:

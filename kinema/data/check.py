@@ -99,11 +99,18 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "columns": columns,
         "tasks": _count_tasks(dataset),
         "statistics": {
-            key: {name: value.tolist() for name, value in of_key.items()}
+            key: {name: _finite(value.tolist()) for name, value in of_key.items()}
             for key, of_key in dataset.stats.items()
             if key in columns or key in cameras
         },
     }
+
+
+def _finite(value: Any) -> Any:
+    """Nested lists of numbers with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return value if np.isfinite(value) else None
 
 
 def _count_tasks(dataset: Dataset) -> dict[str, int]:
@@ -173,10 +180,10 @@ def _statistics_lines(report: Mapping[str, Any]) -> Iterable[str]:
     width = max(map(len, keys)) + 14
     yield "statistics " + " " * (width - 9) + "".join(f"{name:>11}" for name in names)
     for key in keys:
-        stats = {name: np.ravel(value) for name, value in report["statistics"][key].items()}
+        stats = {name: np.ravel(np.array(v, np.float64)) for name, v in report["statistics"][key].items()}
         labels = _dimension_names(report["columns"][key]["names"], len(stats["mean"]))
         for number, label in enumerate(labels[:MAX_DIMENSIONS]):
-            cells = (f"{float(stats[name][number]):11.4g}" if name in stats else " " * 11 for name in names)
+            cells = (f"{stats[name][number]:11.4g}" if name in stats else " " * 11 for name in names)
             yield f"  {f'{key} {label}':<{width}}" + "".join(cells)
         if len(labels) > MAX_DIMENSIONS:
             yield f"  and {len(labels) - MAX_DIMENSIONS} more dimensions of {key}"

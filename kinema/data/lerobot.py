@@ -343,7 +343,7 @@ def _download(source: str) -> Path:
         ) from error
     try:
         return Path(huggingface_hub.snapshot_download(source, repo_type="dataset"))
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f"no such folder, and the Hub gave no dataset of this name ({error})", path=source
         ) from error

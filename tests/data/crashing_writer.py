@@ -12,9 +12,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+# pyarrow imports it at its first conversion: once here, not in every child.
+import pandas  # noqa: F401
+
 sys.path.insert(0, str(Path(__file__).parent))
 
-from conftest import FPS, make_recording
+from conftest import FPS, make_recording  # pyright: ignore[reportAttributeAccessIssue]
 
 from kinema.data import DatasetWriter
 

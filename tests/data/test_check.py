@@ -424,6 +424,20 @@ def test_the_command_as_json(dataset: Path, tmp_path: Path, capsys: pytest.Captu
     ]
 
 
+def test_the_command_on_statistics_that_are_not_finite(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = make_recording(0)["columns"]
+    columns["next.reward"][3] = np.nan
+    with DatasetWriter(tmp_path / "d", fps=FPS) as writer:
+        writer.add(frames={}, columns=columns)
+    assert run(tmp_path / "d", tmp_path) == 1
+    assert "nan" in capsys.readouterr().out
+    assert run(tmp_path / "d", tmp_path, json=True) == 1
+    report = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert report["statistics"]["next.reward"]["mean"] == [None]
+
+
 def test_the_command_on_what_cannot_be_opened(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
