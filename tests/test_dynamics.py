@@ -246,6 +246,22 @@ def test_each_token_is_told_the_noise_of_its_own_modality() -> None:
 
 
 @torch.no_grad()
+@EVERY_CONFIG
+def test_heads_that_say_nothing_say_that_all_stays(config: DynamicsConfig) -> None:
+    """A frame of pure noise is then the one before; a clean one is itself."""
+    dynamics = random_dynamics(config)
+    for head in (dynamics.latents_out, dynamics.proprio_out, dynamics.action_out):
+        if head is not None:
+            torch.nn.init.zeros_(head.weight)
+            torch.nn.init.zeros_(head.bias)
+    context, target = random_values(config, 2, 3), random_values(config, 2, 3, seed=1)
+    known = torch.ones(2, 3, dynamics.num_modalities)
+    stays = dynamics(context, known, target, torch.zeros_like(known))
+    assert_close(stays, dataclasses.replace(context, action=torch.zeros_like(context.action)))
+    assert_close(dynamics(context, known, target, known), target)
+
+
+@torch.no_grad()
 def test_every_part_of_a_frame_matters_to_every_prediction() -> None:
     config = dynamics_config(num_cameras=2, proprio_dim=3)
     dynamics = random_dynamics(config)

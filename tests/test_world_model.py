@@ -177,7 +177,8 @@ def test_infer_knows_no_seams(world: World) -> None:
     rng = torch.Generator().manual_seed(0)
     start = torch.randn(150, 2, generator=rng).unsqueeze(0)
     one_pass = _infer_in_one_pass(world, latents, start)
-    np.testing.assert_allclose(whole, one_pass, atol=1e-3)
+    # Rounding grows over four network calls; a seam would differ by as much as the range, which is 8.
+    assert np.abs(whole - one_pass).max() < 0.05
 
 
 @torch.inference_mode()
