@@ -17,10 +17,14 @@ from torch import Tensor, nn
 from kinema.nn.blocks import Block, norm
 from kinema.nn.cache import LayerCache, Ring
 from kinema.nn.embeddings import FourierFeatures, rotary_table
+from kinema.nn.response import LinearResponse
 
 NUM_BEFORE = 2
 """Frames before its own that a token is given at the input: with two it knows where things are and how fast
 they move."""
+
+EXACT_PROPRIO = 1e-3
+"""Errors of proprioception, in halves of its range, that do not matter."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,14 +109,26 @@ class Values:
         return torch.cat([self.latents.flatten(2), self.proprio, self.action], dim=-1)
 
     def unpack(self, packed: Float[Tensor, "B T V"]) -> "Values":
-        """The parts of packed frames, sized as these are."""
+        """The parts of packed frames, sized as these are; what is packed behind them is left out."""
         sizes = [self.latents.shape[2] * self.latents.shape[3], self.proprio.shape[2], self.action.shape[2]]
-        latents, proprio, action = packed.split(sizes, dim=-1)
+        latents, proprio, action = packed[..., : sum(sizes)].split(sizes, dim=-1)
         return Values(latents.unflatten(2, self.latents.shape[2:]), proprio, action)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Values":
         """The same function of each part."""
         return Values(function(self.latents), function(self.proprio), function(self.action))
+
+
+@dataclasses.dataclass(frozen=True)
+class Past:
+    """What is known of some frames from those before them."""
+
+    frames: Sequence[Values]
+    """The frames before, the last first."""
+    foreseen: Values
+    """The frames themselves as the linear response has them; where too little is known for that, the last."""
+    proprio_error: Float[Tensor, "B T P"]
+    """About how far the foreseen proprioception is off."""
 
 
 class VectorInput(nn.Module):
@@ -132,6 +148,20 @@ class VectorInput(nn.Module):
         return self.linear(torch.cat([*(self.features(vector) for vector in seen), change], dim=-1))
 
 
+class TokenInput(nn.Module):
+    """What every token is given of the vectors: each weighs the same features of them in its own way, so that
+    what is near it can matter to it alone (a bilinear map)."""
+
+    def __init__(self, num_values: int, num_tokens: int, width: int):
+        super().__init__()
+        self.features = nn.Linear(num_values, 4 * width, bias=False)
+        self.weights = nn.Parameter(torch.randn(num_tokens, 4 * width))
+        self.out = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, vectors: Float[Tensor, "B T V"]) -> Float[Tensor, "B T N D"]:
+        return self.out(self.features(vectors).unsqueeze(2) * self.weights)
+
+
 class Cache:
     """What streaming sessions remember: keys and values of each block that sees time, and the last
     frames."""
@@ -149,7 +179,7 @@ class Cache:
             )
             for _ in range(config.depth // config.time_every)
         ]
-        size = config.num_latents * config.latent_dim + config.proprio_dim + config.action_dim
+        size = config.num_latents * config.latent_dim + config.proprio_dim + config.action_dim + 2
         self.frames = Ring(
             (batch, 1, size), window=NUM_BEFORE, max_rewind=max_rewind + config.window - NUM_BEFORE, like=like
         )
@@ -196,11 +226,20 @@ class Dynamics(nn.Module):
         self.config = config
         width = config.width
         patch_dim = config.patch**2 * config.latent_dim
-        self.latents_in = nn.Linear((1 + NUM_BEFORE) * patch_dim, width)
+        self.response = (
+            LinearResponse(
+                latents=(config.num_latents, config.latent_dim),
+                proprio_dim=config.proprio_dim,
+                action_dim=config.action_dim,
+            )
+            if config.proprio_dim
+            else None
+        )
+        self.latents_in = nn.Linear((2 + NUM_BEFORE) * patch_dim, width) if config.grids else None
         self.action_in = VectorInput(config.action_dim, config)
         self.proprio_in = VectorInput(config.proprio_dim, config) if config.proprio_dim else None
         num_vectors = 1 + (config.proprio_dim > 0)
-        self.vectors_to_latents = nn.Linear(num_vectors * width, width, bias=False) if config.grids else None
+        self.vectors_to_tokens = TokenInput(num_vectors * width, config.num_tokens, width)
         tau_features = FourierFeatures(1, 5)
         self.tau_in = nn.Sequential(tau_features, nn.Linear(tau_features.size, width, bias=False))
         self.token_bias = nn.Parameter(0.02 * torch.randn(config.num_tokens, width))
@@ -247,20 +286,16 @@ class Dynamics(nn.Module):
         assert num_target <= num_context + 1
         # Frame t of this finds the frames before time t at the places t and up.
         padded = F.pad(self._known(context, context_tau), (0, 0, NUM_BEFORE, 0))
-        first = num_context + 1 - num_target
-        before = padded[:, first:]
+        past = self._past(context, context_tau, padded[:, :-1])
+        target_past = self._past(target, target_tau, padded[:, num_context + 1 - num_target :])
         x = torch.cat(
-            [
-                self._embed(context, context_tau, padded[:, :-1]),
-                self._embed(target, target_tau, before),
-            ],
-            dim=1,
+            [self._embed(context, context_tau, past), self._embed(target, target_tau, target_past)], dim=1
         )
         times, mask = two_stream_mask(num_context, num_target, self.config.window, x.device)
         rotary = rotary_table(times.float(), self.config.width // self.config.num_heads)
         for block in self.blocks:
             x = block(x, rotary, mask)
-        return self._read(x[:, num_context:], target, target_tau, before)
+        return self._read(x[:, num_context:], target, target_tau, target_past)
 
     def new_cache(self, batch: int, *, max_rewind: int = 0) -> Cache:
         """An empty cache for ``batch`` sessions."""
@@ -271,12 +306,12 @@ class Dynamics(nn.Module):
 
         The frame is written behind the cached ones but not kept; ``keep`` keeps it.
         """
-        before = self._before(cache)
-        return self._read(self._stream(frame, tau, before, cache), frame, tau, before)
+        past = self._past(frame, tau, self._before(cache))
+        return self._read(self._stream(frame, tau, past, cache), frame, tau, past)
 
     def keep(self, frame: Values, tau: Float[Tensor, "B 1 M"], cache: Cache) -> None:
         """Add one frame (T = 1) to the cache."""
-        self._stream(frame, tau, self._before(cache), cache)
+        self._stream(frame, tau, self._past(frame, tau, self._before(cache)), cache)
         cache.frames.with_frame(self._known(frame, tau))
         cache.keep()
 
@@ -285,57 +320,87 @@ class Dynamics(nn.Module):
         known = (tau > 0.5).to(values.latents.dtype)
         latents = values.latents * known[:, :, self.latent_camera, None]
         proprio = values.proprio * known[:, :, -2:-1]
-        return Values(latents, proprio, values.action * known[:, :, -1:]).pack()
+        packed = Values(latents, proprio, values.action * known[:, :, -1:]).pack()
+        return torch.cat([packed, known[:, :, -2:]], dim=-1)
 
     def _before(self, cache: Cache) -> Float[Tensor, "B S V"]:
         past = cache.frames.past()
         return F.pad(past, (0, 0, NUM_BEFORE - past.shape[1], 0))
 
-    def _stream(self, frame: Values, tau: Tensor, before: Tensor, cache: Cache) -> Tensor:
-        x = self._embed(frame, tau, before).squeeze(1)
+    def _past(self, values: Values, tau: Tensor, before: Float[Tensor, "B S V"]) -> Past:
+        """What is known of each frame from those before. ``before`` holds ``NUM_BEFORE`` more frames,
+        packed: those before frame ``t`` are ``t`` to ``t + NUM_BEFORE - 1``."""
+        packed = [before[:, i : i + tau.shape[1]] for i in reversed(range(NUM_BEFORE))]
+        last, earlier = frames = [values.unpack(frame) for frame in packed]
+        if self.response is None:
+            return Past(frames, last, values.proprio)
+        (knew_proprio, knew_action), (knew_earlier, _) = (frame[..., -2:].split(1, -1) for frame in packed)
+        knows_proprio, knows_action = (tau[:, :, -2:] > 0.5).to(before.dtype).split(1, -1)
+        change = self.response.proprio_change(last.proprio, earlier.proprio, values.action, last.action)
+        is_foreseen = knows_action * knew_action * knew_proprio * knew_earlier
+        proprio = last.proprio + is_foreseen * change
+        error = torch.lerp(torch.ones_like(proprio), self.response.proprio_error.expand_as(proprio), is_foreseen)
+        latents = last.latents
+        if self.config.grids:
+            change = self.response.latents_change(values.proprio, last.proprio)
+            latents = latents + (knows_proprio * knew_proprio).unsqueeze(-1) * change
+        return Past(frames, Values(latents, proprio, last.action), error)
+
+    @property
+    def foresees_proprio(self) -> bool:
+        """Whether the linear response foresees proprioception so well that nothing is left to find."""
+        return self.response is not None and bool(self.response.proprio_error.max() < EXACT_PROPRIO)
+
+    def foresee(self, values: Values) -> Values:
+        """Each frame as the linear response foresees it from those before, all known."""
+        known = torch.ones(*values.action.shape[:2], self.num_modalities, device=values.action.device)
+        before = F.pad(self._known(values, known), (0, 0, NUM_BEFORE, 0))[:, :-1]
+        return self._past(values, known, before).foreseen
+
+    def _stream(self, frame: Values, tau: Tensor, past: Past, cache: Cache) -> Tensor:
+        x = self._embed(frame, tau, past).squeeze(1)
         layers = iter(cache.layers)
         for block in self.blocks:
             assert isinstance(block, Block)
             x = block.step(x, next(layers) if block.time is not None else None)
         return x.unsqueeze(1)
 
-    def _embed(self, values: Values, tau: Tensor, before: Float[Tensor, "B S V"]) -> Tensor:
-        """Tokens ``B T N D`` of frames. ``before`` holds ``NUM_BEFORE`` more frames, packed: those before
-        frame ``t`` are ``t`` to ``t + NUM_BEFORE - 1``. What moves steadily or a little is then a local
-        change, which attention alone is slow to find."""
+    def _embed(self, values: Values, tau: Tensor, past: Past) -> Tensor:
+        """Tokens ``B T N D`` of frames. With the frames before at hand, what moves steadily or a little is a
+        local change, which attention alone is slow to find."""
         batch, time = tau.shape[:2]
-        seen = [values, *(values.unpack(before[:, i : i + time]) for i in reversed(range(NUM_BEFORE)))]
+        seen = [values, *past.frames]
         noise_levels = self.tau_in(tau.unsqueeze(-1))
         vectors = [self.action_in([frame.action for frame in seen]) + noise_levels[:, :, -1]]
         if self.proprio_in is not None:
             proprio = self.proprio_in([frame.proprio for frame in seen])
             vectors.insert(0, proprio + noise_levels[:, :, -2])
         tokens = torch.stack(vectors, dim=2)
-        if self.vectors_to_latents is not None:
-            latents = self.latents_in(torch.cat([self._patchify(frame.latents) for frame in seen], dim=-1))
+        if self.latents_in is not None:
+            pictures = [frame.latents for frame in seen] + [past.foreseen.latents]
+            latents = self.latents_in(torch.cat([self._patchify(picture) for picture in pictures], dim=-1))
             latents = latents + noise_levels[:, :, self.patch_camera]
-            # What the robot is and does bears on every place of a picture: attention would find it late.
-            latents = latents + self.vectors_to_latents(torch.cat(vectors, dim=-1)).unsqueeze(2)
             tokens = torch.cat([latents, tokens], dim=2)
         registers = tokens.new_zeros(batch, time, self.config.num_registers, self.config.width)
-        return torch.cat([tokens, registers], dim=2) + self.token_bias
+        tokens = torch.cat([tokens, registers], dim=2) + self.token_bias
+        # What the robot is and does bears on every place of a picture: attention would find it late.
+        return tokens + self.vectors_to_tokens(torch.cat(vectors, dim=-1))
 
-    def _read(self, x_BTND: Tensor, noised: Values, tau: Tensor, before: Float[Tensor, "B S V"]) -> Values:
-        """Clean values: what is learned is the change from what is known already, which is the frame before
-        where a frame is all noise, and the frame itself as its noise goes. Without that most of training is
-        spent on learning to copy."""
+    def _read(self, x_BTND: Tensor, noised: Values, tau: Tensor, past: Past) -> Values:
+        """Clean values: what is learned is the change from what is known already, which is what is foreseen
+        from the frames before where a frame is all noise, and the frame itself as its noise goes. Without
+        that most of training is spent on learning to copy."""
         x = norm(x_BTND)
         num_patches, num_cameras = self.config.num_patches, len(self.config.grids)
-        last = noised.unpack(before[:, NUM_BEFORE - 1 : NUM_BEFORE - 1 + tau.shape[1]])
         latents, proprio = noised.latents, noised.proprio
         if num_cameras:
             share = tau[:, :, self.latent_camera].unsqueeze(-1)
-            latents = torch.lerp(last.latents, latents, share) + self._unpatchify(
+            latents = torch.lerp(past.foreseen.latents, latents, share) + self._unpatchify(
                 self.latents_out(x[:, :, :num_patches])
             )
         if self.proprio_out is not None:
-            change = self.proprio_out(x[:, :, num_patches]) / VectorInput.CHANGE_SCALE
-            proprio = torch.lerp(last.proprio, proprio, tau[:, :, num_cameras, None]) + change
+            change = self.proprio_out(x[:, :, num_patches]) * past.proprio_error
+            proprio = _combine(past.foreseen.proprio, past.proprio_error, proprio, tau[:, :, -2:-1]) + change
         action_at = num_patches + (self.proprio_out is not None)
         action = tau[:, :, -1:] * noised.action + self.action_out(x[:, :, action_at])
         return Values(latents.float(), proprio.float(), action.float())
@@ -361,6 +426,12 @@ class Dynamics(nn.Module):
         if not parts:
             return patches.new_zeros(*patches.shape[:2], 0, self.config.latent_dim)
         return torch.cat(parts, dim=2)
+
+
+def _combine(expected: Tensor, error: Tensor, noised: Tensor, tau: Tensor) -> Tensor:
+    """The mean of what is expected with some error and is seen noised, were both normally distributed."""
+    gain = error**2 * tau / (error**2 * tau**2 + (1.0 - tau) ** 2).clamp_min(1e-6)
+    return expected + gain * (noised - tau * expected)
 
 
 def two_stream_mask(

@@ -69,6 +69,7 @@ class DynamicsObjective(nn.Module):
         values: Values,
         has_action: Bool[Tensor, "B T"],
         own_context_share: float = 0.0,
+        own_context_steps: int = 1,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of clean, normalised values of ``T`` frames: all are targets, all but the
@@ -77,8 +78,9 @@ class DynamicsObjective(nn.Module):
         Args:
             values: the frames.
             has_action: where the action that led to the frame is known.
-            own_context_share: share of segments whose context is the network's own one-step prediction of it,
-                as it is in a rollout.
+            own_context_share: share of segments whose context is the network's own, as it is in a rollout:
+                clean, and each frame simulated from as many true ones before it as ``own_context_steps``.
+            own_context_steps: steps of that rollout.
             generator: source of all noise.
         """
         config, device = self.config, has_action.device
@@ -87,7 +89,9 @@ class DynamicsObjective(nn.Module):
         def random(*shape: int) -> Tensor:
             return torch.rand(shape, generator=generator, device=device)
 
-        picture_tau = 1.0 - config.max_context_noise * random(batch, time)
+        uses_own = random(batch) < own_context_share
+        picture_noise = config.max_context_noise * random(batch, time)
+        picture_tau = 1.0 - picture_noise.masked_fill(uses_own[:, None], 0.0)
         proprio_tau = 1.0 - config.max_proprio_noise * random(batch, time)
         shows_actions = has_action & (random(batch, 1) >= config.hidden_share)
         shows_proprio = (random(batch, 1) >= config.hidden_share).float()
@@ -110,14 +114,16 @@ class DynamicsObjective(nn.Module):
         past = values.map(lambda x: x[:, :-1])
         context = self.add_noise(past, context_tau[:, :-1], generator)
         target = self.add_noise(values, target_tau, generator)
-        if own_context_share:
-            uses_own = random(batch) < own_context_share
-            context = self._own_context(context, context_tau[:, :-1], past, uses_own, generator)
+        shown = past.latents
+        if uses_own.any():
+            for _ in range(own_context_steps):
+                context = self._own_context(context, context_tau[:, :-1], past, uses_own, generator)
+            shown = torch.where(uses_own.view(-1, 1, 1, 1), context.latents, shown)
         predicted = self.dynamics(context, context_tau[:, :-1], target, target_tau)
 
         latent_error = (predicted.latents - values.latents).square().mean(-1)
         errors = {
-            "observation": (self._motion_weights(values.latents) * latent_error).sum(-1),
+            "observation": (self._motion_weights(values, shown) * latent_error).sum(-1),
             "proprio": F.smooth_l1_loss(predicted.proprio, values.proprio, reduction="none", beta=0.02).mean(
                 -1
             ),
@@ -153,11 +159,16 @@ class DynamicsObjective(nn.Module):
         needs_camera, needs_proprio = name in ("observation", "locate"), name in ("proprio", "locate")
         return (not needs_camera or self.num_cameras > 0) and (not needs_proprio or self.has_proprio)
 
-    def _motion_weights(self, latents: Float[Tensor, "B T L Z"]) -> Float[Tensor, "B T L"]:
-        """Weights of the latents, 1 over all of a frame in the mean of the batch: most of a picture stays as
-        it is, and what is there to learn is in the rest."""
-        change = (latents[:, 1:] - latents[:, :-1]).square().mean(-1)
-        moves = F.pad(change > self.config.motion_threshold, (0, 0, 1, 0)).to(latents.dtype)
+    def _motion_weights(
+        self, values: Values, shown: Float[Tensor, "B S L Z"]
+    ) -> Float[Tensor, "B T L"]:
+        """Weights of the latents, 1 over all of a frame in the mean of the batch: most of a picture is as
+        the linear response foresees it from what the context shows (all frames but the last), and what is
+        there to learn is in the rest."""
+        shown = torch.cat([shown, values.latents[:, -1:]], dim=1)
+        change = (values.latents - self.dynamics.foresee(dataclasses.replace(values, latents=shown)).latents).square().mean(-1)
+        moves = (change > self.config.motion_threshold).to(change.dtype)
+        moves[:, 0] = 0.0
         weights = 1.0 + self.config.motion_weight * moves
         return weights / weights.sum(-1).mean().clamp_min(1.0)
 
@@ -206,12 +217,13 @@ class DynamicsObjective(nn.Module):
         uses_own: Bool[Tensor, " B"],
         generator: torch.Generator | None,
     ) -> Values:
-        """Replace the context of some segments by the network's own one-step solution of it, noised alike."""
+        """Replace the context of some segments by the network's own one-step solution of it, noised alike.
+        Each call simulates one step more."""
         earlier, earlier_tau = context.map(lambda x: x[:, :-1]), context_tau[:, :-1]
         tau = context_tau[:, 1:]
         action_tau, zero = tau[..., -1], torch.zeros_like(tau[..., -1])
         own = past.map(lambda x: x[:, 1:])
-        if self.has_proprio:
+        if self.has_proprio and not self.dynamics.foresees_proprio:
             picture_tau = zero if self.num_cameras else tau[..., 0]
             first_tau = self._levels(picture_tau, zero, action_tau)
             found = self.dynamics(earlier, earlier_tau, self.add_noise(own, first_tau, generator), first_tau)

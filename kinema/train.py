@@ -23,7 +23,7 @@ from tqdm import tqdm
 from kinema.checkpoint import CheckpointError, load_checkpoint, read_state, save_checkpoint
 from kinema.data.lerobot import Dataset
 from kinema.data.segments import Segments, load_segments
-from kinema.dynamics import Values
+from kinema.dynamics import NUM_BEFORE, Values
 from kinema.objective import DynamicsObjective
 from kinema.optim import build_optimizer, supports_fast_bfloat16
 from kinema.progress import MetricsLog, evaluate_progress
@@ -105,6 +105,7 @@ def train(config: TrainConfig) -> int:
         if world.tokenizer is not None:
             loop.run(_tokenizer_stage(world, recipe, segments))
         values = _encode_all(world, segments, loop.uses_bfloat16(world.device))
+        _fit_response(world, segments, values)
         loop.run(_dynamics_stage(world, recipe, dataset, segments, values, config.out))
     except Stopped:
         print(f"stopped; the same command continues from {config.out / CHECKPOINTS}")
@@ -259,11 +260,15 @@ def _dynamics_stage(
     world: World, recipe: Recipe, dataset: Dataset, segments: Segments, values: Values, out: Path
 ) -> Stage:
     objective = DynamicsObjective(world.dynamics, recipe.dynamics_objective)
+    weights = _surprise(world, segments, values) if recipe.surprising_share else None
 
     def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
-        rows = segments.draw_rows(rng, phase.batch, phase.length)
+        rows = segments.draw_rows(
+            rng, phase.batch, phase.length, weights=weights, weighted_share=recipe.surprising_share
+        )
         drawn = values.map(lambda x: x[0, torch.from_numpy(rows)].float())
-        return drawn, torch.from_numpy(segments.has_action[rows]), phase.own_context_share
+        own_steps = int(rng.integers(1, phase.own_context_steps + 1))
+        return drawn, torch.from_numpy(segments.has_action[rows]), phase.own_context_share, own_steps
 
     def evaluate(update: int) -> dict[str, float]:
         held_out = range(dataset.num_episodes - recipe.num_held_out, dataset.num_episodes)
@@ -309,6 +314,28 @@ def _encode_all(world: World, segments: Segments, use_bfloat16: bool) -> Values:
     with torch.inference_mode(False):
         action = world.action_normalizer.normalize(previous).cpu()
         return Values(latents[None].clone(), proprio[None].clone(), action[None].clone())
+
+
+def _fit_response(world: World, segments: Segments, values: Values) -> None:
+    is_third = segments.has_action.copy()
+    is_third[1:] &= segments.has_action[:-1]
+    if world.dynamics.response is not None:
+        rows = (values.latents[0], values.proprio[0], values.action[0])
+        world.dynamics.response.fit(*rows, torch.from_numpy(is_third))
+
+
+@torch.inference_mode()
+def _surprise(world: World, segments: Segments, values: Values) -> np.ndarray:
+    """By row: the mean square of what the linear response does not foresee of the latents, ten times its mean
+    at most."""
+    surprise = np.zeros(segments.num_rows)
+    for start in range(0, segments.num_rows, 4096):
+        begin = max(0, start - NUM_BEFORE)
+        piece = values.map(lambda x, a=begin, b=start + 4096: x[:, a:b].float().to(world.device))
+        error = (piece.latents - world.dynamics.foresee(piece).latents).square().mean((2, 3))
+        surprise[start : start + 4096] = error[0, start - begin :].cpu().numpy()
+    surprise[~segments.has_action] = 0.0
+    return np.minimum(surprise, 10.0 * surprise.mean())
 
 
 def _world_config(config: TrainConfig, recipe: Recipe, dataset: Dataset, segments: Segments) -> WorldConfig:

@@ -340,14 +340,15 @@ class WorldModel(nn.Module):
 
         Args:
             folder: created where it is missing.
-            dtype: of the weights on disk; ``torch.float16`` halves the size.
+            dtype: of the networks' matrices on disk; ``torch.float16`` halves their size.
 
         Raises:
             WorldError: they cannot be written, on a full disk for instance; a world that was there is kept.
         """
         folder = Path(folder)
+        matrices = {key for key, value in self.named_parameters() if value.ndim >= 2}
         tensors = {
-            key: value.to(dtype if value.ndim >= 2 else value.dtype).contiguous()
+            key: value.to(dtype if key in matrices else value.dtype).contiguous()
             for key, value in self.state_dict().items()
         }
         config = json.dumps({"format": FORMAT, **dataclasses.asdict(self.config)}, indent=2) + "\n"

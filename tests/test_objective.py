@@ -34,7 +34,7 @@ def known(batch: int, time: int) -> torch.Tensor:
 @pytest.mark.parametrize("own_context_share", [0.0, 1.0])
 def test_loss_and_metrics(config: DynamicsConfig, own_context_share: float) -> None:
     objective = objective_of(config)
-    loss, metrics = objective(random_values(config, 8, 6), known(8, 6), own_context_share, seeded())
+    loss, metrics = objective(random_values(config, 8, 6), known(8, 6), own_context_share, generator=seeded())
     assert loss.shape == ()
     assert loss.requires_grad
     expected = {"observation": len(config.grids) > 0, "proprio": config.proprio_dim > 0, "action": True}
@@ -49,7 +49,7 @@ def test_loss_and_metrics(config: DynamicsConfig, own_context_share: float) -> N
 @EVERY_CONFIG
 def test_the_gradient_reaches_every_parameter(config: DynamicsConfig) -> None:
     objective = objective_of(config)
-    loss, _ = objective(random_values(config, 8, 6), known(8, 6), 0.5, seeded())
+    loss, _ = objective(random_values(config, 8, 6), known(8, 6), 0.5, generator=seeded())
     loss.backward()
     for name, parameter in objective.named_parameters():
         if not config.grids and "latents" in name:
@@ -61,10 +61,10 @@ def test_the_gradient_reaches_every_parameter(config: DynamicsConfig) -> None:
 def test_the_loss_comes_from_the_generator_alone() -> None:
     config = dynamics_config()
     objective, values, has_action = objective_of(config), random_values(config, 3, 5), known(3, 5)
-    first, _ = objective(values, has_action, 0.5, seeded(1))
+    first, _ = objective(values, has_action, 0.5, generator=seeded(1))
     torch.manual_seed(99)
-    again, _ = objective(values, has_action, 0.5, seeded(1))
-    other, _ = objective(values, has_action, 0.5, seeded(2))
+    again, _ = objective(values, has_action, 0.5, generator=seeded(1))
+    other, _ = objective(values, has_action, 0.5, generator=seeded(2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -91,7 +91,7 @@ def constant_objective(config: DynamicsConfig, prediction: float, **fields: floa
 def test_perfect_predictions_cost_nothing(config: DynamicsConfig, own_context_share: float) -> None:
     objective = constant_objective(config, 0.7)
     values = random_values(config, 4, 6).map(lambda x: torch.full_like(x, 0.7))
-    loss, metrics = objective(values, known(4, 6), own_context_share, seeded())
+    loss, metrics = objective(values, known(4, 6), own_context_share, generator=seeded())
     assert loss.item() == 0.0
     assert all(value.item() == 0.0 for value in metrics.values())
 
@@ -162,7 +162,7 @@ def test_what_is_to_be_found_is_not_shown(find: str) -> None:
         objective = objective_of(config, pure_noise_share=pure_noise_share, **FIND[find])
         said: list[Values] = []
         objective.dynamics.register_forward_hook(lambda module, given, result: said.append(result))
-        objective(values, has_action, 0.0, seeded())
+        objective(values, has_action, 0.0, generator=seeded())
         return getattr(said[-1], name)[:, -1]
 
     assert torch.equal(says(values, 1.0), says(other, 1.0))
@@ -195,13 +195,13 @@ def test_unknown_actions_change_nothing() -> None:
         values, action=torch.where(has_action.unsqueeze(-1), values.action, torch.tensor(50.0))
     )
     for own_context_share in (0.0, 1.0):
-        loss, metrics = objective(values, has_action, own_context_share, seeded(1))
-        same, same_metrics = objective(other, has_action, own_context_share, seeded(1))
+        loss, metrics = objective(values, has_action, own_context_share, generator=seeded(1))
+        same, same_metrics = objective(other, has_action, own_context_share, generator=seeded(1))
         assert torch.equal(loss, same)
         assert metrics == same_metrics
     everything = torch.ones(4, 6, dtype=torch.bool)
     assert not torch.equal(
-        objective(values, everything, 0.0, seeded(1))[0], objective(other, everything, 0.0, seeded(1))[0]
+        objective(values, everything, 0.0, generator=seeded(1))[0], objective(other, everything, 0.0, generator=seeded(1))[0]
     )
 
 
@@ -258,6 +258,37 @@ def test_own_context_is_what_the_network_makes_of_the_frames_before(config: Dyna
 
 
 @torch.no_grad()
+def test_own_context_of_several_steps_is_a_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After two steps each frame is simulated from one simulated from a true one."""
+    config = dynamics_config()
+    objective, values = objective_of(config, **FIND["picture"]), random_values(config, 1, 5)
+    seen: list[torch.Tensor] = []
+    forward = Dynamics.forward
+
+    def spy(self: Dynamics, context: Values, *rest: torch.Tensor) -> Values:
+        seen.append(context.latents)
+        return forward(self, context, *rest)
+
+    def without_noise(_: object, given: Values, tau: torch.Tensor, __: object) -> Values:
+        return dataclasses.replace(given, latents=given.latents * tau[:, :, :1, None])
+
+    monkeypatch.setattr(Dynamics, "forward", spy)
+    monkeypatch.setattr(DynamicsObjective, "add_noise", without_noise)
+    for steps in (1, 2, 3):
+        objective(values, torch.ones(1, 5, dtype=torch.bool), 1.0, steps, generator=seeded())
+    # The contexts of each call's passes: one more pass than steps, and what the last one is given.
+    assert len(seen) == 2 + 3 + 4
+    once, twice, thrice = seen[1][0], seen[4][0], seen[8][0]
+    for frames, simulated in ((once, 1), (twice, 2), (thrice, 3)):
+        same = [torch.equal(frame, true) for frame, true in zip(frames, values.latents[0], strict=False)]
+        assert same == [True] + [False] * 3, simulated
+    # Frame t is min(t, steps) steps from a true one: more steps change only later frames.
+    for fewer, more, num_same in ((once, twice, 2), (twice, thrice, 3)):
+        same = [torch.allclose(a, b, atol=1e-6) for a, b in zip(fewer, more, strict=True)]
+        assert same == [True] * num_same + [False] * (4 - num_same)
+
+
+@torch.no_grad()
 def test_own_context_hides_the_true_past() -> None:
     """Only the first frame and the actions are left of what was recorded."""
     config = dynamics_config(proprio_dim=3)
@@ -278,5 +309,5 @@ def test_two_frames_are_enough() -> None:
     config = dynamics_config()
     objective = objective_of(config)
     for own_context_share in (0.0, 1.0):
-        loss, _ = objective(random_values(config, 2, 2), known(2, 2), own_context_share, seeded())
+        loss, _ = objective(random_values(config, 2, 2), known(2, 2), own_context_share, generator=seeded())
         assert loss.isfinite()

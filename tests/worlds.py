@@ -63,7 +63,16 @@ def dynamics_config(
 def random_dynamics(config: DynamicsConfig, seed: int = 0) -> Dynamics:
     dynamics = Dynamics(config)
     randomize(dynamics, seed)
+    randomize_response(dynamics)
     return dynamics.eval()
+
+
+def randomize_response(dynamics: Dynamics) -> None:
+    """Give the linear response random values, as if it had been fitted."""
+    if dynamics.response is not None:
+        generator = torch.Generator().manual_seed(1)
+        for response in (dynamics.response.to_proprio, dynamics.response.to_latents):
+            response.copy_(0.3 * torch.randn(response.shape, generator=generator) / len(response) ** 0.5)
 
 
 def random_values(config: DynamicsConfig, batch: int, time: int, seed: int = 0) -> Values:

@@ -66,8 +66,18 @@ class Segments:
     def num_rows(self) -> int:
         return len(self.actions)
 
-    def draw_rows(self, rng: np.random.Generator, batch: int, length: int) -> np.ndarray:
-        """Rows ``batch length`` of segments drawn uniformly over all that the episodes hold.
+    def draw_rows(
+        self,
+        rng: np.random.Generator,
+        batch: int,
+        length: int,
+        *,
+        weights: np.ndarray | None = None,
+        weighted_share: float = 0.0,
+    ) -> np.ndarray:
+        """Rows ``batch length`` of segments drawn uniformly over all that the episodes hold, except for
+        ``weighted_share`` of them: those hold, anywhere in them, a row drawn by ``weights`` (one for each
+        row).
 
         Raises:
             DataError: no episode has ``length`` steps.
@@ -82,6 +92,14 @@ class Segments:
         draws = rng.integers(0, ends[-1], batch)
         episodes = np.searchsorted(ends, draws, side="right")
         offsets = draws - (ends[episodes] - room[episodes])
+        if weights is not None and weighted_share:
+            sums = np.cumsum(weights * (room > 0)[self._episode_of_row])
+            drawn = np.searchsorted(sums, rng.random(batch) * sums[-1], side="right")
+            is_weighted = (rng.random(batch) < weighted_share) & (sums[-1] > 0)
+            of_row = self._episode_of_row[np.minimum(drawn, self.num_rows - 1)]
+            first = drawn - self.starts[of_row] - rng.integers(0, length, batch)
+            episodes = np.where(is_weighted, of_row, episodes)
+            offsets = np.where(is_weighted, np.clip(first, 0, room[of_row] - 1), offsets)
         return (self.starts[episodes] + offsets)[:, None] + np.arange(length)
 
     def draw_pairs(self, rng: np.random.Generator, batch: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ class FourierFeatures(nn.Module):
         directions = torch.randn(num_values, num_directions, generator=generator)
         lengths = torch.pi * 2.0 ** (torch.rand(num_directions, generator=generator) * (num_octaves - 1))
         directions = directions / directions.norm(dim=0, keepdim=True) * lengths
-        self.register_buffer("frequencies", torch.cat([axes.flatten(1), directions], 1), persistent=False)
+        self.register_buffer("frequencies", torch.cat([axes.flatten(1), directions], 1))
 
     @property
     def size(self) -> int:

@@ -51,13 +51,22 @@ def pusht(dataset: Dataset) -> Recipe:
             time_every=2,
             window=8,
         ),
-        dynamics_objective=DynamicsObjectiveConfig(),
+        dynamics_objective=DynamicsObjectiveConfig(
+            infer_share=0.05,
+            proprio_share=0.03,
+            locate_share=0.03,
+            hidden_share=0.05,
+            pure_noise_share=0.75,
+            max_context_noise=0.15,
+            max_proprio_noise=0.005,
+        ),
         dynamics_schedule=Schedule(
             phases=(
-                Phase(updates=3000, batch=8, length=9),
-                Phase(updates=200, batch=4, length=17, own_context_share=0.5),
+                Phase(updates=7000, batch=8, length=9),
+                Phase(updates=4000, batch=8, length=9, own_context_share=0.75, own_context_steps=6),
             ),
             learning_rate=1.5e-3,
             optimizer="muon",
         ),
+        surprising_share=0.5,
     )

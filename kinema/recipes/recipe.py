@@ -21,9 +21,11 @@ class Phase:
     """Frames in a segment."""
     own_context_share: float = 0.0
     """Share of segments whose context is the network's own prediction."""
+    own_context_steps: int = 1
+    """Most steps of that prediction; each update draws from 1 to this."""
 
     def __post_init__(self) -> None:
-        for name, least in (("updates", 0), ("batch", 1), ("length", 2)):
+        for name, least in (("updates", 0), ("batch", 1), ("length", 2), ("own_context_steps", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: at least {least} is needed")
 
@@ -78,6 +80,9 @@ class Recipe:
     dynamics: DynamicsConfig
     dynamics_objective: DynamicsObjectiveConfig
     dynamics_schedule: Schedule
+    surprising_share: float = 0.0
+    """Share of the segments for the dynamics that are drawn by how much in them changes in ways that the
+    linear response does not foresee."""
     num_denoising_steps: int = 1
     """Network calls for a frame that the trained world makes unless asked otherwise."""
     context_tau: float = 0.9

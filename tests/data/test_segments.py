@@ -90,6 +90,33 @@ def test_every_segment_is_drawn_equally_often() -> None:
     assert np.abs(counts / 20_000 - 1 / 8).max() < 0.01
 
 
+def test_a_share_of_the_segments_holds_rows_drawn_by_weight() -> None:
+    lengths = [4, 30, 2, 12]
+    segments = make_segments(lengths)
+    weights = np.zeros(segments.num_rows)
+    weights[[10, 33, 35, 47]] = [1.0, 0.0, 5.0, 2.0]  # Row 35 is in the episode that is too short.
+    rows = segments.draw_rows(np.random.default_rng(0), 9000, 3, weights=weights, weighted_share=0.5)
+    holds = [float((rows == row).any(axis=1).mean()) for row in (10, 47)]
+    by_chance = 3 / 40  # Of all segments of 3 rows, those that hold a row in the middle of an episode.
+    assert holds[0] == pytest.approx(0.5 * 1 / 3 + 0.5 * by_chance, abs=0.02)
+    # The last row of an episode is in one segment alone.
+    assert holds[1] == pytest.approx(0.5 * 2 / 3 + 0.5 * by_chance / 3, abs=0.02)
+    places = np.bincount(np.nonzero(rows == 10)[1], minlength=3) / (rows == 10).sum()
+    assert places == pytest.approx(np.full(3, 1 / 3), abs=0.05)
+    first = np.searchsorted(segments.starts, rows[:, 0], side="right")
+    assert (first == np.searchsorted(segments.starts, rows[:, -1], side="right")).all()
+
+
+def test_without_any_weight_segments_are_drawn_uniformly() -> None:
+    segments = make_segments([5, 6])
+    draws = [
+        segments.draw_rows(np.random.default_rng(0), 9, 3, weights=weights, weighted_share=0.9)
+        for weights in (np.zeros(segments.num_rows), None)
+    ]
+    assert draws[0].min() >= 0
+    assert draws[0].max() < segments.num_rows
+
+
 def test_pairs_are_of_one_episode(exact: Dataset) -> None:
     segments = make_segments([3, 1, 7, 4])
     pairs = segments.draw_pairs(np.random.default_rng(0), 2000)[:, :, 0, 0, 0].numpy()

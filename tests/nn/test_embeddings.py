@@ -19,7 +19,6 @@ def test_fourier_features_are_the_value_and_its_waves() -> None:
 def test_random_directions_are_the_same_in_every_process_and_no_faster_than_the_octaves() -> None:
     features, again = FourierFeatures(3, 4, 50), FourierFeatures(3, 4, 50)
     assert torch.equal(features.frequencies, again.frequencies)
-    assert not features.state_dict()
     speeds = features.frequencies[:, 12:].norm(dim=0)
     assert speeds.shape == (50,)
     assert math.pi <= speeds.min() <= speeds.max() <= 8 * math.pi

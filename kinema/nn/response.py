@@ -1,0 +1,106 @@
+"""The linear response of a frame to the robot, found by least squares before any training.
+
+A robot under position control follows its commands almost linearly while nothing is in its way, and the place
+where it is drawn is, patch by patch, a linear function of Fourier features of where it is. Gradient descent
+is slow to find either; least squares finds both at once, and leaves to the network what is neither.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from kinema.nn.embeddings import FourierFeatures
+
+NUM_OCTAVES, NUM_DIRECTIONS = 5, 500
+RIDGE = 1e-4
+"""Added to the mean square of every input."""
+FIT_ROWS = 150_000
+"""Most rows to fit to."""
+PIECE = 4096
+
+
+class LinearResponse(nn.Module):
+    """How proprioception and latents change from one frame to the next, as far as that is linear: in the last
+    proprioception and actions; and in features of the last proprioception and of the new one.
+
+    All zero, so that nothing is foreseen to change, until ``fit``.
+    """
+
+    to_proprio: Tensor
+    to_latents: Tensor
+    proprio_error: Tensor
+    """Root mean square of what the response leaves of proprioception's change."""
+
+    def __init__(self, *, latents: tuple[int, int], proprio_dim: int, action_dim: int):
+        super().__init__()
+        self.latents = latents
+        self.features = FourierFeatures(proprio_dim, NUM_OCTAVES, NUM_DIRECTIONS)
+        num_latents, latent_dim = latents
+        self.register_buffer("to_proprio", torch.zeros(2 * (proprio_dim + action_dim) + 1, proprio_dim))
+        self.register_buffer("proprio_error", torch.full([proprio_dim], 0.1))
+        self.register_buffer("to_latents", torch.zeros(2 * self.features.size + 1, num_latents * latent_dim))
+
+    def proprio_change(
+        self,
+        last: Float[Tensor, "*n P"],
+        earlier: Float[Tensor, "*n P"],
+        action: Float[Tensor, "*n A"],
+        last_action: Float[Tensor, "*n A"],
+    ) -> Float[Tensor, "*n P"]:
+        """Change of proprioception from its last two values, the action now and the one before."""
+        inputs = torch.cat([last, earlier, action, last_action, torch.ones_like(last[..., :1])], dim=-1)
+        # A sum of products: a matrix product would lose precision under autocast.
+        return (inputs.unsqueeze(-1) * self.to_proprio).sum(-2)
+
+    def latents_change(
+        self, proprio: Float[Tensor, "*n P"], last: Float[Tensor, "*n P"]
+    ) -> Float[Tensor, "*n L Z"]:
+        """Change of the latents as proprioception goes from ``last`` to ``proprio``."""
+        with torch.autocast(proprio.device.type, enabled=False):
+            return (self._latents_inputs(proprio, last) @ self.to_latents).unflatten(-1, self.latents)
+
+    @torch.no_grad()
+    def fit(
+        self,
+        latents: Float[Tensor, "N L Z"],
+        proprio: Float[Tensor, "N P"],
+        action: Float[Tensor, "N A"],
+        is_third: Bool[Tensor, " N"],
+    ) -> None:
+        """Fit to normalised data by ridge regression.
+
+        Args:
+            latents: of all frames, episodes one after the other.
+            proprio: the same of proprioception.
+            action: the action that led to each frame.
+            is_third: frames with at least two before them in their episode; where they are few, nothing is
+                fitted.
+        """
+        rows = is_third.nonzero().squeeze(-1)
+        rows = rows[:: -(-len(rows) // FIT_ROWS)] if len(rows) else rows
+        device = self.to_proprio.device
+        if len(rows) > 2 * len(self.to_proprio):
+            inputs = [proprio[rows - 1], proprio[rows - 2], action[rows], action[rows - 1]]
+            inputs = torch.cat([*inputs, torch.ones(len(rows), 1)], dim=-1).double()
+            change = (proprio[rows] - proprio[rows - 1]).double()
+            solution = _ridge(inputs.T @ inputs, inputs.T @ change, 1e-9 * len(rows))
+            self.to_proprio.copy_(solution)
+            error = (change - inputs @ solution).square().mean(0).sqrt()
+            self.proprio_error.copy_(error.clamp_min(1e-6))
+        if self.to_latents.numel() and len(rows) > 2 * len(self.to_latents):
+            gram = torch.zeros(len(self.to_latents), len(self.to_latents), device=device)
+            moment = torch.zeros_like(self.to_latents)
+            for piece in rows.split(PIECE):
+                inputs = self._latents_inputs(proprio[piece].to(device), proprio[piece - 1].to(device))
+                change = (latents[piece].float() - latents[piece - 1].float()).flatten(1).to(device)
+                gram += inputs.T @ inputs
+                moment += inputs.T @ change
+            self.to_latents.copy_(_ridge(gram.double(), moment.double(), RIDGE * len(rows)))
+
+    def _latents_inputs(self, proprio: Tensor, last: Tensor) -> Tensor:
+        return F.pad(torch.cat([self.features(proprio), self.features(last)], dim=-1), (0, 1), value=1.0)
+
+
+def _ridge(gram: Tensor, moment: Tensor, penalty: float) -> Tensor:
+    return torch.linalg.solve(gram + penalty * torch.eye(len(gram), device=gram.device), moment)

@@ -1,0 +1,82 @@
+import pytest
+import torch
+from torch import Tensor
+
+from kinema.nn.response import LinearResponse
+
+ROWS = 5000
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def robot() -> tuple[Tensor, Tensor, Tensor]:
+    """Proprioception and actions of a damped robot under position control, and which rows are third."""
+    action = torch.rand(ROWS, 2, generator=generator()) * 2 - 1
+    proprio = torch.zeros(ROWS, 2)
+    for t in range(2, ROWS):
+        velocity = proprio[t - 1] - proprio[t - 2]
+        proprio[t] = proprio[t - 1] + 0.5 * velocity + 0.2 * (action[t] - proprio[t - 1]) + 0.01
+    is_third = torch.arange(ROWS) > 1
+    return proprio, action, is_third
+
+
+def fitted() -> tuple[LinearResponse, Tensor, Tensor, Tensor]:
+    """A response fitted to latents in which a bump is drawn where the robot is, on a background that each
+    episode has for itself."""
+    proprio, action, is_third = robot()
+    places = torch.linspace(-1, 1, 8)
+    bumps = torch.exp(-((proprio[:, :1] - places) ** 2) / 0.1)
+    latents = (bumps + 3.0).reshape(ROWS, 4, 2)
+    response = LinearResponse(latents=(4, 2), proprio_dim=2, action_dim=2)
+    response.fit(latents, proprio, action, is_third)
+    return response, latents, proprio, action
+
+
+def test_a_linear_robot_is_foreseen_exactly() -> None:
+    response, _, proprio, action = fitted()
+    t = torch.arange(100, 200)
+    change = response.proprio_change(proprio[t - 1], proprio[t - 2], action[t], action[t - 1])
+    torch.testing.assert_close(change, proprio[t] - proprio[t - 1], atol=1e-5, rtol=0)
+    assert response.proprio_error.max() < 1e-5
+
+
+def test_what_is_drawn_where_the_robot_is_is_foreseen() -> None:
+    response, latents, proprio, _ = fitted()
+    t = torch.arange(100, 600)
+    change = latents[t] - latents[t - 1]
+    error = response.latents_change(proprio[t], proprio[t - 1]) - change
+    assert error.square().mean() < 1e-3 * change.square().mean()
+
+
+def test_rows_without_two_before_them_are_left_out() -> None:
+    proprio, action, is_third = robot()
+    broken, latents = proprio.clone(), torch.zeros(ROWS, 1, 1)
+    broken[1000:] += 0.7  # Another episode begins.
+    responses = []
+    for values, third in ((proprio, is_third), (broken, is_third.clone())):
+        if values is broken:
+            third[1000:1002] = False
+        response = LinearResponse(latents=(1, 1), proprio_dim=2, action_dim=2)
+        response.fit(latents, values, action, third)
+        responses.append(response)
+    weights = [response.to_proprio[:-1] for response in responses]
+    torch.testing.assert_close(weights[0][2:], weights[1][2:], atol=0.05, rtol=0)
+
+
+def test_noise_shows_in_the_expected_error() -> None:
+    proprio, action, is_third = robot()
+    noisy = proprio + 0.02 * torch.randn(ROWS, 2, generator=generator())
+    response = LinearResponse(latents=(1, 1), proprio_dim=2, action_dim=2)
+    response.fit(torch.zeros(ROWS, 1, 1), noisy, action, is_third)
+    assert response.proprio_error.tolist() == pytest.approx([0.03, 0.03], abs=0.015)
+
+
+@pytest.mark.parametrize("rows", [0, 3, 12])
+def test_too_few_rows_foresee_no_change(rows: int) -> None:
+    response = LinearResponse(latents=(2, 3), proprio_dim=2, action_dim=1)
+    response.fit(torch.ones(rows, 2, 3), torch.ones(rows, 2), torch.ones(rows, 1), torch.arange(rows) > 1)
+    ones = torch.ones(4, 2)
+    assert not response.latents_change(ones, 0 * ones).any()
+    assert not response.proprio_change(ones, ones, ones[:, :1], ones[:, :1]).any()
