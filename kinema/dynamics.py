@@ -351,6 +351,16 @@ class Dynamics(nn.Module):
         """Whether the linear response foresees proprioception so well that nothing is left to find."""
         return self.response is not None and bool(self.response.proprio_error.max() < EXACT_PROPRIO)
 
+    def foresee_proprio(
+        self, frame: Values, tau: Float[Tensor, "B 1 M"], cache: Cache
+    ) -> Float[Tensor, "B 1 P"] | None:
+        """Proprioception of a frame (T = 1) without the network, where the linear response has it exactly in
+        every session; else None."""
+        if not self.foresees_proprio:
+            return None
+        past = self._past(frame, tau, self._before(cache))
+        return past.foreseen.proprio if past.proprio_error.max() < EXACT_PROPRIO else None
+
     def foresee(self, values: Values) -> Values:
         """Each frame as the linear response foresees it from those before, all known."""
         known = torch.ones(*values.action.shape[:2], self.num_modalities, device=values.action.device)

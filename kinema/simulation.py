@@ -176,15 +176,20 @@ class SimulationBatch:
     def _with_proprio(self, frame: Values, action_tau: float, observation_tau: float) -> Values:
         """The frame with its proprioception found: before the picture (``observation_tau`` = 0), from the
         past and the action; or from a picture that is known."""
+        dynamics = self.world.dynamics
 
-        def model(x: Tensor, tau: float) -> Tensor:
-            levels = self.world.tau(
+        def levels(tau: float) -> Tensor:
+            return self.world.tau(
                 len(self), 1, action_tau=action_tau, observation_tau=observation_tau, proprio_tau=tau
             )
-            return self.world.dynamics.step(
-                Values(frame.latents, x, frame.action), levels, self._cache
-            ).proprio
 
+        def model(x: Tensor, tau: float) -> Tensor:
+            given = Values(frame.latents, x, frame.action)
+            return dynamics.step(given, levels(tau), self._cache).proprio
+
+        foreseen = dynamics.foresee_proprio(frame, levels(0.0), self._cache)
+        if foreseen is not None:
+            return Values(frame.latents, foreseen, frame.action)
         noise = self._noise(self.world.proprio_dim, stream=2)
         return Values(frame.latents, solve(model, noise, self.num_denoising_steps), frame.action)
 

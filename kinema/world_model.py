@@ -62,8 +62,8 @@ class WorldConfig:
     dynamics: DynamicsConfig
     num_denoising_steps: int = 1
     """Network calls for a frame, unless a session asks for another number."""
-    context_tau: float = 0.9
-    """Noise time that past frames are said to have; below 1 it steadies long rollouts."""
+    context_tau: float = 1.0
+    """Noise time that past frames are said to have in a rollout; 1 says that they are clean."""
 
 
 class Normalizer(nn.Module):

@@ -317,3 +317,37 @@ def test_the_cache_is_as_large_as_the_window_and_the_way_back() -> None:
 def test_a_wrong_configuration_names_the_field(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(dynamics_config(), **fields)
+
+
+@torch.no_grad()
+def test_what_the_response_has_exactly_is_what_the_network_would_give() -> None:
+    config = dynamics_config(proprio_dim=3)
+    dynamics, frames = random_dynamics(config), random_values(config, 2, 4)
+    known, sought = torch.ones(2, 1, 3), torch.tensor([0.0, 0.0, 1.0]).expand(2, 1, 3)
+    cache = dynamics.new_cache(2)
+    for t in range(3):
+        for error, is_exact in ((0.1, False), (1e-6, t == 2)):
+            assert dynamics.response is not None
+            dynamics.response.proprio_error.fill_(error)
+            foreseen = dynamics.foresee_proprio(at(frames, 3), sought, cache)
+            assert (foreseen is not None) == is_exact
+            if foreseen is not None:
+                found = dynamics.step(at(frames, 3), sought, cache).proprio
+                torch.testing.assert_close(foreseen, found, atol=1e-4, rtol=0)
+        dynamics.keep(at(frames, t), known, cache)
+
+
+@torch.no_grad()
+def test_the_response_moves_only_what_is_known() -> None:
+    """Foreseen are proprioception from known actions, pictures from known proprioception."""
+    config = dynamics_config(proprio_dim=3)
+    dynamics, frames = random_dynamics(config), random_values(config, 1, 4)
+    foreseen = dynamics.foresee(frames)
+    for part, whole in ((foreseen.latents, frames.latents), (foreseen.proprio, frames.proprio)):
+        assert not torch.allclose(part[:, 3], whole[:, 2])
+    hidden = torch.tensor([1.0, 0.0, 0.0]).expand(1, 4, 3)
+    before = torch.nn.functional.pad(dynamics._known(frames, hidden), (0, 0, NUM_BEFORE, 0))[:, :-1]
+    past = dynamics._past(frames, hidden, before)
+    torch.testing.assert_close(past.foreseen.latents[:, 3], frames.latents[:, 2])
+    torch.testing.assert_close(past.foreseen.proprio[:, 3], torch.zeros(1, 3))
+    assert (past.proprio_error == 1.0).all()

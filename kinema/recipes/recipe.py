@@ -85,5 +85,5 @@ class Recipe:
     linear response does not foresee."""
     num_denoising_steps: int = 1
     """Network calls for a frame that the trained world makes unless asked otherwise."""
-    context_tau: float = 0.9
-    """Noise time that past frames are said to have in a rollout."""
+    context_tau: float = 1.0
+    """Noise time that past frames are said to have in a rollout; 1 says that they are clean."""
