@@ -26,6 +26,9 @@ they move."""
 EXACT_PROPRIO = 1e-3
 """Errors of proprioception, in halves of its range, that do not matter."""
 
+UNFORESEEN_ERROR = 0.3
+"""Deviation of latents from the frame before that is expected where no linear response is known."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DynamicsConfig:
@@ -339,7 +342,9 @@ class Dynamics(nn.Module):
         change = self.response.proprio_change(last.proprio, earlier.proprio, values.action, last.action)
         is_foreseen = knows_action * knew_action * knew_proprio * knew_earlier
         proprio = last.proprio + is_foreseen * change
-        error = torch.lerp(torch.ones_like(proprio), self.response.proprio_error.expand_as(proprio), is_foreseen)
+        error = torch.lerp(
+            torch.ones_like(proprio), self.response.proprio_error.expand_as(proprio), is_foreseen
+        )
         latents = last.latents
         if self.config.grids:
             change = self.response.latents_change(values.proprio, last.proprio)
@@ -398,22 +403,25 @@ class Dynamics(nn.Module):
 
     def _read(self, x_BTND: Tensor, noised: Values, tau: Tensor, past: Past) -> Values:
         """Clean values: what is learned is the change from what is known already, which is what is foreseen
-        from the frames before where a frame is all noise, and the frame itself as its noise goes. Without
-        that most of training is spent on learning to copy."""
+        from the frames before where a frame is all noise, and more and more the frame itself as its noise
+        goes. Without that most of training is spent on learning to copy."""
         x = norm(x_BTND)
         num_patches, num_cameras = self.config.num_patches, len(self.config.grids)
         latents, proprio = noised.latents, noised.proprio
         if num_cameras:
-            share = tau[:, :, self.latent_camera].unsqueeze(-1)
-            latents = torch.lerp(past.foreseen.latents, latents, share) + self._unpatchify(
-                self.latents_out(x[:, :, :num_patches])
-            )
+            known = tau[:, :, self.latent_camera].unsqueeze(-1)
+            change = self._unpatchify(self.latents_out(x[:, :, :num_patches]))
+            latents = _combine(past.foreseen.latents, self._latents_error(), latents, known) + change
         if self.proprio_out is not None:
             change = self.proprio_out(x[:, :, num_patches]) * past.proprio_error
             proprio = _combine(past.foreseen.proprio, past.proprio_error, proprio, tau[:, :, -2:-1]) + change
         action_at = num_patches + (self.proprio_out is not None)
         action = tau[:, :, -1:] * noised.action + self.action_out(x[:, :, action_at])
         return Values(latents.float(), proprio.float(), action.float())
+
+    def _latents_error(self) -> Tensor:
+        """About how far foreseen latents are off, ``L Z`` or one for all."""
+        return self.response.latents_error if self.response is not None else torch.tensor(UNFORESEEN_ERROR)
 
     def _patchify(self, latents: Tensor) -> Tensor:
         patch, parts, start = self.config.patch, [], 0

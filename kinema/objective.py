@@ -159,14 +159,16 @@ class DynamicsObjective(nn.Module):
         needs_camera, needs_proprio = name in ("observation", "locate"), name in ("proprio", "locate")
         return (not needs_camera or self.num_cameras > 0) and (not needs_proprio or self.has_proprio)
 
-    def _motion_weights(
-        self, values: Values, shown: Float[Tensor, "B S L Z"]
-    ) -> Float[Tensor, "B T L"]:
+    def _motion_weights(self, values: Values, shown: Float[Tensor, "B S L Z"]) -> Float[Tensor, "B T L"]:
         """Weights of the latents, 1 over all of a frame in the mean of the batch: most of a picture is as
         the linear response foresees it from what the context shows (all frames but the last), and what is
         there to learn is in the rest."""
         shown = torch.cat([shown, values.latents[:, -1:]], dim=1)
-        change = (values.latents - self.dynamics.foresee(dataclasses.replace(values, latents=shown)).latents).square().mean(-1)
+        change = (
+            (values.latents - self.dynamics.foresee(dataclasses.replace(values, latents=shown)).latents)
+            .square()
+            .mean(-1)
+        )
         moves = (change > self.config.motion_threshold).to(change.dtype)
         moves[:, 0] = 0.0
         weights = 1.0 + self.config.motion_weight * moves

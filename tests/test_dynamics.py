@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinema.dynamics import NUM_BEFORE, Dynamics, DynamicsConfig, Values, two_stream_mask
+from kinema.dynamics import NUM_BEFORE, Dynamics, DynamicsConfig, Values, _combine, two_stream_mask
 
 from .worlds import dynamics_config, random_dynamics, random_tau, random_values
 
@@ -233,15 +233,15 @@ def test_each_token_is_told_the_noise_of_its_own_modality() -> None:
     assert dynamics.num_modalities == 4
     assert config.num_tokens == 2 + 2 + 1 + 1 + 1
     values, tau = random_values(config, 1, 1), torch.full((1, 1, 4), 0.5)
-    before = torch.zeros(1, NUM_BEFORE, values.pack().shape[-1])
-    embedded = dynamics._embed(values, tau, before)
+    past = dynamics._past(values, tau, torch.zeros(1, NUM_BEFORE, values.pack().shape[-1] + 2))
+    embedded = dynamics._embed(values, tau, past)
     assert embedded.shape == (1, 1, config.num_tokens, config.width)
-    # Two patches of each camera, proprioception, action, register. Pictures are told of the vectors too.
-    expected = [{0, 1}, {2, 3}, {0, 1, 2, 3, 4}, {0, 1, 2, 3, 5}]
+    # Two patches of each camera, proprioception, action, register; all are told of the vectors.
+    expected = [{0, 1}, {2, 3}, set(range(7)), set(range(7))]
     for modality, tokens in enumerate(expected):
         other = tau.clone()
         other[..., modality] = 0.7
-        is_other = (dynamics._embed(values, other, before) - embedded).abs().amax(-1).squeeze() > 1e-6
+        is_other = (dynamics._embed(values, other, past) - embedded).abs().amax(-1).squeeze() > 1e-6
         assert set(is_other.nonzero().flatten().tolist()) == tokens
 
 
@@ -351,3 +351,17 @@ def test_the_response_moves_only_what_is_known() -> None:
     torch.testing.assert_close(past.foreseen.latents[:, 3], frames.latents[:, 2])
     torch.testing.assert_close(past.foreseen.proprio[:, 3], torch.zeros(1, 3))
     assert (past.proprio_error == 1.0).all()
+
+
+@pytest.mark.parametrize("error", [0.01, 0.3, 1.0])
+@pytest.mark.parametrize("tau", [0.0, 0.5, 0.9, 1.0])
+def test_what_is_expected_and_what_is_seen_are_combined_as_gaussians(error: float, tau: float) -> None:
+    """Against the regression of samples: no other linear estimate has a smaller error."""
+    generator = torch.Generator().manual_seed(0)
+    expected, number = torch.tensor(0.7), 200_000
+    true = expected + error * torch.randn(number, generator=generator)
+    noised = tau * true + (1.0 - tau) * torch.randn(number, generator=generator)
+    found = _combine(expected, torch.tensor(error), noised, torch.tensor(tau))
+    slope = torch.cov(torch.stack([true, noised]))[0, 1] / noised.var().clamp_min(1e-9)
+    best = true.mean() + slope * (noised - noised.mean())
+    torch.testing.assert_close(found, best, atol=0.05 * error + 1e-4, rtol=0)

@@ -201,7 +201,8 @@ def test_unknown_actions_change_nothing() -> None:
         assert metrics == same_metrics
     everything = torch.ones(4, 6, dtype=torch.bool)
     assert not torch.equal(
-        objective(values, everything, 0.0, generator=seeded(1))[0], objective(other, everything, 0.0, generator=seeded(1))[0]
+        objective(values, everything, 0.0, generator=seeded(1))[0],
+        objective(other, everything, 0.0, generator=seeded(1))[0],
     )
 
 

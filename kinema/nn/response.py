@@ -31,12 +31,15 @@ class LinearResponse(nn.Module):
     to_latents: Tensor
     proprio_error: Tensor
     """Root mean square of what the response leaves of proprioception's change."""
+    latents_error: Tensor
+    """The same of the latents, ``L Z``."""
 
     def __init__(self, *, latents: tuple[int, int], proprio_dim: int, action_dim: int):
         super().__init__()
         self.latents = latents
         self.features = FourierFeatures(proprio_dim, NUM_OCTAVES, NUM_DIRECTIONS)
         num_latents, latent_dim = latents
+        self.register_buffer("latents_error", torch.full(latents, 0.3))
         self.register_buffer("to_proprio", torch.zeros(2 * (proprio_dim + action_dim) + 1, proprio_dim))
         self.register_buffer("proprio_error", torch.full([proprio_dim], 0.1))
         self.register_buffer("to_latents", torch.zeros(2 * self.features.size + 1, num_latents * latent_dim))
@@ -90,13 +93,19 @@ class LinearResponse(nn.Module):
             self.proprio_error.copy_(error.clamp_min(1e-6))
         if self.to_latents.numel() and len(rows) > 2 * len(self.to_latents):
             gram = torch.zeros(len(self.to_latents), len(self.to_latents), device=device)
-            moment = torch.zeros_like(self.to_latents)
+            moment, square = torch.zeros_like(self.to_latents), torch.zeros(self.to_latents.shape[1])
             for piece in rows.split(PIECE):
                 inputs = self._latents_inputs(proprio[piece].to(device), proprio[piece - 1].to(device))
                 change = (latents[piece].float() - latents[piece - 1].float()).flatten(1).to(device)
                 gram += inputs.T @ inputs
                 moment += inputs.T @ change
-            self.to_latents.copy_(_ridge(gram.double(), moment.double(), RIDGE * len(rows)))
+                square += change.square().sum(0).cpu()
+            solution = _ridge(gram.double(), moment.double(), RIDGE * len(rows))
+            self.to_latents.copy_(solution)
+            # What is left, |change - inputs @ solution|^2, from the sums alone.
+            explained = (2.0 * solution * moment - solution * (gram.double() @ solution)).sum(0).cpu()
+            left = (square - explained).clamp_min(0.0) / len(rows)
+            self.latents_error.copy_(left.sqrt().clamp_min(1e-3).view_as(self.latents_error))
 
     def _latents_inputs(self, proprio: Tensor, last: Tensor) -> Tensor:
         return F.pad(torch.cat([self.features(proprio), self.features(last)], dim=-1), (0, 1), value=1.0)

@@ -73,6 +73,18 @@ def test_noise_shows_in_the_expected_error() -> None:
     assert response.proprio_error.tolist() == pytest.approx([0.03, 0.03], abs=0.015)
 
 
+def test_what_is_left_of_the_latents_is_measured() -> None:
+    proprio, action, is_third = robot()
+    latents = torch.cat([proprio, proprio], dim=-1).unsqueeze(1)
+    latents[..., 2:] += torch.randn(ROWS, 1, 2, generator=generator())
+    response = LinearResponse(latents=(1, 4), proprio_dim=2, action_dim=2)
+    response.fit(latents, proprio, action, is_third)
+    still, noisy = response.latents_error[0, :2], response.latents_error[0, 2:]
+    assert still.max() < 0.01
+    # The difference of two noises, a fifth of it fitted by 2000 numbers to 5000 rows.
+    assert noisy.tolist() == pytest.approx([1.4, 1.4], abs=0.25)
+
+
 @pytest.mark.parametrize("rows", [0, 3, 12])
 def test_too_few_rows_foresee_no_change(rows: int) -> None:
     response = LinearResponse(latents=(2, 3), proprio_dim=2, action_dim=1)
