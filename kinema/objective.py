@@ -50,6 +50,9 @@ class DynamicsObjectiveConfig:
     """Weight of a frame that is located against one that is foreseen: its error is much larger."""
 
 
+LEAST_ERROR = 0.03
+"""Errors of a latent below this count as squares."""
+
 OBSERVATION, PROPRIO, LOCATE, ACTION = range(4)
 """What a target frame is trained to find: the picture; proprioception before it, or from it; the action."""
 
@@ -121,7 +124,10 @@ class DynamicsObjective(nn.Module):
             shown = torch.where(uses_own.view(-1, 1, 1, 1), context.latents, shown)
         predicted = self.dynamics(context, context_tau[:, :-1], target, target_tau)
 
-        latent_error = (predicted.latents - values.latents).square().mean(-1)
+        # A distance and not its square: where several things may happen, the least mean square is their
+        # mixture, and that is no picture; the least distance is near the likeliest.
+        square = (predicted.latents - values.latents).square().mean(-1)
+        latent_error = (square + LEAST_ERROR**2).sqrt() - LEAST_ERROR
         errors = {
             "observation": (self._motion_weights(values, shown) * latent_error).sum(-1),
             "proprio": F.smooth_l1_loss(predicted.proprio, values.proprio, reduction="none", beta=0.02).mean(

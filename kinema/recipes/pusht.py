@@ -56,14 +56,14 @@ def pusht(dataset: Dataset) -> Recipe:
             proprio_share=0.03,
             locate_share=0.03,
             hidden_share=0.05,
-            pure_noise_share=0.4,
+            pure_noise_share=0.85,
             max_context_noise=0.15,
             max_proprio_noise=0.005,
         ),
         dynamics_schedule=Schedule(
             phases=(
                 Phase(updates=7000, batch=8, length=9),
-                Phase(updates=6500, batch=8, length=9, own_context_share=0.75, own_context_steps=4),
+                Phase(updates=6500, batch=8, length=9, own_context_share=0.75, own_context_steps=2),
             ),
             learning_rate=1.5e-3,
             optimizer="muon",
