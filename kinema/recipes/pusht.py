@@ -69,4 +69,5 @@ def pusht(dataset: Dataset) -> Recipe:
             optimizer="muon",
         ),
         surprising_share=0.5,
+        context_tau=0.985,
     )
