@@ -302,8 +302,8 @@ def test_proprioception_may_be_known_or_not(arm: World) -> None:
     assert differ(steps[1].frame[CAMERA], steps[2].frame[CAMERA])
     for step in steps:
         assert step.proprio is not None
-        # In the units of the dataset: the random network's values of about one, times a scale of 12.
-        assert 1 < np.abs(step.proprio).max() < 100
+        # In the units of the dataset: the random network's values of some ones, times a scale of 12.
+        assert 1 < np.abs(step.proprio).max() < 300
 
 
 def test_a_world_of_vectors(vectors: World, tmp_path: Path) -> None:

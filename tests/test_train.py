@@ -121,13 +121,13 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, method: str, call: int, times:
     """Ctrl-C, really: the signal, while the batch of an update is drawn."""
     original, calls = getattr(Segments, method), 0
 
-    def drawing(*arguments: Any) -> Any:
+    def drawing(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == call:
             for _ in range(times):
                 signal.raise_signal(signal.SIGINT)
-        return original(*arguments)
+        return original(*arguments, **named)
 
     monkeypatch.setattr(Segments, method, drawing)
 
