@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kinema.nn.blocks import Block, norm
 from kinema.nn.cache import LayerCache, Ring
 from kinema.nn.embeddings import FourierFeatures, rotary_table
-from kinema.nn.response import LinearResponse
+from kinema.nn.response import UNFORESEEN_ERROR, LinearResponse
 
 NUM_BEFORE = 2
 """Frames before its own that a token is given at the input: with two it knows where things are and how fast
@@ -25,9 +25,6 @@ they move."""
 
 EXACT_PROPRIO = 1e-3
 """Errors of proprioception, in halves of its range, that do not matter."""
-
-UNFORESEEN_ERROR = 0.3
-"""Deviation of latents from the frame before that is expected where no linear response is known."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -333,23 +330,38 @@ class Dynamics(nn.Module):
     def _past(self, values: Values, tau: Tensor, before: Float[Tensor, "B S V"]) -> Past:
         """What is known of each frame from those before. ``before`` holds ``NUM_BEFORE`` more frames,
         packed: those before frame ``t`` are ``t`` to ``t + NUM_BEFORE - 1``."""
-        packed = [before[:, i : i + tau.shape[1]] for i in reversed(range(NUM_BEFORE))]
-        last, earlier = frames = [values.unpack(frame) for frame in packed]
+        packed = self._frames_before(tau, before)
+        frames = [values.unpack(frame) for frame in packed]
+        last = frames[0]
         if self.response is None:
             return Past(frames, last, values.proprio)
+        proprio, error = self._foresee_proprio(values, tau, packed)
+        latents = last.latents
+        if self.config.grids:
+            is_known = (tau[:, :, -2:-1] > 0.5).to(before.dtype) * packed[0][..., -2:-1]
+            change = self.response.latents_change(values.proprio, last.proprio)
+            latents = latents + is_known.unsqueeze(-1) * change
+        return Past(frames, Values(latents, proprio, last.action), error)
+
+    def _frames_before(self, tau: Tensor, before: Float[Tensor, "B S V"]) -> list[Float[Tensor, "B T V"]]:
+        """The packed frames before each frame, the last first."""
+        return [before[:, i : i + tau.shape[1]] for i in reversed(range(NUM_BEFORE))]
+
+    def _foresee_proprio(
+        self, values: Values, tau: Tensor, packed: Sequence[Float[Tensor, "B T V"]]
+    ) -> tuple[Float[Tensor, "B T P"], Float[Tensor, "B T P"]]:
+        """Proprioception by the linear response, and about how far that is off."""
+        assert self.response is not None
+        last, earlier = (values.unpack(frame) for frame in packed)
         (knew_proprio, knew_action), (knew_earlier, _) = (frame[..., -2:].split(1, -1) for frame in packed)
-        knows_proprio, knows_action = (tau[:, :, -2:] > 0.5).to(before.dtype).split(1, -1)
+        knows_action = (tau[:, :, -1:] > 0.5).to(last.proprio.dtype)
         change = self.response.proprio_change(last.proprio, earlier.proprio, values.action, last.action)
         is_foreseen = knows_action * knew_action * knew_proprio * knew_earlier
         proprio = last.proprio + is_foreseen * change
         error = torch.lerp(
             torch.ones_like(proprio), self.response.proprio_error.expand_as(proprio), is_foreseen
         )
-        latents = last.latents
-        if self.config.grids:
-            change = self.response.latents_change(values.proprio, last.proprio)
-            latents = latents + (knows_proprio * knew_proprio).unsqueeze(-1) * change
-        return Past(frames, Values(latents, proprio, last.action), error)
+        return proprio, error
 
     @property
     def foresees_proprio(self) -> bool:
@@ -363,8 +375,9 @@ class Dynamics(nn.Module):
         every session; else None."""
         if not self.foresees_proprio:
             return None
-        past = self._past(frame, tau, self._before(cache))
-        return past.foreseen.proprio if past.proprio_error.max() < EXACT_PROPRIO else None
+        packed = self._frames_before(tau, self._before(cache))
+        proprio, error = self._foresee_proprio(frame, tau, packed)
+        return proprio if error.max() < EXACT_PROPRIO else None
 
     def foresee(self, values: Values) -> Values:
         """Each frame as the linear response foresees it from those before, all known."""

@@ -58,7 +58,7 @@ OBSERVATION, PROPRIO, LOCATE, ACTION = range(4)
 
 
 class DynamicsObjective(nn.Module):
-    """``module(values, has_action, own_context_share) -> (loss, metrics)``."""
+    """``module(values, has_action, own_context_share, own_context_steps) -> (loss, metrics)``."""
 
     def __init__(self, dynamics: Dynamics, config: DynamicsObjectiveConfig):
         super().__init__()

@@ -18,6 +18,8 @@ RIDGE = 1e-4
 FIT_ROWS = 150_000
 """Most rows to fit to."""
 PIECE = 4096
+UNFORESEEN_ERROR = 0.3
+"""Deviation of latents from the frame before that is expected while no linear response is known."""
 
 
 class LinearResponse(nn.Module):
@@ -39,7 +41,7 @@ class LinearResponse(nn.Module):
         self.latents = latents
         self.features = FourierFeatures(proprio_dim, NUM_OCTAVES, NUM_DIRECTIONS)
         num_latents, latent_dim = latents
-        self.register_buffer("latents_error", torch.full(latents, 0.3))
+        self.register_buffer("latents_error", torch.full(latents, UNFORESEEN_ERROR))
         self.register_buffer("to_proprio", torch.zeros(2 * (proprio_dim + action_dim) + 1, proprio_dim))
         self.register_buffer("proprio_error", torch.full([proprio_dim], 0.1))
         self.register_buffer("to_latents", torch.zeros(2 * self.features.size + 1, num_latents * latent_dim))
