@@ -179,10 +179,17 @@ class Cache:
             )
             for _ in range(config.depth // config.time_every)
         ]
+        self.latents = (config.num_latents, config.latent_dim)
         size = config.num_latents * config.latent_dim + config.proprio_dim + config.action_dim + 2
         self.frames = Ring(
             (batch, 1, size), window=NUM_BEFORE, max_rewind=max_rewind + config.window - NUM_BEFORE, like=like
         )
+
+    @property
+    def last_latents(self) -> Float[Tensor, "B L Z"]:
+        """Latents of the frame kept last."""
+        packed = self.frames.past()[:, -1, : self.latents[0] * self.latents[1]]
+        return packed.unflatten(-1, self.latents)
 
     @property
     def rings(self) -> list[Ring]:
@@ -206,6 +213,7 @@ class Cache:
     def select(self, indices: Tensor) -> "Cache":
         """The past of some of the sessions."""
         other = object.__new__(Cache)
+        other.latents = self.latents
         other.layers = [layer.select(indices, 1) for layer in self.layers]
         other.frames = self.frames.select(indices, 0)
         return other

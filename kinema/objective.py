@@ -11,6 +11,7 @@ where a recording has none; the action from both.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -60,10 +61,18 @@ OBSERVATION, PROPRIO, LOCATE, ACTION = range(4)
 class DynamicsObjective(nn.Module):
     """``module(values, has_action, own_context_share, own_context_steps) -> (loss, metrics)``."""
 
-    def __init__(self, dynamics: Dynamics, config: DynamicsObjectiveConfig):
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        config: DynamicsObjectiveConfig,
+        settle: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    ):
+        """``settle``, if any, makes of the latents that the dynamics found (``N L Z``), those of the frames
+        before and the proprioception (``N P``) what a session keeps; see ``WorldModel.settle``."""
         super().__init__()
         self.dynamics = dynamics
         self.config = config
+        self.settle = settle
         self.num_cameras = len(dynamics.config.grids)
         self.has_proprio = dynamics.config.proprio_dim > 0
 
@@ -241,7 +250,11 @@ class DynamicsObjective(nn.Module):
             found = self.dynamics(
                 earlier, earlier_tau, self.add_noise(own, second_tau, generator), second_tau
             )
-            own = Values(found.latents, own.proprio, own.action)
+            latents = found.latents
+            if self.settle is not None:
+                parts = (part.flatten(0, 1) for part in (latents, earlier.latents, own.proprio))
+                latents = self.settle(*parts).view_as(latents)
+            own = Values(latents, own.proprio, own.action)
         own = self.add_noise(own, tau, generator)
 
         def choose(mine: Tensor, given: Tensor) -> Tensor:

@@ -114,7 +114,9 @@ class SimulationBatch:
             return world.dynamics.step(Values(x, frame.proprio, action), levels, self._cache).latents
 
         if world.cameras:
-            frame = Values(solve(model, latents, self.num_denoising_steps), frame.proprio, action)
+            found = solve(model, latents, self.num_denoising_steps)
+            settled = world.settle(found[:, 0], self._cache.last_latents, frame.proprio[:, 0])
+            frame = Values(settled.unsqueeze(1), frame.proprio, action)
         world.dynamics.keep(frame, world.tau(len(self), 1, action_tau=1.0), self._cache)
         self._latents = frame.latents[:, 0]
         self.num_steps += 1

@@ -24,6 +24,7 @@ from kinema.checkpoint import CheckpointError, load_checkpoint, read_state, save
 from kinema.data.lerobot import Dataset
 from kinema.data.segments import Segments, load_segments
 from kinema.dynamics import NUM_BEFORE, Values
+from kinema.nn.manifold import Manifold, ManifoldObjective
 from kinema.objective import DynamicsObjective
 from kinema.optim import build_optimizer, supports_fast_bfloat16
 from kinema.progress import MetricsLog, evaluate_progress
@@ -35,6 +36,8 @@ from kinema.world_model import CameraConfig, WorldConfig
 CHECKPOINTS = "checkpoints"
 LOG_EVERY = 20
 """Updates from one line of numbers to the next."""
+RADIUS_ROWS = 20_000
+"""Frames from which the manifold's radius is taken."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,6 +108,10 @@ def train(config: TrainConfig) -> int:
         if world.tokenizer is not None:
             loop.run(_tokenizer_stage(world, recipe, segments))
         values = _encode_all(world, segments, loop.uses_bfloat16(world.device))
+        if world.manifold is not None:
+            world.manifold.fit_robot(values.latents[0], values.proprio[0])
+            loop.run(_manifold_stage(world.manifold, recipe, segments, values))
+            world.manifold.fit_radius(*_sample(values, RADIUS_ROWS))
         _fit_response(world, segments, values)
         loop.run(_dynamics_stage(world, recipe, dataset, segments, values, config.out))
     except Stopped:
@@ -256,10 +263,25 @@ def _tokenizer_stage(world: World, recipe: Recipe, segments: Segments) -> Stage:
     return Stage(name="tokenizer", objective=objective, schedule=recipe.tokenizer_schedule, draw=draw)
 
 
+def _manifold_stage(manifold: Manifold, recipe: Recipe, segments: Segments, values: Values) -> Stage:
+    assert recipe.manifold_schedule is not None
+
+    def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
+        rows = segments.draw_rows(rng, phase.batch, phase.length)
+        frame, other = rng.integers(0, phase.length, (2, phase.batch))
+        each = np.arange(phase.batch)
+        frame, other = torch.from_numpy(rows[each, frame]), torch.from_numpy(rows[each, other])
+        latents = values.latents[0]
+        return latents[frame].float(), latents[other].float(), values.proprio[0, frame].float()
+
+    objective = ManifoldObjective(manifold)
+    return Stage(name="manifold", objective=objective, schedule=recipe.manifold_schedule, draw=draw)
+
+
 def _dynamics_stage(
     world: World, recipe: Recipe, dataset: Dataset, segments: Segments, values: Values, out: Path
 ) -> Stage:
-    objective = DynamicsObjective(world.dynamics, recipe.dynamics_objective)
+    objective = DynamicsObjective(world.dynamics, recipe.dynamics_objective, world.settle)
     weights = _surprise(world, segments, values) if recipe.surprising_share else None
 
     def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
@@ -316,6 +338,12 @@ def _encode_all(world: World, segments: Segments, use_bfloat16: bool) -> Values:
         return Values(latents[None].clone(), proprio[None].clone(), action[None].clone())
 
 
+def _sample(values: Values, count: int) -> tuple[Tensor, Tensor]:
+    """Latents and proprioception of about as many frames, evenly spread."""
+    step = -(-values.latents.shape[1] // count)
+    return values.latents[0, ::step], values.proprio[0, ::step]
+
+
 def _fit_response(world: World, segments: Segments, values: Values) -> None:
     is_third = segments.has_action.copy()
     is_third[1:] &= segments.has_action[:-1]
@@ -353,6 +381,8 @@ def _world_config(config: TrainConfig, recipe: Recipe, dataset: Dataset, segment
         action_names=tuple(names),
         tokenizer=recipe.tokenizer,
         dynamics=recipe.dynamics,
+        manifold=recipe.manifold,
+        still_change=recipe.still_change,
         num_denoising_steps=recipe.num_denoising_steps,
         context_tau=recipe.context_tau,
     )
@@ -400,6 +430,7 @@ def _shortened(recipe: Recipe, share: float) -> Recipe:
     return dataclasses.replace(
         recipe,
         tokenizer_schedule=shorten(recipe.tokenizer_schedule),
+        manifold_schedule=shorten(recipe.manifold_schedule) if recipe.manifold_schedule else None,
         dynamics_schedule=shorten(recipe.dynamics_schedule),
     )
 
@@ -411,7 +442,7 @@ def _device(name: str) -> torch.device:
 
 
 def _stage_number(name: str) -> int:
-    return ("tokenizer", "dynamics").index(name)
+    return ("tokenizer", "dynamics", "manifold").index(name)
 
 
 def _to(item: Any, device: torch.device) -> Any:

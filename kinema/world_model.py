@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kinema.data.segments import resize
 from kinema.dynamics import Dynamics, DynamicsConfig, Values
+from kinema.nn.manifold import Manifold, ManifoldConfig
 from kinema.sampler import session_noise, solve
 from kinema.tokenizers import ConvTokenizer, ConvTokenizerConfig
 
@@ -60,6 +61,11 @@ class WorldConfig:
     tokenizer: ConvTokenizerConfig | None
     """None for a world of vectors alone."""
     dynamics: DynamicsConfig
+    manifold: ManifoldConfig | None = None
+    """None: simulated frames are not held to a manifold."""
+    still_change: float = 0.0
+    """Simulated latents that differ from the frame before by less (root mean square) stay as they were: what
+    rests goes on resting."""
     num_denoising_steps: int = 1
     """Network calls for a frame, unless a session asks for another number."""
     context_tau: float = 1.0
@@ -98,7 +104,17 @@ class WorldModel(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer = ConvTokenizer(config.tokenizer) if config.tokenizer else None
-        self.dynamics = Dynamics(config.dynamics)
+        dynamics = config.dynamics
+        self.dynamics = Dynamics(dynamics)
+        self.manifold = (
+            Manifold(
+                config.manifold,
+                latents=(dynamics.num_latents, dynamics.latent_dim),
+                proprio_dim=dynamics.proprio_dim,
+            )
+            if config.manifold
+            else None
+        )
         self.action_normalizer = Normalizer(config.dynamics.action_dim)
         self.proprio_normalizer = Normalizer(config.dynamics.proprio_dim)
 
@@ -239,6 +255,21 @@ class WorldModel(nn.Module):
             pixels = piece.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
             parts.append(self.tokenizer.encode(pixels))
         return torch.cat(parts)
+
+    # Simulated frames.
+
+    def settle(
+        self,
+        found: Float[Tensor, "N L Z"],
+        last: Float[Tensor, "N L Z"],
+        proprio: Float[Tensor, "N P"],
+    ) -> Float[Tensor, "N L Z"]:
+        """What a session keeps of the latents that the dynamics found: those that hardly differ from the
+        frame before stay, then the frame is drawn towards the manifold of frames that were recorded."""
+        if self.config.still_change:
+            change = (found - last).square().mean(-1, keepdim=True).sqrt()
+            found = torch.where(change < self.config.still_change, last, found)
+        return found if self.manifold is None else self.manifold.project(found, proprio)
 
     # Inverse dynamics.
 
@@ -410,6 +441,8 @@ def _read_config(path: Path) -> WorldConfig:
         dynamics = dict(data["dynamics"])
         dynamics["grids"] = tuple((rows, columns) for rows, columns in dynamics["grids"])
         data["dynamics"] = DynamicsConfig(**dynamics)
+        if data.get("manifold"):
+            data["manifold"] = ManifoldConfig(**data["manifold"])
         return WorldConfig(**data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WorldError(f"{path}: not a world's configuration ({error!r})") from error

@@ -37,7 +37,8 @@ def every_update_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config_of(data: Path, out: Path, **fields: Any) -> TrainConfig:
-    """Three updates of the tokenizer, three of the dynamics (two plain, one with its own context)."""
+    """Three updates of the tokenizer, of the manifold and of the dynamics (two plain, one with its own
+    context)."""
     return TrainConfig(data=str(data), out=out, **{"recipe": "tiny", "update_share": 0.02, **fields})
 
 
@@ -86,10 +87,12 @@ def test_training_leaves_a_world(uninterrupted: Path, data: Path, capsys: pytest
 def test_what_is_logged(uninterrupted: Path) -> None:
     lines = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
     stages = [(line["stage"], line["update"]) for line in lines]
-    assert stages == [("tokenizer", u) for u in (1, 2, 3)] + [("dynamics", u) for u in (1, 2, 3, 3)]
+    once = [(stage, u) for stage in ("tokenizer", "manifold", "dynamics") for u in (1, 2, 3)]
+    assert stages == [*once, ("dynamics", 3)]
     assert all(line["gradient_norm"] > 0 and line["frames_per_second"] > 0 for line in lines[:-1])
     assert {"loss", "psnr", "psnr_moving"} <= lines[0].keys()
-    assert {"loss", "observation", "proprio", "action"} <= lines[3].keys()
+    assert {"loss", "latents", "codes"} <= lines[3].keys()
+    assert {"loss", "observation", "proprio", "action"} <= lines[6].keys()
     assert math.isfinite(lines[-1]["held_out_psnr"])
 
 
@@ -101,7 +104,7 @@ def test_stopped_after_every_update_it_is_the_same_run(
         assert "stopped; the same command continues" in capsys.readouterr().out
         calls += 1
     # After the last update of a stage there is nothing to stop.
-    assert calls == 4
+    assert calls == 6
     assert_same_world(out, uninterrupted)
     assert numbers(out) == numbers(uninterrupted)
 

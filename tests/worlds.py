@@ -11,6 +11,7 @@ from torch import nn
 
 from kinema.data import DatasetWriter
 from kinema.dynamics import Dynamics, DynamicsConfig, Values
+from kinema.nn.manifold import ManifoldConfig
 from kinema.simulation import World
 from kinema.tokenizers import ConvTokenizerConfig
 from kinema.world_model import CameraConfig, WorldConfig
@@ -118,10 +119,14 @@ def random_world(
             dynamics=dynamics_config(
                 num_cameras=num_cameras, proprio_dim=proprio_dim, window=window, depth=depth
             ),
+            manifold=ManifoldConfig(code_dim=2, width=16, depth=1, near_width=16) if num_cameras else None,
+            still_change=0.3,
             num_denoising_steps=num_denoising_steps,
         )
     )
     randomize(world, seed)
+    if world.manifold is not None:
+        world.manifold.radius.fill_(1.0)
     actions = np.random.default_rng(seed).uniform(LOW, HIGH, (100, 2))
     world.action_normalizer.fit(actions)
     if proprio_dim:

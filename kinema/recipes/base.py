@@ -5,6 +5,7 @@ import dataclasses
 from kinema.data.lerobot import DataError, Dataset
 from kinema.data.segments import SegmentsConfig
 from kinema.dynamics import DynamicsConfig
+from kinema.nn.manifold import ManifoldConfig
 from kinema.objective import DynamicsObjectiveConfig
 from kinema.recipes.recipe import Phase, Recipe, Schedule
 from kinema.tokenizers import ConvTokenizerConfig, TokenizerObjectiveConfig
@@ -31,7 +32,13 @@ def tiny(dataset: Dataset) -> Recipe:
     if recipe.tokenizer is None:
         return recipe
     small = dataclasses.replace(recipe.tokenizer, encoder_widths=(16, 32, 64), decoder_widths=(16, 32, 64))
-    return dataclasses.replace(recipe, tokenizer=small)
+    return dataclasses.replace(
+        recipe,
+        tokenizer=small,
+        manifold=ManifoldConfig(width=64, depth=1, near_width=32),
+        manifold_schedule=Schedule(phases=(Phase(updates=150, batch=64, length=7),), learning_rate=2e-3),
+        still_change=0.05,
+    )
 
 
 def _recipe(

@@ -3,6 +3,7 @@
 from kinema.data.lerobot import DataError, Dataset
 from kinema.data.segments import SegmentsConfig
 from kinema.dynamics import DynamicsConfig
+from kinema.nn.manifold import ManifoldConfig
 from kinema.objective import DynamicsObjectiveConfig
 from kinema.recipes.recipe import Phase, Recipe, Schedule
 from kinema.tokenizers import ConvTokenizerConfig, TokenizerObjectiveConfig
@@ -64,10 +65,17 @@ def pusht(dataset: Dataset) -> Recipe:
             phases=(
                 Phase(updates=7000, batch=8, length=9),
                 Phase(updates=6500, batch=8, length=9, own_context_share=0.75, own_context_steps=2),
+                Phase(updates=4500, batch=8, length=9, own_context_share=0.85, own_context_steps=3),
             ),
-            learning_rate=1.5e-3,
+            learning_rate=0.8e-3,
+            decay_share=4500 / 18000,
             optimizer="muon",
         ),
+        manifold=ManifoldConfig(),
+        manifold_schedule=Schedule(
+            phases=(Phase(updates=5000, batch=640, length=7),), learning_rate=2e-3, decay_share=0.65
+        ),
+        still_change=0.08,
         surprising_share=0.5,
         context_tau=0.985,
     )

@@ -5,6 +5,7 @@ from typing import Literal
 
 from kinema.data.segments import SegmentsConfig
 from kinema.dynamics import DynamicsConfig
+from kinema.nn.manifold import ManifoldConfig
 from kinema.objective import DynamicsObjectiveConfig
 from kinema.tokenizers import ConvTokenizerConfig, TokenizerObjectiveConfig
 
@@ -80,6 +81,12 @@ class Recipe:
     dynamics: DynamicsConfig
     dynamics_objective: DynamicsObjectiveConfig
     dynamics_schedule: Schedule
+    manifold: ManifoldConfig | None = None
+    """None: simulated frames are not held to a manifold."""
+    manifold_schedule: Schedule | None = None
+    """Needed with a manifold; a batch is of frames."""
+    still_change: float = 0.0
+    """Simulated latents that differ from the frame before by less (root mean square) stay as they were."""
     surprising_share: float = 0.0
     """Share of the segments for the dynamics that are drawn by how much in them changes in ways that the
     linear response does not foresee."""
@@ -87,3 +94,7 @@ class Recipe:
     """Network calls for a frame that the trained world makes unless asked otherwise."""
     context_tau: float = 1.0
     """Noise time that past frames are said to have in a rollout; 1 says that they are clean."""
+
+    def __post_init__(self) -> None:
+        if (self.manifold is None) != (self.manifold_schedule is None):
+            raise ValueError("manifold and manifold_schedule: give both or neither")

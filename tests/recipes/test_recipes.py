@@ -77,6 +77,7 @@ def test_first_updates(name: str, data: Path, tmp_path: Path, monkeypatch: pytes
         return dataclasses.replace(
             recipe,
             tokenizer_schedule=shorten(recipe.tokenizer_schedule),
+            manifold_schedule=shorten(recipe.manifold_schedule) if recipe.manifold_schedule else None,
             dynamics_schedule=shorten(recipe.dynamics_schedule),
         )
 

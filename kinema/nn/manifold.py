@@ -1,0 +1,213 @@
+"""The frames that a world can show, as a manifold with few dimensions: an autoencoder with a narrow code.
+
+A rollout leaves the frames that were recorded a little with every step, and what has left them no longer
+moves as it should. Latents have many more numbers than a world has degrees of freedom, so where they should
+be can be learned from recorded frames alone; ``project`` brings latents back to it. That bounds what a
+rollout can come to look like, however long it is, and touches nothing that could have been recorded.
+"""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kinema.nn.blocks import norm
+from kinema.nn.embeddings import FourierFeatures
+
+ROBOT_OCTAVES, ROBOT_DIRECTIONS = 5, 300
+RIDGE = 1e-4
+FIT_ROWS = 60_000
+"""Most frames to fit the robot's part to."""
+PLACE_DIM = 16
+"""Numbers by which a latent is told what is where, as seen from its own place."""
+
+CORRUPTED_SHARE = 0.5
+"""Share of the frames that are also encoded corrupted, to the code of the clean frame."""
+MAX_MIXED = 0.5
+"""Share of a frame's latents that are taken from another moment, at most."""
+MAX_NOISE = 0.3
+"""Deviation of noise on the latents, at most."""
+CODE_WEIGHT = 0.3
+"""Weight of the codes' error, a distance, against that of the latents, a square."""
+LEAST_CODE_ERROR = 0.01
+"""Errors of a code below this count as squares."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ManifoldConfig:
+    code_dim: int = 8
+    """Numbers K of a code: some more than the world has degrees of freedom besides its proprioception."""
+    width: int = 416
+    """Width of the residual MLPs."""
+    depth: int = 2
+    """Their blocks."""
+    near_width: int = 160
+    """Width of the part that every latent computes for itself."""
+    radius_quantile: float = 0.5
+    """Share of the recorded frames that ``project`` leaves as they are."""
+
+    def __post_init__(self) -> None:
+        for name in ("code_dim", "width", "depth", "near_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: at least 1 is needed")
+
+
+class _Residual(nn.Module):
+    """``x`` plus an MLP of it."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(F.silu(self.up(norm(x))))
+
+
+class _MLP(nn.Sequential):
+    """A residual MLP."""
+
+    def __init__(self, num_inputs: int, num_outputs: int, width: int, depth: int):
+        last = nn.Linear(width, num_outputs)
+        blocks = [_Residual(width) for _ in range(depth)]
+        super().__init__(
+            nn.Linear(num_inputs, width), *blocks, nn.LayerNorm(width, elementwise_affine=False), last
+        )
+
+
+class Manifold(nn.Module):
+    """Codes of frames, frames of codes, and the way back to the nearest frame that could have been recorded.
+
+    A frame is the sum of three parts: of the robot alone, linear in Fourier features of proprioception and
+    found by least squares; of the code alone; and of both together, by a small network that all latents
+    share and that sees both from each latent's own place.
+    """
+
+    to_robot: Tensor
+    radius: Tensor
+    """Root mean square of what recorded latents lie off their projection, at ``radius_quantile``."""
+
+    def __init__(self, config: ManifoldConfig, *, latents: tuple[int, int], proprio_dim: int):
+        super().__init__()
+        self.config = config
+        self.latents = latents
+        num_latents, latent_dim = latents
+        size = num_latents * latent_dim
+        self.robot_features = FourierFeatures(
+            proprio_dim, ROBOT_OCTAVES, ROBOT_DIRECTIONS * (proprio_dim > 0)
+        )
+        self.register_buffer("to_robot", torch.zeros(self.robot_features.size, size))
+        self.register_buffer("radius", torch.tensor(torch.inf))
+        self.proprio_features = FourierFeatures(proprio_dim, 3)
+        self.encoder = _MLP(size + self.proprio_features.size, config.code_dim, config.width, config.depth)
+        self.code_features = FourierFeatures(config.code_dim, 3, 96)
+        self.decoder = _MLP(self.code_features.size, size, config.width, config.depth)
+        self.place = nn.Parameter(
+            0.5 * torch.randn(num_latents, config.code_dim + proprio_dim + 1, PLACE_DIM)
+        )
+        self.place_features = FourierFeatures(PLACE_DIM, 2, 88)
+        self.token = nn.Parameter(0.3 * torch.randn(num_latents, 32))
+        self.near = _MLP(self.place_features.size + 32, latent_dim, config.near_width, 1)
+        nn.init.zeros_(self.near[-1].weight)
+
+    def encode(self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]) -> Float[Tensor, "N K"]:
+        """Codes, within (-1, 1)."""
+        rest = latents - self._robot(proprio)
+        return (
+            self.encoder(torch.cat([rest.flatten(1), self.proprio_features(proprio)], dim=-1)).float().tanh()
+        )
+
+    def decode(self, code: Float[Tensor, "N K"], proprio: Float[Tensor, "N P"]) -> Float[Tensor, "N L Z"]:
+        """Latents of codes."""
+        alone = self.decoder(self.code_features(code)).float().unflatten(-1, self.latents)
+        seen = F.pad(torch.cat([code, proprio], dim=-1), (0, 1), value=1.0)
+        with torch.autocast(code.device.type, enabled=False):
+            place = torch.einsum("nk,lkj->nlj", seen.float(), self.place)
+        near = torch.cat([self.place_features(place), self.token.expand(len(code), -1, -1)], dim=-1)
+        return self._robot(proprio) + alone + self.near(near).float()
+
+    def distance(
+        self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N L Z"]]:
+        """How far latents are from the manifold (root mean square), and their places on it."""
+        nearest = self.decode(self.encode(latents, proprio), proprio)
+        return (latents - nearest).square().mean((1, 2)).sqrt(), nearest
+
+    def project(
+        self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]
+    ) -> Float[Tensor, "N L Z"]:
+        """Latents drawn towards the manifold until they are within ``radius`` of it."""
+        distance, nearest = self.distance(latents, proprio)
+        share = (self.radius / distance.clamp_min(1e-9)).clamp_max(1.0).view(-1, 1, 1)
+        return torch.lerp(nearest, latents, share)
+
+    def _robot(self, proprio: Tensor) -> Float[Tensor, "N L Z"]:
+        with torch.autocast(proprio.device.type, enabled=False):
+            return (self.robot_features(proprio.float()) @ self.to_robot).unflatten(-1, self.latents)
+
+    @torch.no_grad()
+    def fit_robot(self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]) -> None:
+        """Find the robot's part of recorded frames by ridge regression."""
+        if not len(self.to_robot):
+            return
+        device = self.to_robot.device
+        step = -(-len(latents) // FIT_ROWS)
+        gram = torch.zeros(len(self.to_robot), len(self.to_robot), device=device)
+        moment = torch.zeros_like(self.to_robot)
+        for piece in torch.arange(0, len(latents), step).split(4096):
+            inputs = self.robot_features(proprio[piece].float().to(device))
+            gram += inputs.T @ inputs
+            moment += inputs.T @ latents[piece].float().flatten(1).to(device)
+        penalty = RIDGE * len(latents[::step]) * torch.eye(len(gram), device=device)
+        self.to_robot.copy_(torch.linalg.solve((gram + penalty).double(), moment.double()))
+
+    @torch.no_grad()
+    def fit_radius(self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]) -> None:
+        """Set the radius from recorded frames."""
+        distances = [
+            self.distance(z.float().to(self.radius.device), p.float().to(self.radius.device))[0]
+            for z, p in zip(latents.split(1024), proprio.split(1024), strict=True)
+        ]
+        self.radius.copy_(torch.cat(distances).quantile(self.config.radius_quantile))
+
+
+class ManifoldObjective(nn.Module):
+    """``module(latents, other, proprio) -> (loss, metrics)``: frames from their codes; and the same codes
+    from frames that do not hang together, as those of a rollout that went wrong.
+
+    The decoder sees only codes of clean frames, so that whatever it makes is a frame as they were recorded.
+    """
+
+    def __init__(self, manifold: Manifold):
+        super().__init__()
+        self.manifold = manifold
+
+    def forward(
+        self,
+        latents: Float[Tensor, "N L Z"],
+        other: Float[Tensor, "N L Z"],
+        proprio: Float[Tensor, "N P"],
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics; ``other`` holds frames from other moments of the same episodes."""
+        count = int(CORRUPTED_SHARE * len(latents))
+        corrupted = self._corrupt(latents[:count], other[:count], generator)
+        code = self.manifold.encode(torch.cat([latents, corrupted]), torch.cat([proprio, proprio[:count]]))
+        clean, from_corrupted = code[: len(latents)], code[len(latents) :]
+        latent_error = (self.manifold.decode(clean, proprio) - latents).square().mean()
+        # A distance and not its square: the mean of two codes may be the code of nothing that there is.
+        square = (from_corrupted - clean[:count].detach()).square().sum(-1)
+        code_error = (square + LEAST_CODE_ERROR**2).sqrt().mean()
+        metrics = {"latents": latent_error.detach(), "codes": code_error.detach()}
+        return latent_error + CODE_WEIGHT * code_error, metrics
+
+    def _corrupt(self, latents: Tensor, other: Tensor, generator: torch.Generator | None) -> Tensor:
+        def random(*shape: int) -> Tensor:
+            return torch.rand(shape, generator=generator, device=latents.device)
+
+        count, num_latents = latents.shape[:2]
+        mixed = random(count, num_latents, 1) < MAX_MIXED * random(count, 1, 1)
+        noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+        return torch.where(mixed, other, latents) + MAX_NOISE * random(count, 1, 1).square() * noise
