@@ -108,12 +108,13 @@ def train(config: TrainConfig) -> int:
         if world.tokenizer is not None:
             loop.run(_tokenizer_stage(world, recipe, segments))
         values = _encode_all(world, segments, loop.uses_bfloat16(world.device))
+        _fit_response(world, segments, values)
+        weights = _surprise(world, segments, values) if recipe.surprising_share else None
         if world.manifold is not None:
             world.manifold.fit_robot(values.latents[0], values.proprio[0])
-            loop.run(_manifold_stage(world.manifold, recipe, segments, values))
+            loop.run(_manifold_stage(world.manifold, recipe, segments, values, weights))
             world.manifold.fit_radius(*_sample(values, RADIUS_ROWS))
-        _fit_response(world, segments, values)
-        loop.run(_dynamics_stage(world, recipe, dataset, segments, values, config.out))
+        loop.run(_dynamics_stage(world, recipe, dataset, segments, values, weights, config.out))
     except Stopped:
         print(f"stopped; the same command continues from {config.out / CHECKPOINTS}")
         return 130
@@ -263,11 +264,15 @@ def _tokenizer_stage(world: World, recipe: Recipe, segments: Segments) -> Stage:
     return Stage(name="tokenizer", objective=objective, schedule=recipe.tokenizer_schedule, draw=draw)
 
 
-def _manifold_stage(manifold: Manifold, recipe: Recipe, segments: Segments, values: Values) -> Stage:
+def _manifold_stage(
+    manifold: Manifold, recipe: Recipe, segments: Segments, values: Values, weights: np.ndarray | None
+) -> Stage:
     assert recipe.manifold_schedule is not None
 
     def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
-        rows = segments.draw_rows(rng, phase.batch, phase.length)
+        rows = segments.draw_rows(
+            rng, phase.batch, phase.length, weights=weights, weighted_share=recipe.surprising_share
+        )
         frame, other = rng.integers(0, phase.length, (2, phase.batch))
         each = np.arange(phase.batch)
         frame, other = torch.from_numpy(rows[each, frame]), torch.from_numpy(rows[each, other])
@@ -279,10 +284,15 @@ def _manifold_stage(manifold: Manifold, recipe: Recipe, segments: Segments, valu
 
 
 def _dynamics_stage(
-    world: World, recipe: Recipe, dataset: Dataset, segments: Segments, values: Values, out: Path
+    world: World,
+    recipe: Recipe,
+    dataset: Dataset,
+    segments: Segments,
+    values: Values,
+    weights: np.ndarray | None,
+    out: Path,
 ) -> Stage:
     objective = DynamicsObjective(world.dynamics, recipe.dynamics_objective, world.settle)
-    weights = _surprise(world, segments, values) if recipe.surprising_share else None
 
     def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
         rows = segments.draw_rows(

@@ -371,13 +371,15 @@ class WorldModel(nn.Module):
 
         Args:
             folder: created where it is missing.
-            dtype: of the networks' matrices on disk; ``torch.float16`` halves their size.
+            dtype: of matrices on disk; ``torch.float16`` halves their size. What must be exact stays in
+                single precision: units, frequencies, the response of proprioception.
 
         Raises:
             WorldError: they cannot be written, on a full disk for instance; a world that was there is kept.
         """
         folder = Path(folder)
         matrices = {key for key, value in self.named_parameters() if value.ndim >= 2}
+        matrices |= {"dynamics.response.to_latents", "manifold.to_robot"}
         tensors = {
             key: value.to(dtype if key in matrices else value.dtype).contiguous()
             for key, value in self.state_dict().items()

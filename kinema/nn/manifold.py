@@ -13,20 +13,22 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kinema.nn.blocks import norm
 from kinema.nn.embeddings import FourierFeatures
 
 ROBOT_OCTAVES, ROBOT_DIRECTIONS = 5, 300
 RIDGE = 1e-4
 FIT_ROWS = 60_000
 """Most frames to fit the robot's part to."""
-PLACE_DIM = 16
-"""Numbers by which a latent is told what is where, as seen from its own place."""
+PLACE_DIM = 8
+"""Numbers by which a latent is told what the code says of its own place."""
 
 CORRUPTED_SHARE = 0.5
 """Share of the frames that are also encoded corrupted, to the code of the clean frame."""
 MAX_MIXED = 0.5
-"""Share of a frame's latents that are taken from another moment, at most."""
+"""Share of a frame that is taken from another moment, at most."""
+BLENDED_SHARE = 0.5
+"""Share of the corrupted frames of which every latent takes that share, instead of that share of the latents
+all."""
 MAX_NOISE = 0.3
 """Deviation of noise on the latents, at most."""
 CODE_WEIGHT = 0.3
@@ -39,13 +41,13 @@ LEAST_CODE_ERROR = 0.01
 class ManifoldConfig:
     code_dim: int = 8
     """Numbers K of a code: some more than the world has degrees of freedom besides its proprioception."""
-    width: int = 416
+    width: int = 512
     """Width of the residual MLPs."""
     depth: int = 2
     """Their blocks."""
     near_width: int = 160
     """Width of the part that every latent computes for itself."""
-    radius_quantile: float = 0.5
+    radius_quantile: float = 0.85
     """Share of the recorded frames that ``project`` leaves as they are."""
 
     def __post_init__(self) -> None:
@@ -63,7 +65,7 @@ class _Residual(nn.Module):
         self.down = nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(F.silu(self.up(norm(x))))
+        return x + self.down(F.silu(self.up(F.rms_norm(x, x.shape[-1:]))))
 
 
 class _MLP(nn.Sequential):
@@ -73,7 +75,7 @@ class _MLP(nn.Sequential):
         last = nn.Linear(width, num_outputs)
         blocks = [_Residual(width) for _ in range(depth)]
         super().__init__(
-            nn.Linear(num_inputs, width), *blocks, nn.LayerNorm(width, elementwise_affine=False), last
+            nn.Linear(num_inputs, width), *blocks, nn.RMSNorm(width, elementwise_affine=False), last
         )
 
 
@@ -104,12 +106,13 @@ class Manifold(nn.Module):
         self.encoder = _MLP(size + self.proprio_features.size, config.code_dim, config.width, config.depth)
         self.code_features = FourierFeatures(config.code_dim, 3, 96)
         self.decoder = _MLP(self.code_features.size, size, config.width, config.depth)
-        self.place = nn.Parameter(
-            0.5 * torch.randn(num_latents, config.code_dim + proprio_dim + 1, PLACE_DIM)
-        )
-        self.place_features = FourierFeatures(PLACE_DIM, 2, 88)
+        self.place = nn.Parameter(0.5 * torch.randn(num_latents, config.code_dim + 1, PLACE_DIM))
+        self.place_features = FourierFeatures(PLACE_DIM, 2, 64)
+        self.offset = nn.Parameter(torch.rand(num_latents, proprio_dim) * 2.0 - 1.0)
+        self.near_features = FourierFeatures(proprio_dim, 3, 24 * (proprio_dim > 0))
         self.token = nn.Parameter(0.3 * torch.randn(num_latents, 32))
-        self.near = _MLP(self.place_features.size + 32, latent_dim, config.near_width, 1)
+        num_near = self.place_features.size + self.near_features.size + 32
+        self.near = _MLP(num_near, latent_dim, config.near_width, 1)
         nn.init.zeros_(self.near[-1].weight)
 
     def encode(self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]) -> Float[Tensor, "N K"]:
@@ -122,10 +125,11 @@ class Manifold(nn.Module):
     def decode(self, code: Float[Tensor, "N K"], proprio: Float[Tensor, "N P"]) -> Float[Tensor, "N L Z"]:
         """Latents of codes."""
         alone = self.decoder(self.code_features(code)).float().unflatten(-1, self.latents)
-        seen = F.pad(torch.cat([code, proprio], dim=-1), (0, 1), value=1.0)
         with torch.autocast(code.device.type, enabled=False):
-            place = torch.einsum("nk,lkj->nlj", seen.float(), self.place)
-        near = torch.cat([self.place_features(place), self.token.expand(len(code), -1, -1)], dim=-1)
+            seen = F.pad(code.float(), (0, 1), value=1.0)
+            place = self.place_features(torch.einsum("nk,lkj->nlj", seen, self.place))
+            robot = self.near_features(proprio.unsqueeze(1) + self.offset)
+        near = torch.cat([place, robot, self.token.expand(len(code), -1, -1)], dim=-1)
         return self._robot(proprio) + alone + self.near(near).float()
 
     def distance(
@@ -208,6 +212,8 @@ class ManifoldObjective(nn.Module):
             return torch.rand(shape, generator=generator, device=latents.device)
 
         count, num_latents = latents.shape[:2]
-        mixed = random(count, num_latents, 1) < MAX_MIXED * random(count, 1, 1)
+        share = MAX_MIXED * random(count, 1, 1)
+        is_blended = random(count, 1, 1) < BLENDED_SHARE
+        taken = torch.where(is_blended, share, (random(count, num_latents, 1) < share).to(share.dtype))
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
-        return torch.where(mixed, other, latents) + MAX_NOISE * random(count, 1, 1).square() * noise
+        return torch.lerp(latents, other, taken) + MAX_NOISE * random(count, 1, 1).square() * noise

@@ -73,7 +73,7 @@ def pusht(dataset: Dataset) -> Recipe:
         ),
         manifold=ManifoldConfig(),
         manifold_schedule=Schedule(
-            phases=(Phase(updates=5000, batch=640, length=7),), learning_rate=2e-3, decay_share=0.65
+            phases=(Phase(updates=5000, batch=640, length=16),), learning_rate=2e-3, decay_share=0.65
         ),
         still_change=0.08,
         surprising_share=0.5,
