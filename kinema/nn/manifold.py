@@ -47,7 +47,7 @@ class ManifoldConfig:
     """Their blocks."""
     near_width: int = 160
     """Width of the part that every latent computes for itself."""
-    radius_quantile: float = 0.85
+    radius_quantile: float = 0.97
     """Share of the recorded frames that ``project`` leaves as they are."""
 
     def __post_init__(self) -> None:

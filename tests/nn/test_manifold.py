@@ -7,7 +7,7 @@ from torch import Tensor
 from kinema.nn.manifold import Manifold, ManifoldConfig, ManifoldObjective
 
 LATENTS = (6, 4)
-CONFIG = ManifoldConfig(code_dim=3, width=64, depth=1, near_width=32)
+CONFIG = ManifoldConfig(code_dim=3, width=64, depth=1, near_width=32, radius_quantile=0.5)
 
 
 def frames(num: int, seed: int) -> tuple[Tensor, Tensor]:
