@@ -135,13 +135,16 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, method: str, call: int, times:
     monkeypatch.setattr(Segments, method, drawing)
 
 
-@pytest.mark.parametrize(("stage", "method"), [("tokenizer", "draw_pairs"), ("dynamics", "draw_rows")])
+@pytest.mark.parametrize(
+    ("stage", "method", "call"),
+    [("tokenizer", "draw_pairs", 2), ("manifold", "draw_rows", 2), ("dynamics", "draw_rows", 5)],
+)
 def test_after_ctrl_c_the_same_command_goes_on(
-    data: Path, uninterrupted: Path, tmp_path: Path, stage: str, method: str
+    data: Path, uninterrupted: Path, tmp_path: Path, stage: str, method: str, call: int
 ) -> None:
     out, handler = tmp_path / "world", signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch:
-        interrupt_at(patch, method, call=2, times=1)
+        interrupt_at(patch, method, call=call, times=1)
         assert train(config_of(data, out)) == 130
     assert signal.getsignal(signal.SIGINT) is handler
     # The update that was under way was brought to its end.
@@ -154,11 +157,11 @@ def test_after_ctrl_c_the_same_command_goes_on(
 def test_a_second_ctrl_c_gives_up_what_is_not_saved(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
     out, handler = tmp_path / "world", signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch:
-        interrupt_at(patch, "draw_rows", call=2, times=2)
+        interrupt_at(patch, "draw_rows", call=5, times=2)
         with pytest.raises(KeyboardInterrupt):
             train(config_of(data, out))
     assert signal.getsignal(signal.SIGINT) is handler
-    assert read_state(out / "checkpoints" / "tokenizer") == {"update": 3}
+    assert read_state(out / "checkpoints" / "manifold") == {"update": 3}
     assert read_state(out / "checkpoints" / "dynamics") is None
     assert train(config_of(data, out)) == 0
     assert_same_world(out, uninterrupted)

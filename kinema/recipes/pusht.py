@@ -13,7 +13,7 @@ PROPRIO = "observation.state"
 
 
 def pusht(dataset: Dataset) -> Recipe:
-    """One camera and the agent's position; about two hours on two cores.
+    """One camera and the agent's position; about three hours on two cores.
 
     Raises:
         DataError: the dataset has another number of cameras, or no ``observation.state`` or ``action``.
@@ -64,11 +64,9 @@ def pusht(dataset: Dataset) -> Recipe:
         dynamics_schedule=Schedule(
             phases=(
                 Phase(updates=7000, batch=8, length=9),
-                Phase(updates=6500, batch=8, length=9, own_context_share=0.75, own_context_steps=2),
-                Phase(updates=4500, batch=8, length=9, own_context_share=0.85, own_context_steps=3),
+                Phase(updates=11_000, batch=8, length=9, own_context_share=0.8, own_context_steps=3),
             ),
-            learning_rate=0.8e-3,
-            decay_share=4500 / 18000,
+            learning_rate=1.5e-3,
             optimizer="muon",
         ),
         manifold=ManifoldConfig(),
