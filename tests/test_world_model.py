@@ -369,20 +369,14 @@ def test_what_hardly_changes_stays() -> None:
 
 
 @torch.inference_mode()
-def test_simulated_frames_are_near_the_manifold() -> None:
-    world = random_world(proprio_dim=1)
-    assert world.manifold is not None
-    sim = world.start_batch(random_frames(3, 2), proprio=np.zeros((3, 2, 1), np.float32))
-    free = random_world(proprio_dim=1)
-    assert free.manifold is not None
-    free.manifold.radius.fill_(torch.inf)
-    other = free.start_batch(random_frames(3, 2), proprio=np.zeros((3, 2, 1), np.float32))
-    for step in range(4):
-        for session in (sim, other):
-            proprio = session.step(random_actions(3, seed=step)).proprio
-            proprio = world.normalized_proprio(proprio[:, None], 3, 1)[:, 0]
-            distance, _ = world.manifold.distance(session.latents, proprio)
-            if session is sim:
-                # The distance from the new place's own projection: no rule, but far nearer than without.
-                held = distance
-        assert held.mean() < distance.mean()
+def test_simulated_frames_are_held_to_the_manifold() -> None:
+    distances = []
+    for radius in (1.0, torch.inf):
+        world = random_world(proprio_dim=1)
+        assert world.manifold is not None
+        world.manifold.radius.fill_(radius)
+        sim = world.start_batch(random_frames(3, 2), proprio=np.zeros((3, 2, 1), np.float32))
+        proprio = np.concatenate([sim.step(random_actions(3, seed=step)).proprio for step in range(4)])[-3:]
+        normalized = world.normalized_proprio(proprio[:, None], 3, 1)[:, 0]
+        distances.append(world.manifold.distance(sim.latents, normalized)[0].mean())
+    assert distances[0] < 0.7 * distances[1]
