@@ -3,7 +3,7 @@
 A rollout leaves the frames that were recorded a little with every step, and what has left them no longer
 moves as it should. Latents have many more numbers than a world has degrees of freedom, so where they should
 be can be learned from recorded frames alone; ``project`` brings latents back to it. That bounds what a
-rollout can come to look like, however long it is, and touches nothing that could have been recorded.
+rollout can come to look like, however long it is, and leaves as they are frames like those recorded.
 """
 
 import dataclasses
@@ -54,6 +54,8 @@ class ManifoldConfig:
         for name in ("code_dim", "width", "depth", "near_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: at least 1 is needed")
+        if not 0 < self.radius_quantile <= 1:
+            raise ValueError(f"radius_quantile={self.radius_quantile}: it must be above 0 and at most 1")
 
 
 class _Residual(nn.Module):

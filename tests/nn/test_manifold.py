@@ -113,3 +113,9 @@ def test_the_decoder_learns_from_clean_frames_alone() -> None:
 def test_sizes_are_checked(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field}=0: at least 1"):
         ManifoldConfig(**{field: 0})
+
+
+@pytest.mark.parametrize("quantile", [0.0, 1.1])
+def test_the_quantile_is_checked(quantile: float) -> None:
+    with pytest.raises(ValueError, match="radius_quantile="):
+        ManifoldConfig(radius_quantile=quantile)
