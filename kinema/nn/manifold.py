@@ -73,8 +73,12 @@ class _Residual(nn.Module):
 class _MLP(nn.Sequential):
     """A residual MLP."""
 
-    def __init__(self, num_inputs: int, num_outputs: int, width: int, depth: int):
+    def __init__(
+        self, num_inputs: int, num_outputs: int, width: int, depth: int, *, starts_at_zero: bool = False
+    ):
         last = nn.Linear(width, num_outputs)
+        if starts_at_zero:
+            nn.init.zeros_(last.weight)
         blocks = [_Residual(width) for _ in range(depth)]
         super().__init__(
             nn.Linear(num_inputs, width), *blocks, nn.RMSNorm(width, elementwise_affine=False), last
@@ -114,8 +118,7 @@ class Manifold(nn.Module):
         self.near_features = FourierFeatures(proprio_dim, 3, 24 * (proprio_dim > 0))
         self.token = nn.Parameter(0.3 * torch.randn(num_latents, 32))
         num_near = self.place_features.size + self.near_features.size + 32
-        self.near = _MLP(num_near, latent_dim, config.near_width, 1)
-        nn.init.zeros_(self.near[-1].weight)
+        self.near = _MLP(num_near, latent_dim, config.near_width, 1, starts_at_zero=True)
 
     def encode(self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]) -> Float[Tensor, "N K"]:
         """Codes, within (-1, 1)."""
