@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kinema.nn.embeddings import FourierFeatures
+from kinema.nn.response import RIDGE, ridge
 
 ROBOT_OCTAVES, ROBOT_DIRECTIONS = 5, 300
-RIDGE = 1e-4
 FIT_ROWS = 60_000
 """Most frames to fit the robot's part to."""
 PLACE_DIM = 8
@@ -122,26 +122,18 @@ class Manifold(nn.Module):
 
     def encode(self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]) -> Float[Tensor, "N K"]:
         """Codes, within (-1, 1)."""
-        rest = latents - self._robot(proprio)
-        return (
-            self.encoder(torch.cat([rest.flatten(1), self.proprio_features(proprio)], dim=-1)).float().tanh()
-        )
+        return self._encode(latents - self._robot(proprio), proprio)
 
     def decode(self, code: Float[Tensor, "N K"], proprio: Float[Tensor, "N P"]) -> Float[Tensor, "N L Z"]:
         """Latents of codes."""
-        alone = self.decoder(self.code_features(code)).float().unflatten(-1, self.latents)
-        with torch.autocast(code.device.type, enabled=False):
-            seen = F.pad(code.float(), (0, 1), value=1.0)
-            place = self.place_features(torch.einsum("nk,lkj->nlj", seen, self.place))
-            robot = self.near_features(proprio.unsqueeze(1) + self.offset)
-        near = torch.cat([place, robot, self.token.expand(len(code), -1, -1)], dim=-1)
-        return self._robot(proprio) + alone + self.near(near).float()
+        return self._decode(code, proprio, self._robot(proprio))
 
     def distance(
         self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N L Z"]]:
         """How far latents are from the manifold (root mean square), and their places on it."""
-        nearest = self.decode(self.encode(latents, proprio), proprio)
+        robot = self._robot(proprio)
+        nearest = self._decode(self._encode(latents - robot, proprio), proprio, robot)
         return (latents - nearest).square().mean((1, 2)).sqrt(), nearest
 
     def project(
@@ -151,6 +143,20 @@ class Manifold(nn.Module):
         distance, nearest = self.distance(latents, proprio)
         share = (self.radius / distance.clamp_min(1e-9)).clamp_max(1.0).view(-1, 1, 1)
         return torch.lerp(nearest, latents, share)
+
+    def _encode(self, rest: Tensor, proprio: Tensor) -> Float[Tensor, "N K"]:
+        """Codes of latents without the robot's part."""
+        inputs = torch.cat([rest.flatten(1), self.proprio_features(proprio)], dim=-1)
+        return self.encoder(inputs).float().tanh()
+
+    def _decode(self, code: Tensor, proprio: Tensor, robot: Tensor) -> Float[Tensor, "N L Z"]:
+        alone = self.decoder(self.code_features(code)).float().unflatten(-1, self.latents)
+        with torch.autocast(code.device.type, enabled=False):
+            seen = F.pad(code.float(), (0, 1), value=1.0)
+            of_code = self.place_features(torch.einsum("nk,lkj->nlj", seen, self.place))
+            of_robot = self.near_features(proprio.unsqueeze(1) + self.offset)
+        near = torch.cat([of_code, of_robot, self.token.expand(len(code), -1, -1)], dim=-1)
+        return robot + alone + self.near(near).float()
 
     def _robot(self, proprio: Tensor) -> Float[Tensor, "N L Z"]:
         with torch.autocast(proprio.device.type, enabled=False):
@@ -169,8 +175,7 @@ class Manifold(nn.Module):
             inputs = self.robot_features(proprio[piece].float().to(device))
             gram += inputs.T @ inputs
             moment += inputs.T @ latents[piece].float().flatten(1).to(device)
-        penalty = RIDGE * len(latents[::step]) * torch.eye(len(gram), device=device)
-        self.to_robot.copy_(torch.linalg.solve((gram + penalty).double(), moment.double()))
+        self.to_robot.copy_(ridge(gram.double(), moment.double(), RIDGE * len(latents[::step])))
 
     @torch.no_grad()
     def fit_radius(self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]) -> None:

@@ -89,7 +89,7 @@ class LinearResponse(nn.Module):
             inputs = [proprio[rows - 1], proprio[rows - 2], action[rows], action[rows - 1]]
             inputs = torch.cat([*inputs, torch.ones(len(rows), 1)], dim=-1).double()
             change = (proprio[rows] - proprio[rows - 1]).double()
-            solution = _ridge(inputs.T @ inputs, inputs.T @ change, 1e-9 * len(rows))
+            solution = ridge(inputs.T @ inputs, inputs.T @ change, 1e-9 * len(rows))
             self.to_proprio.copy_(solution)
             error = (change - inputs @ solution).square().mean(0).sqrt()
             self.proprio_error.copy_(error.clamp_min(1e-6))
@@ -102,7 +102,7 @@ class LinearResponse(nn.Module):
                 gram += inputs.T @ inputs
                 moment += inputs.T @ change
                 square += change.square().sum(0).cpu()
-            solution = _ridge(gram.double(), moment.double(), RIDGE * len(rows))
+            solution = ridge(gram.double(), moment.double(), RIDGE * len(rows))
             self.to_latents.copy_(solution)
             # What is left, |change - inputs @ solution|^2, from the sums alone.
             explained = (2.0 * solution * moment - solution * (gram.double() @ solution)).sum(0).cpu()
@@ -113,5 +113,7 @@ class LinearResponse(nn.Module):
         return F.pad(torch.cat([self.features(proprio), self.features(last)], dim=-1), (0, 1), value=1.0)
 
 
-def _ridge(gram: Tensor, moment: Tensor, penalty: float) -> Tensor:
+def ridge(gram: Tensor, moment: Tensor, penalty: float) -> Tensor:
+    """The solution of ridge regression from sums over rows: ``gram`` of inputs with inputs, ``moment`` of
+    inputs with outputs."""
     return torch.linalg.solve(gram + penalty * torch.eye(len(gram), device=gram.device), moment)
