@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from kinema.data.environment import Render, check_policy_name, make_environment, make_policy
 from kinema.data.layout import INFO_PATH, read_json, write_json
+from kinema.data.options import JsonObject, NameList
 from kinema.data.spaces import (
     IMAGE_PREFIX,
     ActionReader,
@@ -35,43 +36,6 @@ RECIPE_PATH = "meta/kinema_record.json"
 """Beside LeRobot's own files: what was recorded, so that the same command can continue it."""
 
 RENDER_KEY = IMAGE_PREFIX + "render"
-
-
-def _json_object(arguments: list[str]) -> Mapping[str, Any]:
-    (text,) = arguments
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{text!r} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{text!r} is not a JSON object, like '{{\"name\": 1}}'")
-    return value
-
-
-def _names(arguments: list[str]) -> tuple[str, ...]:
-    return tuple(name.strip() for name in arguments[0].split(",") if name.strip())
-
-
-JsonObject = Annotated[
-    Mapping[str, Any],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="JSON",
-        instance_from_str=_json_object,
-        is_instance=lambda value: isinstance(value, Mapping),
-        str_from_instance=lambda value: [json.dumps(dict(value))],
-    ),
-]
-NameList = Annotated[
-    tuple[str, ...],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="NAME,NAME,...",
-        instance_from_str=_names,
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda value: [",".join(value)],
-    ),
-]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,6 +153,7 @@ class EpisodeRecorder:
         self._fps = self._find_fps()
         self.policy = make_policy(config.policy, config.policy_args, self.env)
         self._limit = self._find_limit(environment.max_steps)
+        self._task = ""
         if "cv2" in sys.modules:
             # OpenCV takes a thread for each core; with a worker on each core they only wait for each other.
             sys.modules["cv2"].setNumThreads(1)
@@ -197,41 +162,52 @@ class EpisodeRecorder:
         self.env.close()
 
     def __call__(self, index: int) -> Recording:
-        seed = self.config.seed + index
-        observation, info = self.env.reset(seed=seed)
-        self.policy.reset(np.random.default_rng(seed), info)
-        task = self.config.task if self.config.task is not None else self._observations.task(observation)
         frames: dict[str, list[np.ndarray]] = {}
         columns: dict[str, list[Any]] = {}
-        is_over = False
-        while not is_over:
-            action = self.policy.act(observation, info)
-            if action is None:
-                break
-            for key, picture in self._pictures(observation).items():
+        for pictures, row in self.rows(index):
+            for key, picture in pictures.items():
                 frames.setdefault(key, []).append(picture)
-            # Converted before the step, because environments may reuse the arrays that they return.
-            row: dict[str, Any] = self._observations.vectors(observation)
-            row |= {f"info.{key}": info_value(info, key) for key in self.config.info_keys}
-            row["action"] = self._actions.vector(action)
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            row["next.reward"] = float(reward)
-            row["next.terminated"] = bool(terminated)
-            row["next.truncated"] = bool(truncated) or len(columns.get("action", ())) + 1 == self._limit
-            row["next.success"] = bool(info.get("is_success", info.get("success", False)))
             for key, value in row.items():
                 columns.setdefault(key, []).append(value)
-            is_over = row["next.terminated"] or row["next.truncated"]
         if not columns:
             raise RecordError("the policy returned None at once: the episode would be empty")
+        is_over = columns["next.terminated"][-1] or columns["next.truncated"][-1]
         columns["next.truncated"][-1] |= not is_over  # The policy ended it.
         return Recording(
             frames={key: np.stack(pictures) for key, pictures in frames.items()},
             columns={key: _column(values) for key, values in columns.items()},
             names={**self._observations.names, "action": self._actions.names},
-            task=task,
+            task=self._task,
             fps=self._fps,
         )
+
+    def rows(self, index: int) -> Iterator[tuple[dict[str, np.ndarray], dict[str, Any]]]:
+        """The episode row by row, each when it is asked for: its pictures by key, and its other columns."""
+        seed = self.config.seed + index
+        observation, info = self.env.reset(seed=seed)
+        self.policy.reset(np.random.default_rng(seed), info)
+        self._task = (
+            self.config.task if self.config.task is not None else self._observations.task(observation)
+        )
+        num_rows = 0
+        is_over = False
+        while not is_over:
+            action = self.policy.act(observation, info)
+            if action is None:
+                break
+            pictures = self._pictures(observation)
+            # Converted before the step, because environments may reuse the arrays that they return.
+            row: dict[str, Any] = self._observations.vectors(observation)
+            row |= {f"info.{key}": info_value(info, key) for key in self.config.info_keys}
+            row["action"] = self._actions.vector(action)
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            num_rows += 1
+            row["next.reward"] = float(reward)
+            row["next.terminated"] = bool(terminated)
+            row["next.truncated"] = bool(truncated) or num_rows == self._limit
+            row["next.success"] = bool(info.get("is_success", info.get("success", False)))
+            is_over = row["next.terminated"] or row["next.truncated"]
+            yield pictures, row
 
     def _find_fps(self) -> float:
         fps = self.config.fps or self.env.metadata.get("render_fps")
