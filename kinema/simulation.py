@@ -36,6 +36,10 @@ class Step:
     None where the world has no camera)."""
     proprio: np.ndarray | None
     """Proprioception ``P`` (``B P``) in the units of the dataset, where the world knows it."""
+    trust: Any = None
+    """How far the frame may be trusted, told without knowing what is true (``B`` of a batch): from 1 towards
+    0, and one half once a frame of the session was found as far from the manifold as few recorded ones are.
+    Mistakes stay, so it never rises. None where the world has no manifold."""
 
 
 class SimulationBatch:
@@ -52,7 +56,10 @@ class SimulationBatch:
         self._generator = torch.Generator()
         self._cache: Cache = world.dynamics.new_cache(len(seeds), max_rewind=MAX_REWIND)
         self._latents = torch.zeros(0)
+        self._doubt = torch.zeros(len(seeds), device=world.device)
+        """The furthest from the manifold that a frame of each session was found, in its radii."""
         self._history: deque[Any] = deque(maxlen=self._history_length())
+        self._doubts: deque[Tensor] = deque(maxlen=MAX_REWIND + 1)
 
     def __len__(self) -> int:
         """Number of sessions."""
@@ -115,7 +122,11 @@ class SimulationBatch:
 
         if world.cameras:
             found = solve(model, latents, self.num_denoising_steps)
-            settled = world.settle(found[:, 0], self._cache.last_latents, frame.proprio[:, 0])
+            settled, doubt = world.settle_and_doubt(
+                found[:, 0], self._cache.last_latents, frame.proprio[:, 0]
+            )
+            if doubt is not None:
+                self._doubt = torch.maximum(self._doubt, doubt)
             frame = Values(settled.unsqueeze(1), frame.proprio, action)
         world.dynamics.keep(frame, world.tau(len(self), 1, action_tau=1.0), self._cache)
         self._latents = frame.latents[:, 0]
@@ -124,7 +135,10 @@ class SimulationBatch:
         if world.proprio_dim:
             proprio = world.proprio_normalizer.restore(frame.proprio[:, 0]).cpu().numpy()
         self._remember()
-        return Step(frame=world.decode(self._latents) if decode else None, proprio=proprio)
+        trust = None
+        if world.manifold is not None:
+            trust = (1.0 / (1.0 + self._doubt.square())).cpu().numpy()
+        return Step(frame=world.decode(self._latents) if decode else None, proprio=proprio, trust=trust)
 
     @property
     def latents(self) -> Float[Tensor, "B L Z"]:
@@ -157,7 +171,9 @@ class SimulationBatch:
         self._cache.rewind(num_steps)
         for _ in range(num_steps):
             self._history.pop()
+            self._doubts.pop()
         self.num_steps -= num_steps
+        self._doubt = self._doubts[-1]
         self._latents = self._history[-1].to(self.world.dynamics.token_bias.dtype)
 
     def pictures(self, index: int) -> np.ndarray | dict[str, np.ndarray] | None:
@@ -211,6 +227,7 @@ class SimulationBatch:
 
     def _remember(self) -> None:
         self._history.append(self._latents.to(torch.float16))
+        self._doubts.append(self._doubt)
 
     def _copy(self, indices: Tensor, seeds: list[int]) -> "SimulationBatch":
         other = SimulationBatch(self.world, seeds, self.num_denoising_steps)
@@ -218,6 +235,8 @@ class SimulationBatch:
         other._latents = self._latents[indices]
         other.num_steps = self.num_steps
         other._history.extend(step[indices] for step in self._history)
+        other._doubt = self._doubt[indices]
+        other._doubts.extend(doubt[indices] for doubt in self._doubts)
         return other
 
 
@@ -250,7 +269,11 @@ class Simulation:
             frame = {key: pictures[0] for key, pictures in frame.items()}
         elif frame is not None:
             frame = frame[0]
-        return Step(frame=frame, proprio=None if step.proprio is None else step.proprio[0])
+        return Step(
+            frame=frame,
+            proprio=None if step.proprio is None else step.proprio[0],
+            trust=None if step.trust is None else float(step.trust[0]),
+        )
 
     def fork(self, num: int) -> SimulationBatch:
         """``num`` futures from here, batched, each with its own noise."""

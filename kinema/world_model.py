@@ -266,10 +266,20 @@ class WorldModel(nn.Module):
     ) -> Float[Tensor, "N L Z"]:
         """What a session keeps of the latents that the dynamics found: those that hardly differ from the
         frame before stay, then the frame is drawn towards the manifold of frames that were recorded."""
+        return self.settle_and_doubt(found, last, proprio)[0]
+
+    def settle_and_doubt(
+        self,
+        found: Float[Tensor, "N L Z"],
+        last: Float[Tensor, "N L Z"],
+        proprio: Float[Tensor, "N P"],
+    ) -> tuple[Float[Tensor, "N L Z"], Float[Tensor, " N"] | None]:
+        """What ``settle`` gives, and how far what was found lay from the manifold, in its radii; None where
+        the world has no manifold."""
         if self.config.still_change:
             change = (found - last).square().mean(-1, keepdim=True).sqrt()
             found = torch.where(change < self.config.still_change, last, found)
-        return found if self.manifold is None else self.manifold.project(found, proprio)
+        return (found, None) if self.manifold is None else self.manifold.draw(found, proprio)
 
     # Inverse dynamics.
 

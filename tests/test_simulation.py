@@ -497,3 +497,32 @@ def test_far_into_the_future_it_is_as_it_was_near(world: World) -> None:
     batch.begin(world.encode(frames)[None], torch.zeros(1, reach + 2, 0), False, normalized)
     then = random_actions(3, seed=1)
     assert_same(rollout(batch[0], then), rollout(fresh, then))
+
+
+def test_trust_falls_and_follows_the_session(world: World) -> None:
+    frames, actions = random_frames(2, 1), random_actions(2, 12)
+    batch = world.start_batch(frames)
+    trust = np.stack([batch.step(actions[:, t]).trust for t in range(12)])
+    assert trust.shape == (12, 2)
+    assert (trust > 0).all()
+    assert (trust < 1).all()
+    # What went wrong stays wrong.
+    assert (np.diff(trust, axis=0) <= 0).all()
+    assert (trust[-1] < trust[0]).any()
+    alone = world.start(frames[0])
+    assert not np.allclose(trust[:, 0], trust[:, 1])
+    batch.rewind(5)
+    again = np.stack([batch.step(actions[:, t]).trust for t in range(7, 12)])
+    np.testing.assert_allclose(again, trust[7:], rtol=1e-6)
+    step = batch[1].step(actions[1, 0])
+    assert isinstance(step.trust, float)
+    assert step.trust <= trust[-1, 1]
+    futures = batch.fork(2).step(np.repeat(actions[:, 0], 2, axis=0))
+    assert futures.trust.shape == (4,)
+    assert (futures.trust <= np.repeat(trust[-1], 2)).all()
+    np.testing.assert_allclose(alone.step(actions[0, 0]).trust, trust[0, 0], rtol=1e-4)
+
+
+def test_a_world_without_a_manifold_says_nothing_of_trust(vectors: World) -> None:
+    sim = vectors.start(None, proprio=np.zeros((2, 3), np.float32))
+    assert sim.step(random_actions()).trust is None

@@ -140,9 +140,15 @@ class Manifold(nn.Module):
         self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]
     ) -> Float[Tensor, "N L Z"]:
         """Latents drawn towards the manifold until they are within ``radius`` of it."""
+        return self.draw(latents, proprio)[0]
+
+    def draw(
+        self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]
+    ) -> tuple[Float[Tensor, "N L Z"], Float[Tensor, " N"]]:
+        """Latents as ``project`` leaves them, and how far from the manifold they were before, in radii."""
         distance, nearest = self.distance(latents, proprio)
         share = (self.radius / distance.clamp_min(1e-9)).clamp_max(1.0).view(-1, 1, 1)
-        return torch.lerp(nearest, latents, share)
+        return torch.lerp(nearest, latents, share), distance / self.radius
 
     def _encode(self, rest: Tensor, proprio: Tensor) -> Float[Tensor, "N K"]:
         """Codes of latents without the robot's part."""
