@@ -56,6 +56,27 @@ COMMANDS = {
         function="simulate",
         after_interrupt="The same command starts again.",
     ),
+    "evaluate horizon": Command(
+        summary="Measure how long a world stays possible and right, beside reality.",
+        module="kinema.evaluation.horizon",
+        config="HorizonConfig",
+        function="horizon",
+        after_interrupt="What was measured so far is in the folder --out.",
+    ),
+    "evaluate control": Command(
+        summary="Measure whether a world obeys its actions.",
+        module="kinema.evaluation.control",
+        config="ControlConfig",
+        function="control",
+        after_interrupt="The same command starts again.",
+    ),
+    "evaluate speed": Command(
+        summary="Measure frames a second, latency and memory.",
+        module="kinema.evaluation.throughput",
+        config="SpeedConfig",
+        function="speed",
+        after_interrupt="The same command starts again.",
+    ),
     "demo": Command(
         summary="Simulate the held-out recording of the bundled world: nothing else is needed.",
         module="kinema.demo",
@@ -85,10 +106,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in ("-V", "--version"):
         print(f"kinema {version('kinema')}")
         return 0
+    name, rest = split(arguments)
     if name not in COMMANDS:
         print(f"error: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    return _run(name, COMMANDS[name], arguments[1:])
+    return _run(name, COMMANDS[name], rest)
+
+
+def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The command that arguments begin with, some have two words, and what follows it."""
+    num_words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    return " ".join(arguments[:num_words]), list(arguments[num_words:])
 
 
 def _run(name: str, command: Command, arguments: list[str]) -> int:
@@ -139,7 +167,7 @@ def _help() -> str:
         "",
         "Learns a robot's world from its recorded episodes, then simulates that world in real time.",
         "",
-        *(f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()),
+        *(f"  {name:<18}{command.summary}" for name, command in COMMANDS.items()),
         "",
         "`kinema COMMAND --help` lists the options of a command; `kinema --version` prints the version.",
         "KINEMA_TRACEBACK=1 in the environment shows where an error came from.",

@@ -57,7 +57,7 @@ def test_help_lists_every_command(arguments: list[str], capsys: pytest.CaptureFi
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
 def test_every_command_exists_and_explains_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli.main([name, "--help"])
+        cli.main([*name.split(), "--help"])
     assert caught.value.code == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert f"usage: kinema {name}" in printed

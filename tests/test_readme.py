@@ -74,10 +74,11 @@ def test_commands_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("words", commands(skipped=True), ids=" ".join)
 def test_options_exist_as_written(words: list[str]) -> None:
-    command = cli.COMMANDS[words[0]]
+    name, arguments = cli.split(words)
+    command = cli.COMMANDS[name]
     config = getattr(importlib.import_module(command.module), command.config)
     # A number that is still to be filled in.
-    tyro.cli(config, args=[word.replace("TBD", "1") for word in words[1:]])
+    tyro.cli(config, args=[word.replace("TBD", "1") for word in arguments])
 
 
 def test_make_targets_and_extras_exist() -> None:

@@ -3,6 +3,7 @@ shows with what was recorded."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from kinema.data.lerobot import DataError, Dataset
 from kinema.evaluation.probe import Probe, Quantity, Reading, errors
-from kinema.simulation import Step, World
+from kinema.simulation import BUNDLED_WORLDS, Step, World
 from kinema.types import Episode, Frames
 
 PICTURE = Quantity(key="picture", label="picture", unit="levels", largest=255.0)
@@ -37,6 +38,18 @@ class Clip:
     """What the probe knows of the frames: the recorded state, else what it sees; None without a probe."""
     is_recorded: bool
     """Whether ``reference`` is the recorded state."""
+
+
+def open_recordings(world: str, data: str | None) -> Dataset:
+    """The recordings that were named, or those that the world brings along. Raises ValueError."""
+    if data is not None:
+        return Dataset.open(data)
+    for folder in (Path(world), BUNDLED_WORLDS / world):
+        if (folder / "recording").is_dir():
+            return Dataset.open(folder / "recording")
+    raise ValueError(
+        f"world '{world}' brings no recording along: give a LeRobot dataset to compare with as --data"
+    )
 
 
 def load_clips(world: World, dataset: Dataset, *, num: int, length: int, probe: Probe | None) -> list[Clip]:

@@ -21,6 +21,7 @@ from kinema.evaluation.rollout import (
     by_camera,
     check_dataset,
     cut_clip,
+    open_recordings,
     picture_error,
     proprio_error,
     repeat_last,
@@ -28,7 +29,7 @@ from kinema.evaluation.rollout import (
     session_generator,
 )
 from kinema.evaluation.table import align, psnr, to_json, write_text
-from kinema.simulation import BUNDLED_WORLDS, World, load
+from kinema.simulation import World, load
 
 FILM_WIDTH = 768
 """Films are enlarged up to about this width."""
@@ -91,7 +92,7 @@ def simulate(config: SimulateConfig) -> int:
         ValueError: the world or the data cannot be read, or do not fit each other or what is asked.
     """
     world = load(config.world, device=config.device)
-    dataset = Dataset.open(_recordings(config))
+    dataset = open_recordings(config.world, config.data)
     if config.report:
         measured = measure(
             world,
@@ -165,17 +166,6 @@ def compare_episode(world: World, dataset: Dataset, config: SimulateConfig) -> C
         errors=measured,
         still={key: values[0, 0] for key, values in still.items()},
         quantities=tuple(quantity for quantity in known if quantity.key in measured),
-    )
-
-
-def _recordings(config: SimulateConfig) -> str | Path:
-    if config.data is not None:
-        return config.data
-    for folder in (Path(config.world), BUNDLED_WORLDS / config.world):
-        if (folder / "recording").is_dir():
-            return folder / "recording"
-    raise ValueError(
-        f"world '{config.world}' brings no recording along: give a LeRobot dataset to compare with as --data"
     )
 
 

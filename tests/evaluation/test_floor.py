@@ -1,0 +1,107 @@
+"""The physical floor: the real simulator, set to a state."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kinema.data import Dataset
+from kinema.data.record import EpisodeRecorder, RecordConfig
+from kinema.evaluation.floor import BLUR, PushTFloor, find_floor
+from kinema.evaluation.probe import PushTProbe, errors
+from kinema.evaluation.reality import Moment
+
+CAMERA = "observation.images.pixels"
+NUM_STEPS = 120
+CONTEXT = 4
+
+
+@pytest.fixture(scope="module")
+def moments() -> list[Moment]:
+    """Two live episodes in which the block is pushed."""
+    config = RecordConfig(
+        env="gym_pusht/PushT-v0",
+        env_args={"obs_type": "state"},
+        episodes=2,
+        out=Path("unused"),
+        policy="pusht-play",
+        policy_args={"steps": NUM_STEPS, "push_share": 1.0},
+        info_keys=("pos_agent", "block_pose"),
+        render="never",
+    )
+    recorder = EpisodeRecorder(config)
+    episodes = [[row for _, row in recorder.rows(index)] for index in range(2)]
+    recorder.close()
+    running = np.ones(2, dtype=bool)
+    return [
+        Moment(
+            frames=None,
+            columns={key: np.stack([row[key] for row in rows]) for key in rows[0]},
+            is_running=running,
+            reference=None,
+        )
+        for rows in zip(*episodes, strict=True)
+    ]
+
+
+def divergence(moments: list[Moment], *, blur: float, first: int = 0, context: int = CONTEXT) -> np.ndarray:
+    """Distance of the block from where it really was, in pixels: ``steps rollouts*2``."""
+    probe = PushTProbe(CAMERA)
+    floor = PushTFloor(probe, num_rollouts=2, num_restarts=2, seed=0, blur=blur)
+    moments = moments[first:]
+    floor.begin(moments[: max(context, 2)], context=context)
+    block = probe.quantities[1]
+    found = []
+    for before, now in zip(moments[context - 1 :], moments[context:], strict=False):
+        reading = floor.step(before.columns["action"])
+        columns = {key: np.repeat(now.columns[key], 2, axis=0) for key in PushTProbe.COLUMNS}
+        real = probe._reading(
+            *_pose(columns),
+            has_agent=np.ones(4, dtype=bool),
+            has_block=np.ones(4, dtype=bool),
+            visible=np.ones(4),
+        )
+        found.append(errors(block, reading, real))
+    floor.close()
+    return np.stack(found)
+
+
+def _pose(columns: dict[str, np.ndarray]) -> tuple:
+    from kinema.evaluation import pusht
+
+    return (pusht.pose_from_state(*(columns[key] for key in PushTProbe.COLUMNS)),)
+
+
+def test_an_unblurred_restart_reproduces_the_recording(moments: list[Moment]) -> None:
+    blocks = np.stack([moment.columns["info.block_pose"] for moment in moments])
+    assert (np.ptp(blocks[:, :, :2], axis=0).max(axis=1) > 20).all()
+    assert divergence(moments, blur=0.0).max() < 0.01
+    # With a single frame of context too.
+    assert divergence(moments, blur=0.0, context=1).max() < 0.01
+
+
+def test_it_starts_from_the_middle_of_an_episode(moments: list[Moment]) -> None:
+    # The speed of a block that is being pushed is not recorded: it matters for a hundredth of a second.
+    assert np.median(divergence(moments, blur=0.0, first=40)[:10]) < 0.1
+
+
+def test_a_blurred_restart_begins_half_a_pixel_away(moments: list[Moment]) -> None:
+    found = divergence(moments, blur=BLUR)
+    np.testing.assert_allclose(np.median(found[0]), 0.5, atol=0.1)
+    assert found[-1].max() > 0.5
+    # Every restart is blurred in its own way.
+    assert len(np.unique(found[-1].round(6))) == 4
+
+
+def test_only_worlds_whose_state_is_known_have_a_floor(tmp_path: Path) -> None:
+    from .drawn import record
+
+    blind = record(tmp_path / "blind", num_episodes=1, length=12, with_state=False).dataset
+    assert isinstance(blind, Dataset)
+    probe = PushTProbe(CAMERA)
+    assert find_floor(None, None, num_rollouts=1, num_restarts=1, seed=0) is None
+    assert find_floor(probe, blind, num_rollouts=1, num_restarts=1, seed=0) is None
+    assert find_floor(probe, None, num_rollouts=1, num_restarts=0, seed=0) is None
+    floor = find_floor(probe, None, num_rollouts=1, num_restarts=1, seed=0)
+    assert floor is not None
+    floor.close()

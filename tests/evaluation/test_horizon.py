@@ -1,0 +1,196 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kinema import cli
+from kinema.data import DataError
+from kinema.data.record import EpisodeRecorder, RecordConfig
+from kinema.evaluation.detector import Detector
+from kinema.evaluation.horizon import Horizon, HorizonConfig, Schedule
+from kinema.evaluation.live import LiveEnvironments
+from kinema.evaluation.probe import find_probe
+from kinema.evaluation.reality import RecordedEpisodes
+from kinema.evaluation.result import Result
+from kinema.simulation import World, load
+
+from .drawn import CAMERA, DrawnWorld, Mistakes, Recording, record
+
+CONTEXT = 4
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    return record(tmp_path_factory.mktemp("long") / "drawn", num_episodes=4, length=40)
+
+
+def run(recording: Recording, mistakes: Mistakes | None = None, *, steps: int = 20) -> Result:
+    world = DrawnWorld(recording, mistakes)
+    dataset = recording.dataset
+    config = HorizonConfig(world="drawn", steps=steps, rollouts=4, seeds=2, floor_restarts=0)
+    probe = find_probe(world.name, world.cameras, dataset)
+    schedule = Schedule(steps)
+    is_needed = np.concatenate([np.ones(CONTEXT, dtype=bool), schedule.is_needed])
+    measurement = Horizon(
+        world,
+        RecordedEpisodes(world, dataset, num=4, is_needed=is_needed, probe=probe),
+        config,
+        schedule,
+        detector=Detector.train(world, dataset),
+        probe=probe,
+        floor=None,
+    )
+    assert list(measurement.run()) == schedule.marks
+    return measurement.result()
+
+
+def curve(result: Result, key: str) -> list[float]:
+    (series,) = [series for series in result.series if series.key == key]
+    assert series.at == Schedule(20).marks
+    return series.value
+
+
+def test_marks_and_windows() -> None:
+    schedule = Schedule(2000)
+    assert schedule.marks == [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000]
+    looked_at = 1 + np.flatnonzero(schedule.is_needed)
+    assert looked_at[-10:].tolist() == list(range(1910, 2001, 10))
+    assert {91, 95, 100} <= set(looked_at.tolist())
+    assert schedule.places(100) == [(6, 0)]
+    # A last step that is no round number is a mark of its own; a step may count for two.
+    assert Schedule(1010).marks[-2:] == [1000, 1010]
+    assert len(Schedule(1010).places(1000)) == 2
+    # However long: a few hundred pictures.
+    assert Schedule(100_000).is_needed.sum() < 200
+
+
+def test_a_perfect_world(recording: Recording) -> None:
+    result = run(recording)
+    assert curve(result, "valid/probe") == [1.0] * 5
+    assert curve(result, "valid") == curve(result, "valid/real")
+    assert np.mean(curve(result, "valid")) > 0.9
+    assert max(curve(result, "simulated/agent")) < 0.2
+    assert min(curve(result, "other/agent")) > 5
+    assert curve(result, "psnr/simulated") == [60.0] * 5
+    assert curve(result, "ssim/codec") == pytest.approx([1.0] * 5, abs=1e-5)
+    assert curve(result, "still/agent")[0] > 1
+    assert curve(result, "frechet/simulated") == pytest.approx(curve(result, "frechet/real"))
+
+
+def test_known_mistakes(recording: Recording) -> None:
+    result = run(recording, Mistakes(agent=1.0, drift=0.2, vanishes_after=10))
+    assert curve(result, "simulated/agent")[:4] == pytest.approx([1.0] * 4, abs=0.1)
+    assert curve(result, "simulated/agent")[4] == pytest.approx(64 * 2**0.5)
+    # The block is 0.2 lower with each step; the last window holds steps 19 and 20.
+    assert curve(result, "simulated/block") == pytest.approx([0.2, 0.4, 1.0, 2.0, 3.9], abs=0.15)
+    assert curve(result, "valid/probe") == [1.0] * 4 + [0.0]
+    assert curve(result, "valid")[4] == 0.0
+    assert np.mean(curve(result, "valid/real")) > 0.9
+    assert max(curve(result, "psnr/simulated")) < 40
+    assert curve(result, "psnr/codec") == [60.0] * 5
+
+
+def test_what_is_written(recording: Recording, tmp_path: Path) -> None:
+    result = run(recording, Mistakes(noise=0.5))
+    for path in result.write(tmp_path):
+        assert path.is_file()
+    content = json.loads((tmp_path / "horizon.json").read_text())
+    assert content["protocol"]["rollouts"] == 4
+    for series in content["series"]:
+        assert len(series["at"]) == len(series["value"]) == len(series["low"]) == len(series["high"])
+    picture = np.asarray(Image.open(tmp_path / "horizon.png"))
+    panels = len({series.panel for series in result.series})
+    assert picture.shape == (230 * panels, 960, 3)
+    table = result.table()
+    assert "valid frames at step 20, trained detector" in table
+    assert "last frame repeated" in table
+
+
+def test_live_environments_are_what_record_records(tmp_path: Path) -> None:
+    world = load("pusht")
+    config = RecordConfig(
+        env="gym_pusht/PushT-v0",
+        episodes=2,
+        out=tmp_path,
+        policy="pusht-play",
+        policy_args={"steps": 8},
+        info_keys=("pos_agent", "block_pose"),
+        seed=5,
+    )
+    is_needed = np.array([True] * 4 + [False, True, True, True, True, True])
+    probe = find_probe("pusht", world.cameras)
+    live = LiveEnvironments(world, config, num=2, is_needed=is_needed, probe=probe)
+    moments = list(live.moments())
+    live.close()
+    recorder = EpisodeRecorder(config)
+    for rollout in range(2):
+        recorded = recorder(rollout)
+        for time in range(8):
+            moment = moments[time]
+            np.testing.assert_array_equal(moment.columns["action"][rollout], recorded.columns["action"][time])
+            if is_needed[time]:
+                frame = moment.frames[world.cameras[0]][rollout]
+                np.testing.assert_array_equal(frame, recorded.frames[world.cameras[0]][time])
+            else:
+                assert moment.frames is None
+    recorder.close()
+    # The policy ends after 8 steps; what is over says so.
+    assert [bool(moment.is_running.all()) for moment in moments] == [True] * 8 + [False] * 2
+
+
+def command(tmp_path: Path, *arguments: str) -> list[str]:
+    small = ["--rollouts", "2", "--seeds", "1", "--floor-restarts", "1", "--out", str(tmp_path)]
+    return ["evaluate", "horizon", "pusht", *small, *arguments]
+
+
+def test_against_the_live_simulator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--env", "gym_pusht/PushT-v0", "--policy", "pusht-play", "--steps", "6"]
+    assert cli.main(command(tmp_path, *arguments)) == 0
+    printed = capsys.readouterr().out
+    assert "gym_pusht/PushT-v0 with policy pusht-play" in printed
+    series = {entry["key"]: entry for entry in json.loads((tmp_path / "horizon.json").read_text())["series"]}
+    assert series["floor/block"]["value"][0] == pytest.approx(0.5, abs=0.2)
+    assert series["simulated/agent"]["value"][0] < 1.0
+    assert np.isfinite(series["frechet/model"]["value"]).all()
+
+
+def test_an_interrupted_run_keeps_what_it_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance = Horizon._advance
+
+    def interrupted(self: Horizon, sessions: Any, step: int, actions: np.ndarray, moment: Any) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+        advance(self, sessions, step, actions, moment)
+
+    monkeypatch.setattr(Horizon, "_advance", interrupted)
+    assert cli.main(command(tmp_path, "--steps", "20")) == 130
+    assert "What was measured so far is in the folder --out" in capsys.readouterr().err
+    content = json.loads((tmp_path / "horizon.json").read_text())
+    assert content["series"][0]["at"] == [1, 2]
+    assert any("Interrupted: 2 of 20 steps" in note for note in content["notes"])
+
+
+def test_mistakes_are_explained(
+    recording: Recording, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(command(tmp_path, "--steps", "5000")) == 2
+    assert "5,004 frames in a row are needed, but the longest episode has" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="steps is 0, but must be at least 1"):
+        HorizonConfig(world="pusht", steps=0)
+    world = DrawnWorld(recording)
+    with pytest.raises(DataError, match=f"needs camera {CAMERA}; the environment shows"):
+        next(
+            LiveEnvironments(
+                world,
+                RecordConfig(env="gym_pusht/PushT-v0", episodes=1, out=tmp_path, policy="zero", max_steps=5),
+                num=1,
+                is_needed=np.ones(3, dtype=bool),
+                probe=None,
+            ).moments()
+        )
+    assert isinstance(world, World)
