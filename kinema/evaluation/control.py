@@ -20,6 +20,7 @@ from kinema.evaluation.result import Result, Series
 from kinema.evaluation.rollout import PICTURE, PROPRIO, Clip, Sweep, by_camera, load_clips, open_recordings
 from kinema.evaluation.table import Row
 from kinema.simulation import World, load
+from kinema.types import Frames
 
 WRONG = ("shuffled", "delayed", "zero")
 
@@ -200,9 +201,7 @@ def _agreement(
     return rows
 
 
-def _infer(
-    world: World, frames: dict[str, np.ndarray], proprio: np.ndarray | None, num_frames: int
-) -> np.ndarray:
+def _infer(world: World, frames: Frames, proprio: np.ndarray | None, num_frames: int) -> np.ndarray:
     given = None if proprio is None else proprio[:num_frames]
     return world.infer(frames or None, proprio=given)
 

@@ -26,6 +26,8 @@ NUM_FRAMES = 6000
 """Most pictures to learn from, and to set the threshold on."""
 MAX_EPISODES = 60
 LEAST_FRAMES = 100
+FEW_EPISODES = 20
+"""Fewer than these show too little of what a world can look like."""
 HELD_OUT_SHARE = 1 / 3
 FALSE_ALARMS = 0.01
 """Share of held-out real pictures that are flagged."""
@@ -74,6 +76,8 @@ class Detector:
         self.threshold = 1.0
         self.num_frames = 0
         """Real pictures it was trained on."""
+        self.num_episodes = 0
+        """Episodes that these are from, those held out included."""
         self.false_alarms = 0.0
         """Share of the held-out real pictures that it flags."""
         self.source = ""
@@ -116,6 +120,7 @@ class Detector:
         censuses = {key: _Census.fit(pictures, rng) for key, pictures in both.items()}
         detector = cls(censuses, _count(censuses, both))
         detector.num_frames = len(next(iter(real.values())))
+        detector.num_episodes = len(pieces)
         detector.threshold = float(np.quantile(detector.score(other), 1.0 - FALSE_ALARMS))
         detector.false_alarms = float(1.0 - detector.is_valid(other).mean())
         detector.source = str(dataset.root)
@@ -136,10 +141,17 @@ class Detector:
 
     def describe(self) -> str:
         """What it was made from, in a sentence."""
-        return (
+        text = (
             f"Trained detector: {self.num_frames:,} real frames of {self.source}; it flags "
             f"{self.false_alarms:.1%} of the held-out ones."
         )
+        if self.num_episodes < FEW_EPISODES:
+            text += (
+                f" Only {self.num_episodes} episodes to learn from: it will take what these do not show for "
+                "impossible. Read its curve beside those of real frames and of the codec, or give it more "
+                "as --data."
+            )
+        return text
 
 
 def _draw(world: World, dataset: Dataset, chosen: np.ndarray) -> list[dict[str, np.ndarray]]:

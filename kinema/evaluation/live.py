@@ -70,10 +70,11 @@ class LiveEnvironments:
                 path=self.source,
             )
         key = world.config.proprio_key
-        if key is not None and np.shape(row.get(key)) != (world.proprio_dim,):
+        size = len(row[key]) if key in row else 0
+        if key is not None and size != world.proprio_dim:
             raise DataError(
                 f"world '{world.name}' needs {world.proprio_dim} numbers of {key}; the environment gives "
-                f"{np.shape(row.get(key))[0] if key in row else 'none'}",
+                f"{size}",
                 path=self.source,
             )
         if row["action"].shape != (world.action_dim,):

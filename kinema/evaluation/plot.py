@@ -95,7 +95,7 @@ class _Scale(NamedTuple):
         power = 10.0 ** np.floor(np.log10(step))
         step = next(power * m for m in (1, 2, 5, 10) if power * m >= 0.999 * step)
         first = np.ceil(self.low / step - 1e-9)
-        return [step * tick for tick in np.arange(first, np.floor(self.high / step + 1e-9) + 1)]
+        return [float(step * tick) + 0.0 for tick in np.arange(first, np.floor(self.high / step + 1e-9) + 1)]
 
 
 def _panel(panel: Panel, across: _Scale, axis: str, width: int, height: int) -> np.ndarray:

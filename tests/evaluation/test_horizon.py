@@ -132,6 +132,7 @@ def test_live_environments_are_what_record_records(tmp_path: Path) -> None:
             moment = moments[time]
             np.testing.assert_array_equal(moment.columns["action"][rollout], recorded.columns["action"][time])
             if is_needed[time]:
+                assert moment.frames is not None
                 frame = moment.frames[world.cameras[0]][rollout]
                 np.testing.assert_array_equal(frame, recorded.frames[world.cameras[0]][time])
             else:

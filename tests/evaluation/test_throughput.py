@@ -21,7 +21,10 @@ def test_streams_are_timed_alone_and_together(recording: Recording) -> None:
     result = measure_throughput(world, clip, CONFIG, source="drawn")
     rows = {row.key: row for row in result.rows}
     for num in (1, 3):
-        assert rows[f"fps/{num}"].low <= rows[f"fps/{num}"].value <= rows[f"fps/{num}"].high
+        fps = rows[f"fps/{num}"]
+        assert fps.low is not None
+        assert fps.high is not None
+        assert fps.low <= fps.value <= fps.high
         assert 0 < rows[f"share/{num}"].value < 1
     assert rows["fps/1"].must == 60.0
     assert rows["memory/peak"].value > 50
