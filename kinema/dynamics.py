@@ -179,7 +179,7 @@ class Cache:
             )
             for _ in range(config.depth // config.time_every)
         ]
-        self.latents = (config.num_latents, config.latent_dim)
+        self.sizes = (config.num_latents, config.latent_dim, config.proprio_dim)
         size = config.num_latents * config.latent_dim + config.proprio_dim + config.action_dim + 2
         self.frames = Ring(
             (batch, 1, size), window=NUM_BEFORE, max_rewind=max_rewind + config.window - NUM_BEFORE, like=like
@@ -188,8 +188,16 @@ class Cache:
     @property
     def last_latents(self) -> Float[Tensor, "B L Z"]:
         """Latents of the frame kept last."""
-        packed = self.frames.past()[:, -1, : self.latents[0] * self.latents[1]]
-        return packed.unflatten(-1, self.latents)
+        num_latents, latent_dim, _ = self.sizes
+        packed = self.frames.past()[:, -1, : num_latents * latent_dim]
+        return packed.unflatten(-1, (num_latents, latent_dim))
+
+    @property
+    def last_proprio(self) -> Float[Tensor, "B P"]:
+        """Proprioception of the frame kept last."""
+        num_latents, latent_dim, proprio_dim = self.sizes
+        first = num_latents * latent_dim
+        return self.frames.past()[:, -1, first : first + proprio_dim]
 
     @property
     def rings(self) -> list[Ring]:
@@ -213,7 +221,7 @@ class Cache:
     def select(self, indices: Tensor) -> "Cache":
         """The past of some of the sessions."""
         other = object.__new__(Cache)
-        other.latents = self.latents
+        other.sizes = self.sizes
         other.layers = [layer.select(indices, 1) for layer in self.layers]
         other.frames = self.frames.select(indices, 0)
         return other
