@@ -129,6 +129,8 @@ class Past:
     """The frames themselves as the linear response has them; where too little is known for that, the last."""
     proprio_error: Float[Tensor, "B T P"]
     """About how far the foreseen proprioception is off."""
+    action_error: Float[Tensor, "B T A"]
+    """About how far the foreseen action is off, which is 0 where nothing is known of it."""
 
 
 class VectorInput(nn.Module):
@@ -348,16 +350,23 @@ class Dynamics(nn.Module):
         packed: those before frame ``t`` are ``t`` to ``t + NUM_BEFORE - 1``."""
         packed = self._frames_before(tau, before)
         frames = [values.unpack(frame) for frame in packed]
-        last = frames[0]
+        last, earlier = frames
         if self.response is None:
-            return Past(frames, last, values.proprio)
-        proprio, error = self._foresee_proprio(values, tau, packed)
+            no_action = torch.zeros_like(values.action)
+            foreseen = Values(last.latents, last.proprio, no_action)
+            return Past(frames, foreseen, values.proprio, torch.ones_like(no_action))
+        proprio, proprio_error = self._foresee_proprio(values, tau, packed)
+        is_known = (tau[:, :, -2:-1] > 0.5).to(before.dtype) * packed[0][..., -2:-1]
+        # Where the frame before the last is not known, the robot is taken to have rested.
+        before_last = torch.lerp(last.proprio, earlier.proprio, packed[1][..., -2:-1])
+        action = is_known * self.response.action(values.proprio, last.proprio, before_last)
+        ones = torch.ones_like(action)
+        action_error = torch.lerp(ones, self.response.action_error.expand_as(ones), is_known)
         latents = last.latents
         if self.config.grids:
-            is_known = (tau[:, :, -2:-1] > 0.5).to(before.dtype) * packed[0][..., -2:-1]
             change = self.response.latents_change(values.proprio, last.proprio)
             latents = latents + is_known.unsqueeze(-1) * change
-        return Past(frames, Values(latents, proprio, last.action), error)
+        return Past(frames, Values(latents, proprio, action), proprio_error, action_error)
 
     def _frames_before(self, tau: Tensor, before: Float[Tensor, "B S V"]) -> list[Float[Tensor, "B T V"]]:
         """The packed frames before each frame, the last first."""
@@ -445,7 +454,8 @@ class Dynamics(nn.Module):
             change = self.proprio_out(x[:, :, num_patches]) * past.proprio_error
             proprio = _combine(past.foreseen.proprio, past.proprio_error, proprio, tau[:, :, -2:-1]) + change
         action_at = num_patches + (self.proprio_out is not None)
-        action = tau[:, :, -1:] * noised.action + self.action_out(x[:, :, action_at])
+        change = self.action_out(x[:, :, action_at]) * past.action_error
+        action = _combine(past.foreseen.action, past.action_error, noised.action, tau[:, :, -1:]) + change
         return Values(latents.float(), proprio.float(), action.float())
 
     def _latents_error(self) -> Tensor:

@@ -72,7 +72,8 @@ def randomize_response(dynamics: Dynamics) -> None:
     """Give the linear response random values, as if it had been fitted."""
     if dynamics.response is not None:
         generator = torch.Generator().manual_seed(1)
-        for response in (dynamics.response.to_proprio, dynamics.response.to_latents):
+        fitted = dynamics.response
+        for response in (fitted.to_proprio, fitted.to_latents, fitted.to_action):
             response.copy_(0.3 * torch.randn(response.shape, generator=generator) / len(response) ** 0.5)
 
 

@@ -172,16 +172,15 @@ class DecoderObjective(nn.Module):
         """Loss and metrics of a batch: latents are those of all cameras, pictures of the one that ``cameras``
         says."""
         latents, proprio = latents.flatten(0, 1), proprio.flatten(0, 1)
+        count, device = len(latents), latents.device
         with torch.no_grad():
-            chosen = (torch.arange(len(latents), device=latents.device), cameras.repeat_interleave(2))
+            noise = torch.randn(latents.shape, generator=generator, device=device)
+            is_guided = torch.rand(count, 1, 1, generator=generator, device=device) < GUIDED_SHARE
+            chosen = (torch.arange(count, device=device), cameras.repeat_interleave(2))
             latents, guide = (
                 of_all.unflatten(1, (-1, self._num_latents))[chosen]
-                for of_all in (latents, self._robot(proprio))
+                for of_all in (latents + DECODER_NOISE * noise, self._robot(proprio) * is_guided)
             )
-            noise = torch.randn(latents.shape, generator=generator, device=latents.device)
-            latents = latents + DECODER_NOISE * noise
-            is_guided = torch.rand(len(latents), 1, 1, generator=generator, device=latents.device)
-            guide = guide * (is_guided < GUIDED_SHARE)
         kept = self.loss.hardest(lambda: self._decode(latents, guide), pairs)
         pictures = torch.stack([2 * kept, 2 * kept + 1], 1).flatten()
         return self.loss(self._decode(latents[pictures], guide[pictures]), pairs[kept])
