@@ -54,7 +54,7 @@ def main(config: Config) -> None:
             return 2 * len(segments.draw_pairs(rng, 32))
 
         def train_tokenizer() -> int:
-            tokenizer_objective(in_memory.draw_pairs(rng, 32))[0].backward()
+            tokenizer_objective(in_memory.draw_pairs(rng, 32).pictures)[0].backward()
             return 64
 
         def read_latents() -> int:

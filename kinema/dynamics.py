@@ -129,6 +129,8 @@ class Past:
     """The frames themselves as the linear response has them; where too little is known for that, the last."""
     proprio_error: Float[Tensor, "B T P"]
     """About how far the foreseen proprioception is off."""
+    action_error: Float[Tensor, "B T A"]
+    """About how far the foreseen action is off, which is 0 where nothing is known of it."""
 
 
 class VectorInput(nn.Module):
@@ -179,7 +181,7 @@ class Cache:
             )
             for _ in range(config.depth // config.time_every)
         ]
-        self.latents = (config.num_latents, config.latent_dim)
+        self.sizes = (config.num_latents, config.latent_dim, config.proprio_dim)
         size = config.num_latents * config.latent_dim + config.proprio_dim + config.action_dim + 2
         self.frames = Ring(
             (batch, 1, size), window=NUM_BEFORE, max_rewind=max_rewind + config.window - NUM_BEFORE, like=like
@@ -188,8 +190,16 @@ class Cache:
     @property
     def last_latents(self) -> Float[Tensor, "B L Z"]:
         """Latents of the frame kept last."""
-        packed = self.frames.past()[:, -1, : self.latents[0] * self.latents[1]]
-        return packed.unflatten(-1, self.latents)
+        num_latents, latent_dim, _ = self.sizes
+        packed = self.frames.past()[:, -1, : num_latents * latent_dim]
+        return packed.unflatten(-1, (num_latents, latent_dim))
+
+    @property
+    def last_proprio(self) -> Float[Tensor, "B P"]:
+        """Proprioception of the frame kept last."""
+        num_latents, latent_dim, proprio_dim = self.sizes
+        first = num_latents * latent_dim
+        return self.frames.past()[:, -1, first : first + proprio_dim]
 
     @property
     def rings(self) -> list[Ring]:
@@ -213,7 +223,7 @@ class Cache:
     def select(self, indices: Tensor) -> "Cache":
         """The past of some of the sessions."""
         other = object.__new__(Cache)
-        other.latents = self.latents
+        other.sizes = self.sizes
         other.layers = [layer.select(indices, 1) for layer in self.layers]
         other.frames = self.frames.select(indices, 0)
         return other
@@ -340,16 +350,23 @@ class Dynamics(nn.Module):
         packed: those before frame ``t`` are ``t`` to ``t + NUM_BEFORE - 1``."""
         packed = self._frames_before(tau, before)
         frames = [values.unpack(frame) for frame in packed]
-        last = frames[0]
+        last, earlier = frames
         if self.response is None:
-            return Past(frames, last, values.proprio)
-        proprio, error = self._foresee_proprio(values, tau, packed)
+            no_action = torch.zeros_like(values.action)
+            foreseen = Values(last.latents, last.proprio, no_action)
+            return Past(frames, foreseen, values.proprio, torch.ones_like(no_action))
+        proprio, proprio_error = self._foresee_proprio(values, tau, packed)
+        is_known = (tau[:, :, -2:-1] > 0.5).to(before.dtype) * packed[0][..., -2:-1]
+        # Where the frame before the last is not known, the robot is taken to have rested.
+        before_last = torch.lerp(last.proprio, earlier.proprio, packed[1][..., -2:-1])
+        action = is_known * self.response.action(values.proprio, last.proprio, before_last)
+        ones = torch.ones_like(action)
+        action_error = torch.lerp(ones, self.response.action_error.expand_as(ones), is_known)
         latents = last.latents
         if self.config.grids:
-            is_known = (tau[:, :, -2:-1] > 0.5).to(before.dtype) * packed[0][..., -2:-1]
             change = self.response.latents_change(values.proprio, last.proprio)
             latents = latents + is_known.unsqueeze(-1) * change
-        return Past(frames, Values(latents, proprio, last.action), error)
+        return Past(frames, Values(latents, proprio, action), proprio_error, action_error)
 
     def _frames_before(self, tau: Tensor, before: Float[Tensor, "B S V"]) -> list[Float[Tensor, "B T V"]]:
         """The packed frames before each frame, the last first."""
@@ -437,7 +454,8 @@ class Dynamics(nn.Module):
             change = self.proprio_out(x[:, :, num_patches]) * past.proprio_error
             proprio = _combine(past.foreseen.proprio, past.proprio_error, proprio, tau[:, :, -2:-1]) + change
         action_at = num_patches + (self.proprio_out is not None)
-        action = tau[:, :, -1:] * noised.action + self.action_out(x[:, :, action_at])
+        change = self.action_out(x[:, :, action_at]) * past.action_error
+        action = _combine(past.foreseen.action, past.action_error, noised.action, tau[:, :, -1:]) + change
         return Values(latents.float(), proprio.float(), action.float())
 
     def _latents_error(self) -> Tensor:

@@ -55,10 +55,9 @@ class SimulationBatch:
         self._seeds = list(seeds)
         self._generator = torch.Generator()
         self._cache: Cache = world.dynamics.new_cache(len(seeds), max_rewind=MAX_REWIND)
-        self._latents = torch.zeros(0)
         self._doubt = torch.zeros(len(seeds), device=world.device)
         """The furthest from the manifold that a frame of each session was found, in its radii."""
-        self._history: deque[Any] = deque(maxlen=self._history_length())
+        self._history: deque[tuple[Tensor, Tensor]] = deque(maxlen=self._history_length())
         self._doubts: deque[Tensor] = deque(maxlen=MAX_REWIND + 1)
 
     def __len__(self) -> int:
@@ -93,7 +92,6 @@ class SimulationBatch:
                     given, float(knows_action), observation_tau=world.config.context_tau
                 )
             world.dynamics.keep(given, world.tau(batch, 1, action_tau=float(knows_action)), self._cache)
-        self._latents = latents[:, -1]
         self._remember()
 
     @torch.inference_mode()
@@ -129,21 +127,21 @@ class SimulationBatch:
                 self._doubt = torch.maximum(self._doubt, doubt)
             frame = Values(settled.unsqueeze(1), frame.proprio, action)
         world.dynamics.keep(frame, world.tau(len(self), 1, action_tau=1.0), self._cache)
-        self._latents = frame.latents[:, 0]
         self.num_steps += 1
         proprio = None
         if world.proprio_dim:
             proprio = world.proprio_normalizer.restore(frame.proprio[:, 0]).cpu().numpy()
         self._remember()
+        pictures = world.decode(frame.latents[:, 0], frame.proprio[:, 0]) if decode else None
         trust = None
         if world.manifold is not None:
             trust = (1.0 / (1.0 + self._doubt.square())).cpu().numpy()
-        return Step(frame=world.decode(self._latents) if decode else None, proprio=proprio, trust=trust)
+        return Step(frame=pictures, proprio=proprio, trust=trust)
 
     @property
     def latents(self) -> Float[Tensor, "B L Z"]:
         """Latents of the present frame of every session."""
-        return self._latents
+        return self._cache.last_latents.clone()
 
     def fork(self, num: int) -> "SimulationBatch":
         """``num`` futures of every session, ``B * num`` in all, each with its own noise from here on."""
@@ -174,12 +172,12 @@ class SimulationBatch:
             self._doubts.pop()
         self.num_steps -= num_steps
         self._doubt = self._doubts[-1]
-        self._latents = self._history[-1].to(self.world.dynamics.token_bias.dtype)
 
     def pictures(self, index: int) -> np.ndarray | dict[str, np.ndarray] | None:
         """The kept pictures of one session, ``T H W C``, the last given frame first while it is kept."""
-        latents = torch.stack([step[index] for step in self._history]).to(self._latents.dtype)
-        return self.world.decode(latents)
+        dtype = self.world.dynamics.token_bias.dtype
+        latents = torch.stack([latents[index] for latents, _ in self._history]).to(dtype)
+        return self.world.decode(latents, torch.stack([proprio[index] for _, proprio in self._history]))
 
     def save(self, path: str | Path, index: int = 0) -> None:
         """Write the kept pictures of one session as a video, by the suffix ``.mp4`` or ``.gif``; several
@@ -222,19 +220,19 @@ class SimulationBatch:
 
     def _history_length(self) -> int:
         config = self.world.config.dynamics
-        bytes_per_step = 2 * len(self._seeds) * max(1, config.num_latents * config.latent_dim)
+        bytes_per_session = 2 * config.num_latents * config.latent_dim + 4 * config.proprio_dim
+        bytes_per_step = len(self._seeds) * max(1, bytes_per_session)
         return max(2, min(100_000, HISTORY_BYTES // bytes_per_step))
 
     def _remember(self) -> None:
-        self._history.append(self._latents.to(torch.float16))
+        self._history.append((self._cache.last_latents.to(torch.float16), self._cache.last_proprio.clone()))
         self._doubts.append(self._doubt)
 
     def _copy(self, indices: Tensor, seeds: list[int]) -> "SimulationBatch":
         other = SimulationBatch(self.world, seeds, self.num_denoising_steps)
         other._cache = self._cache.select(indices)
-        other._latents = self._latents[indices]
         other.num_steps = self.num_steps
-        other._history.extend(step[indices] for step in self._history)
+        other._history.extend((latents[indices], proprio[indices]) for latents, proprio in self._history)
         other._doubt = self._doubt[indices]
         other._doubts.extend(doubt[indices] for doubt in self._doubts)
         return other

@@ -30,12 +30,14 @@ from kinema.optim import build_optimizer, supports_fast_bfloat16
 from kinema.progress import MetricsLog, evaluate_progress
 from kinema.recipes import RECIPES, Phase, Recipe, Schedule
 from kinema.simulation import World
-from kinema.tokenizers import TokenizerObjective
+from kinema.tokenizers import DecoderObjective, TokenizerObjective
 from kinema.world_model import CameraConfig, WorldConfig
 
 CHECKPOINTS = "checkpoints"
 LOG_EVERY = 20
 """Updates from one line of numbers to the next."""
+SAMPLE_ROWS = 1024
+"""Pictures from which statistics are taken: of colours, and of latents."""
 RADIUS_ROWS = 20_000
 """Frames from which the manifold's radius is taken."""
 
@@ -114,6 +116,8 @@ def train(config: TrainConfig) -> int:
             world.manifold.fit_robot(values.latents[0], values.proprio[0])
             loop.run(_manifold_stage(world.manifold, recipe, segments, values, weights))
             world.manifold.fit_radius(*_sample(values, RADIUS_ROWS))
+        if recipe.decoder_schedule is not None:
+            loop.run(_decoder_stage(world, recipe, segments, values))
         loop.run(_dynamics_stage(world, recipe, dataset, segments, values, weights, config.out))
     except Stopped:
         print(f"stopped; the same command continues from {config.out / CHECKPOINTS}")
@@ -256,10 +260,11 @@ def _tokenizer_stage(world: World, recipe: Recipe, segments: Segments) -> Stage:
     assert world.tokenizer is not None
     tokenizer = world.tokenizer
     tokenizer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (PyTorch's stub lacks it)
-    objective = TokenizerObjective(tokenizer, recipe.tokenizer_objective)
+    objective = TokenizerObjective(tokenizer, recipe.tokenizer_objective).to(world.device)
+    objective.loss.fit_rarity(_sample_pictures(segments))
 
     def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
-        return (segments.draw_pairs(rng, phase.batch),)
+        return (segments.draw_pairs(rng, phase.batch).pictures,)
 
     return Stage(name="tokenizer", objective=objective, schedule=recipe.tokenizer_schedule, draw=draw)
 
@@ -281,6 +286,21 @@ def _manifold_stage(
 
     objective = ManifoldObjective(manifold)
     return Stage(name="manifold", objective=objective, schedule=recipe.manifold_schedule, draw=draw)
+
+
+def _decoder_stage(world: World, recipe: Recipe, segments: Segments, values: Values) -> Stage:
+    assert world.tokenizer is not None
+    assert world.manifold is not None
+    assert recipe.decoder_schedule is not None
+    objective = DecoderObjective(world.tokenizer, world.manifold, recipe.tokenizer_objective).to(world.device)
+    objective.loss.fit_rarity(_sample_pictures(segments))
+
+    def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
+        pairs = segments.draw_pairs(rng, phase.batch)
+        rows, cameras = torch.from_numpy(pairs.rows), torch.from_numpy(pairs.cameras)
+        return pairs.pictures, values.latents[0, rows].float(), values.proprio[0, rows].float(), cameras
+
+    return Stage(name="decoder", objective=objective, schedule=recipe.decoder_schedule, draw=draw)
 
 
 def _dynamics_stage(
@@ -324,9 +344,7 @@ def _encode_all(world: World, segments: Segments, use_bfloat16: bool) -> Values:
         world.proprio_normalizer.fit(segments.proprio)
     tokenizer, parts = world.tokenizer, []
     if tokenizer is not None:
-        rng = np.random.default_rng(0)
-        sample = segments.draw_pairs(rng, min(1024, segments.num_rows))[:, 0]
-        pixels = sample.to(world.device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        pixels = _sample_pictures(segments).to(world.device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
         tokenizer.set_statistics(torch.cat([tokenizer.encode_raw(x) for x in pixels.split(128)]))
     rows = segments.num_rows
     for start in tqdm(range(0, rows, 256), desc="encoding", unit="batch", disable=tokenizer is None):
@@ -346,6 +364,12 @@ def _encode_all(world: World, segments: Segments, use_bfloat16: bool) -> Values:
     with torch.inference_mode(False):
         action = world.action_normalizer.normalize(previous).cpu()
         return Values(latents[None].clone(), proprio[None].clone(), action[None].clone())
+
+
+def _sample_pictures(segments: Segments) -> Tensor:
+    """Pictures ``N H W 3`` drawn from all episodes."""
+    pairs = segments.draw_pairs(np.random.default_rng(0), min(SAMPLE_ROWS, segments.num_rows))
+    return pairs.pictures[:, 0]
 
 
 def _sample(values: Values, count: int) -> tuple[Tensor, Tensor]:
@@ -441,6 +465,7 @@ def _shortened(recipe: Recipe, share: float) -> Recipe:
         recipe,
         tokenizer_schedule=shorten(recipe.tokenizer_schedule),
         manifold_schedule=shorten(recipe.manifold_schedule) if recipe.manifold_schedule else None,
+        decoder_schedule=shorten(recipe.decoder_schedule) if recipe.decoder_schedule else None,
         dynamics_schedule=shorten(recipe.dynamics_schedule),
     )
 
@@ -452,7 +477,7 @@ def _device(name: str) -> torch.device:
 
 
 def _stage_number(name: str) -> int:
-    return ("tokenizer", "dynamics", "manifold").index(name)
+    return ("tokenizer", "dynamics", "manifold", "decoder").index(name)
 
 
 def _to(item: Any, device: torch.device) -> Any:

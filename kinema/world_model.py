@@ -71,6 +71,17 @@ class WorldConfig:
     context_tau: float = 1.0
     """Noise time that past frames are said to have in a rollout; 1 says that they are clean."""
 
+    def __post_init__(self) -> None:
+        # At 0.5 and below the dynamics takes a frame for unknown.
+        if not 0.5 < self.context_tau <= 1.0:
+            raise ValueError(f"context_tau={self.context_tau}: it must be above 0.5 and at most 1")
+        guide_dim = self.tokenizer.guide_dim if self.tokenizer else 0
+        if guide_dim and (self.manifold is None or guide_dim != self.dynamics.latent_dim):
+            raise ValueError(
+                f"guide_dim={guide_dim}: the decoder is guided by the manifold's latents of the robot, of "
+                f"{self.dynamics.latent_dim} channels, so it must be that with a manifold and else 0"
+            )
+
 
 class Normalizer(nn.Module):
     """Maps the range that the training data covers to [-1, 1]. Values outside are not clipped."""
@@ -158,26 +169,48 @@ class WorldModel(nn.Module):
         return torch.cat([self._encode_camera(pictures) for pictures in by_camera.values()], dim=1)
 
     @torch.inference_mode()
-    def decode(self, latents: Float[Tensor, "T L Z"]) -> np.ndarray | dict[str, np.ndarray] | None:
-        """Pictures ``uint8 T H W C`` of the learned size; a dict by camera where there are several."""
+    def decode(
+        self, latents: Float[Tensor, "T L Z"], proprio: Float[Tensor, "T P"] | None = None
+    ) -> np.ndarray | dict[str, np.ndarray] | None:
+        """Pictures ``uint8 T H W C`` of the learned size; a dict by camera where there are several.
+
+        Normalised proprioception, where it is known, guides a decoder that takes a guide.
+        """
         if self.tokenizer is None:
             return None
+        guide = None
+        if self.manifold is not None and self.tokenizer.config.guide_dim and proprio is not None:
+            guide = self.manifold.robot(proprio)
         pictures = {}
-        for key, part in zip(self.cameras, latents.chunk(len(self.cameras), dim=1), strict=True):
+        num_each = latents.shape[1] // len(self.cameras)
+        for index, key in enumerate(self.cameras):
+            of_camera = slice(index * num_each, (index + 1) * num_each)
             pieces = []
-            for piece in part.split(MAX_PICTURES):
-                pixels = self.tokenizer.decode(piece).float().clamp(-1.0, 1.0)
+            for start in range(0, len(latents), MAX_PICTURES):
+                rows = slice(start, start + MAX_PICTURES)
+                its_guide = None if guide is None else guide[rows, of_camera]
+                pixels = self.tokenizer.decode(latents[rows, of_camera], its_guide).float().clamp(-1.0, 1.0)
                 pieces.append((pixels + 1.0).mul(127.5).round().to(torch.uint8))
             pictures[key] = torch.cat(pieces).permute(0, 2, 3, 1).cpu().numpy()
         return pictures[self.cameras[0]] if len(pictures) == 1 else pictures
 
-    def reconstruct(self, frames: Pictures, *, batch: int = 256) -> np.ndarray | dict[str, np.ndarray] | None:
-        """Pictures ``uint8 T H W C`` through the tokenizer and back."""
+    def reconstruct(
+        self, frames: Pictures, *, proprio: np.ndarray | None = None, batch: int = 256
+    ) -> np.ndarray | dict[str, np.ndarray] | None:
+        """Pictures ``uint8 T H W C`` through the tokenizer and back; ``proprio`` (``T P``) guides the decoder
+        where it takes a guide.
+
+        Raises:
+            WorldError: pictures or proprioception do not fit this world.
+        """
         by_camera = self.by_camera(frames)
+        num_frames = _length(by_camera)
+        known = None if proprio is None else self.normalized_proprio(proprio, 1, num_frames)[0]
         parts = []
-        for start in range(0, _length(by_camera), batch):
-            piece = {key: f[start : start + batch] for key, f in by_camera.items()}
-            parts.append(self.decode(self.encode(piece)))
+        for start in range(0, num_frames, batch):
+            rows = slice(start, start + batch)
+            latents = self.encode({key: f[rows] for key, f in by_camera.items()})
+            parts.append(self.decode(latents, None if known is None else known[rows]))
         if parts and isinstance(parts[0], dict):
             return {key: np.concatenate([part[key] for part in parts]) for key in self.cameras}
         return np.concatenate(parts) if parts else None

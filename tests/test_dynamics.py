@@ -339,18 +339,33 @@ def test_what_the_response_has_exactly_is_what_the_network_would_give() -> None:
 
 @torch.no_grad()
 def test_the_response_moves_only_what_is_known() -> None:
-    """Foreseen are proprioception from known actions, pictures from known proprioception."""
+    """Foreseen are proprioception from known actions, pictures and actions from known proprioception."""
     config = dynamics_config(proprio_dim=3)
     dynamics, frames = random_dynamics(config), random_values(config, 1, 4)
     foreseen = dynamics.foresee(frames)
     for part, whole in ((foreseen.latents, frames.latents), (foreseen.proprio, frames.proprio)):
         assert not torch.allclose(part[:, 3], whole[:, 2])
+    known = torch.ones(1, 4, 3)
+    assert dynamics.response is not None
+    dynamics.response.action_error.fill_(0.1)
+    before = torch.nn.functional.pad(dynamics._known(frames, known), (0, 0, NUM_BEFORE, 0))[:, :-1]
+    past = dynamics._past(frames, known, before)
+    now, last, earlier = (frames.proprio[:, t] for t in (3, 2, 1))
+    torch.testing.assert_close(past.foreseen.action[:, 3], dynamics.response.action(now, last, earlier))
+    # Before the second frame nothing is known: the robot is taken to have rested.
+    now, rest = frames.proprio[:, 1], frames.proprio[:, 0]
+    torch.testing.assert_close(past.foreseen.action[:, 1], dynamics.response.action(now, rest, rest))
+    assert (past.action_error[:, 1:] == 0.1).all()
+    assert (past.foreseen.action[:, 0] == 0.0).all()
+    assert (past.action_error[:, 0] == 1.0).all()
     hidden = torch.tensor([1.0, 0.0, 0.0]).expand(1, 4, 3)
     before = torch.nn.functional.pad(dynamics._known(frames, hidden), (0, 0, NUM_BEFORE, 0))[:, :-1]
     past = dynamics._past(frames, hidden, before)
     torch.testing.assert_close(past.foreseen.latents[:, 3], frames.latents[:, 2])
     torch.testing.assert_close(past.foreseen.proprio[:, 3], torch.zeros(1, 3))
     assert (past.proprio_error == 1.0).all()
+    assert (past.foreseen.action == 0.0).all()
+    assert (past.action_error == 1.0).all()
 
 
 @pytest.mark.parametrize("error", [0.01, 0.3, 1.0])

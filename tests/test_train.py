@@ -137,7 +137,12 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, method: str, call: int, times:
 
 @pytest.mark.parametrize(
     ("stage", "method", "call"),
-    [("tokenizer", "draw_pairs", 2), ("manifold", "draw_rows", 2), ("dynamics", "draw_rows", 5)],
+    [
+        ("tokenizer", "draw_pairs", 3),
+        ("manifold", "draw_rows", 2),
+        ("decoder", "draw_pairs", 8),
+        ("dynamics", "draw_rows", 5),
+    ],
 )
 def test_after_ctrl_c_the_same_command_goes_on(
     data: Path, uninterrupted: Path, tmp_path: Path, stage: str, method: str, call: int

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -84,6 +85,38 @@ def test_cameras_stand_in_the_order_of_the_world(two_cameras: World) -> None:
     swapped = two_cameras.decode(two_cameras.encode(both(side, top)))
     assert isinstance(swapped, dict)
     assert np.array_equal(decoded[CAMERA], swapped[SECOND_CAMERA])
+
+
+def test_proprioception_guides_the_decoder(two_cameras: World) -> None:
+    frames = both(random_frames(3), random_frames(3, seed=1))
+    proprio = np.random.default_rng(0).uniform(-5, 20, (3, 3)).astype(np.float32)
+
+    def pictures(proprio: np.ndarray | None, batch: int = 256) -> np.ndarray:
+        decoded = two_cameras.reconstruct(frames, proprio=proprio, batch=batch)
+        assert isinstance(decoded, dict)
+        return np.stack([decoded[CAMERA], decoded[SECOND_CAMERA]]).astype(int)
+
+    guided = pictures(proprio)
+    for other in (pictures(None), pictures(proprio[[1, 2, 0]])):
+        assert (np.abs(other - guided).max((2, 3, 4)) > 1).all()
+    assert np.abs(pictures(proprio, batch=2) - guided).max() <= 1
+    with pytest.raises(WorldError, match=r"proprio: expected shape \(1, 3, 3\), got \(1, 2, 3\)"):
+        pictures(proprio[:2])
+
+
+@pytest.mark.parametrize("guide_dim", [3, 4])
+def test_a_guide_needs_a_manifold_of_its_size(world: World, guide_dim: int) -> None:
+    assert world.config.tokenizer is not None
+    tokenizer = dataclasses.replace(world.config.tokenizer, guide_dim=guide_dim)
+    manifold = world.config.manifold if guide_dim == 3 else None
+    with pytest.raises(ValueError, match=f"guide_dim={guide_dim}: .* of 4 channels"):
+        dataclasses.replace(world.config, tokenizer=tokenizer, manifold=manifold)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.1])
+def test_past_frames_must_count_as_known(world: World, tau: float) -> None:
+    with pytest.raises(ValueError, match=f"context_tau={tau}"):
+        dataclasses.replace(world.config, context_tau=tau)
 
 
 def test_many_pictures_are_done_in_parts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,8 @@ def randomize_response(dynamics: Dynamics) -> None:
     """Give the linear response random values, as if it had been fitted."""
     if dynamics.response is not None:
         generator = torch.Generator().manual_seed(1)
-        for response in (dynamics.response.to_proprio, dynamics.response.to_latents):
+        fitted = dynamics.response
+        for response in (fitted.to_proprio, fitted.to_latents, fitted.to_action):
             response.copy_(0.3 * torch.randn(response.shape, generator=generator) / len(response) ** 0.5)
 
 
@@ -105,7 +106,12 @@ def random_world(
 ) -> World:
     """A world of pictures of 32 by 32 that nobody trained; it reacts to all that it is given."""
     tokenizer = ConvTokenizerConfig(
-        height=SIZE, width=SIZE, latent_dim=4, encoder_widths=(16, 16, 16), decoder_widths=(16, 16, 16)
+        height=SIZE,
+        width=SIZE,
+        latent_dim=4,
+        guide_dim=4 if proprio_dim else 0,
+        encoder_widths=(16, 16, 16),
+        decoder_widths=(16, 16, 16),
     )
     keys = (CAMERA, SECOND_CAMERA)[:num_cameras]
     world = World(
@@ -127,6 +133,9 @@ def random_world(
     randomize(world, seed)
     if world.manifold is not None:
         world.manifold.radius.fill_(1.0)
+        to_robot = world.manifold.to_robot
+        generator = torch.Generator().manual_seed(seed)
+        to_robot.copy_(torch.randn(to_robot.shape, generator=generator) / max(1, len(to_robot)) ** 0.5)
     actions = np.random.default_rng(seed).uniform(LOW, HIGH, (100, 2))
     world.action_normalizer.fit(actions)
     if proprio_dim:

@@ -35,6 +35,21 @@ class SegmentsConfig:
     """Decoded pictures beyond this many gigabytes go to a memory-mapped file."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Two moments of one episode each."""
+
+    pictures: torch.Tensor
+    """``uint8`` ``B 2 H W 3``."""
+    rows: np.ndarray
+    """``B 2``."""
+    cameras: np.ndarray
+    """``B``: index of the camera that the pictures are of."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
 class Segments:
     """All rows of the chosen episodes, one after the other, and the segments that can be cut from them."""
 
@@ -102,15 +117,16 @@ class Segments:
             offsets = np.where(is_weighted, np.clip(first, 0, room[of_row] - 1), offsets)
         return (self.starts[episodes] + offsets)[:, None] + np.arange(length)
 
-    def draw_pairs(self, rng: np.random.Generator, batch: int) -> torch.Tensor:
-        """Pictures of two moments of one episode, of cameras drawn at random: ``uint8`` ``B 2 H W 3``."""
+    def draw_pairs(self, rng: np.random.Generator, batch: int) -> Pairs:
+        """Pictures of two moments of one episode, of cameras drawn at random."""
         cameras = list(self.frames)
         first = rng.integers(0, self.num_rows, batch)
         episodes = self._episode_of_row[first]
         second = self.starts[episodes] + (rng.random(batch) * self.lengths[episodes]).astype(np.int64)
         drawn = rng.integers(0, len(cameras), batch)
         pairs = [self.frames[cameras[c]][[a, b]] for a, b, c in zip(first, second, drawn, strict=True)]
-        return torch.from_numpy(np.stack(pairs))
+        rows = np.stack([first, second], axis=1)
+        return Pairs(pictures=torch.from_numpy(np.stack(pairs)), rows=rows, cameras=drawn)
 
     def batch(self, rows: np.ndarray) -> Batch:
         """The segments of given rows, actions shifted: ``prev_action[:, t]`` led to frame ``t``.

@@ -137,7 +137,8 @@ class _Measurement:
         found: list[np.ndarray] = []
         measured: dict[str, list[np.ndarray]] = {}
         for clip in self.clips:
-            pictures = self.world.reconstruct(clip.frames)
+            proprio = None if clip.proprio is None else clip.proprio[: clip.num_frames]
+            pictures = self.world.reconstruct(clip.frames, proprio=proprio)
             assert pictures is not None
             pictures = pictures if isinstance(pictures, dict) else {self.world.cameras[0]: pictures}
             difference = rollout.picture_error(pictures, clip.frames)

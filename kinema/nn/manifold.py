@@ -122,17 +122,22 @@ class Manifold(nn.Module):
 
     def encode(self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]) -> Float[Tensor, "N K"]:
         """Codes, within (-1, 1)."""
-        return self._encode(latents - self._robot(proprio), proprio)
+        return self._encode(latents - self.robot(proprio), proprio)
 
     def decode(self, code: Float[Tensor, "N K"], proprio: Float[Tensor, "N P"]) -> Float[Tensor, "N L Z"]:
         """Latents of codes."""
-        return self._decode(code, proprio, self._robot(proprio))
+        return self._decode(code, proprio, self.robot(proprio))
+
+    def robot(self, proprio: Float[Tensor, "N P"]) -> Float[Tensor, "N L Z"]:
+        """The robot's part of frames: what of their latents proprioception alone tells."""
+        with torch.autocast(proprio.device.type, enabled=False):
+            return (self.robot_features(proprio.float()) @ self.to_robot).unflatten(-1, self.latents)
 
     def distance(
         self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N L Z"]]:
         """How far latents are from the manifold (root mean square), and their places on it."""
-        robot = self._robot(proprio)
+        robot = self.robot(proprio)
         nearest = self._decode(self._encode(latents - robot, proprio), proprio, robot)
         return (latents - nearest).square().mean((1, 2)).sqrt(), nearest
 
@@ -163,10 +168,6 @@ class Manifold(nn.Module):
             of_robot = self.near_features(proprio.unsqueeze(1) + self.offset)
         near = torch.cat([of_code, of_robot, self.token.expand(len(code), -1, -1)], dim=-1)
         return robot + alone + self.near(near).float()
-
-    def _robot(self, proprio: Tensor) -> Float[Tensor, "N L Z"]:
-        with torch.autocast(proprio.device.type, enabled=False):
-            return (self.robot_features(proprio.float()) @ self.to_robot).unflatten(-1, self.latents)
 
     @torch.no_grad()
     def fit_robot(self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]) -> None:

@@ -31,12 +31,18 @@ def tiny(dataset: Dataset) -> Recipe:
     recipe = _recipe(dataset, height=32, width_of_network=64, depth=2, tokenizer_updates=150, updates=150)
     if recipe.tokenizer is None:
         return recipe
-    small = dataclasses.replace(recipe.tokenizer, encoder_widths=(16, 32, 64), decoder_widths=(16, 32, 64))
+    guide_dim = recipe.tokenizer.latent_dim if recipe.segments.proprio else 0
+    small = dataclasses.replace(
+        recipe.tokenizer, guide_dim=guide_dim, encoder_widths=(16, 32, 64), decoder_widths=(16, 32, 64)
+    )
     return dataclasses.replace(
         recipe,
         tokenizer=small,
         manifold=ManifoldConfig(width=64, depth=1, near_width=32),
         manifold_schedule=Schedule(phases=(Phase(updates=150, batch=64, length=7),), learning_rate=2e-3),
+        decoder_schedule=Schedule(phases=(Phase(updates=150, batch=8),), learning_rate=1e-3)
+        if guide_dim
+        else None,
         still_change=0.05,
     )
 

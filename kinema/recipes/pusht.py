@@ -30,15 +30,20 @@ def pusht(dataset: Dataset) -> Recipe:
                 f"anew, or use the recipe 'base'; it has {', '.join(sorted(dataset.features))}"
             )
     tokenizer = ConvTokenizerConfig(
-        height=64, width=64, encoder_widths=(48, 96, 192), decoder_widths=(48, 96, 192)
+        height=64,
+        width=64,
+        guide_dim=16,
+        encoder_widths=(48, 96, 192),
+        decoder_widths=(48, 96, 192),
+        decoder_blocks=(2, 2, 1),
     )
     return Recipe(
         segments=SegmentsConfig(cameras=dataset.cameras, proprio=PROPRIO, height=64, width=64),
         num_held_out=max(1, dataset.num_episodes // 100),
         tokenizer=tokenizer,
-        tokenizer_objective=TokenizerObjectiveConfig(),
+        tokenizer_objective=TokenizerObjectiveConfig(hard_share=0.5),
         tokenizer_schedule=Schedule(
-            phases=(Phase(updates=6000, batch=32),), learning_rate=1.2e-3, decay_share=0.5
+            phases=(Phase(updates=6000, batch=64),), learning_rate=1.2e-3, decay_share=0.5
         ),
         dynamics=DynamicsConfig(
             grids=(tokenizer.grid,),
@@ -72,6 +77,9 @@ def pusht(dataset: Dataset) -> Recipe:
         manifold=ManifoldConfig(),
         manifold_schedule=Schedule(
             phases=(Phase(updates=5000, batch=640, length=16),), learning_rate=2e-3, decay_share=0.65
+        ),
+        decoder_schedule=Schedule(
+            phases=(Phase(updates=5000, batch=64),), learning_rate=1e-3, decay_share=0.7
         ),
         still_change=0.08,
         surprising_share=0.5,

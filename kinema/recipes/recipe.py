@@ -85,6 +85,8 @@ class Recipe:
     """None: simulated frames are not held to a manifold."""
     manifold_schedule: Schedule | None = None
     """Needed with a manifold; a batch is of frames."""
+    decoder_schedule: Schedule | None = None
+    """Needed where the decoder takes a guide; a batch is of pairs of pictures."""
     still_change: float = 0.0
     """Simulated latents that differ from the frame before by less (root mean square) stay as they were."""
     surprising_share: float = 0.0
@@ -98,3 +100,6 @@ class Recipe:
     def __post_init__(self) -> None:
         if (self.manifold is None) != (self.manifold_schedule is None):
             raise ValueError("manifold and manifold_schedule: give both or neither")
+        takes_guide = self.tokenizer is not None and self.tokenizer.guide_dim > 0
+        if takes_guide != (self.decoder_schedule is not None):
+            raise ValueError("decoder_schedule and the tokenizer's guide_dim: give both or neither")

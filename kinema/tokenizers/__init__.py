@@ -1,6 +1,12 @@
 """From a picture to latents and back."""
 
 from kinema.tokenizers.convolutional import ConvTokenizer, ConvTokenizerConfig
-from kinema.tokenizers.objective import TokenizerObjective, TokenizerObjectiveConfig
+from kinema.tokenizers.objective import DecoderObjective, TokenizerObjective, TokenizerObjectiveConfig
 
-__all__ = ["ConvTokenizer", "ConvTokenizerConfig", "TokenizerObjective", "TokenizerObjectiveConfig"]
+__all__ = [
+    "ConvTokenizer",
+    "ConvTokenizerConfig",
+    "DecoderObjective",
+    "TokenizerObjective",
+    "TokenizerObjectiveConfig",
+]

@@ -20,12 +20,17 @@ class ConvTokenizerConfig:
     """Width of the picture in pixels, a multiple of 16."""
     latent_dim: int = 16
     """Channels Z of each latent."""
+    guide_dim: int = 0
+    """Channels G of a guide that the decoder is given beside each latent: something else that is known of the
+    picture; 0 for none."""
     encoder_widths: tuple[int, int, int] = (64, 128, 192)
     """Channels at 1/4, 1/8 and 1/16 of the picture's size."""
     decoder_widths: tuple[int, int, int] = (64, 128, 192)
     """The same for the decoder, which runs for every simulated frame."""
-    num_blocks: int = 1
-    """Residual blocks at each resolution."""
+    encoder_blocks: tuple[int, int, int] = (1, 1, 1)
+    """Residual blocks at 1/4, 1/8 and 1/16 of the picture's size."""
+    decoder_blocks: tuple[int, int, int] = (1, 1, 1)
+    """The same for the decoder. Those at 1/4 draw the detail: how one small thing covers another."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
@@ -67,27 +72,30 @@ class ConvTokenizer(nn.Module):
         super().__init__()
         self.config = config
         fine, middle, coarse = config.encoder_widths
-        blocks = config.num_blocks
+        num_fine, num_middle, num_coarse = config.encoder_blocks
         self.encoder = nn.Sequential(
             nn.Conv2d(3, fine, 7, stride=4, padding=3),
-            *(_Residual(fine) for _ in range(blocks)),
+            *(_Residual(fine) for _ in range(num_fine)),
             nn.Conv2d(fine, middle, 4, stride=2, padding=1),
-            *(_Residual(middle) for _ in range(blocks)),
+            *(_Residual(middle) for _ in range(num_middle)),
             nn.Conv2d(middle, coarse, 4, stride=2, padding=1),
-            *(_Residual(coarse) for _ in range(blocks)),
+            *(_Residual(coarse) for _ in range(num_coarse)),
             nn.SiLU(),
             nn.Conv2d(coarse, config.latent_dim, 1),
         )
         fine, middle, coarse = config.decoder_widths
+        num_fine, num_middle, num_coarse = config.decoder_blocks
+        guided = nn.Conv2d(config.latent_dim + config.guide_dim, coarse, 1)
+        nn.init.zeros_(guided.weight[:, config.latent_dim :])
         self.decoder = nn.Sequential(
-            nn.Conv2d(config.latent_dim, coarse, 1),
-            *(_Residual(coarse) for _ in range(blocks)),
+            guided,
+            *(_Residual(coarse) for _ in range(num_coarse)),
             nn.Conv2d(coarse, 4 * middle, 1),
             nn.PixelShuffle(2),
-            *(_Residual(middle) for _ in range(blocks)),
+            *(_Residual(middle) for _ in range(num_middle)),
             nn.Conv2d(middle, 4 * fine, 1),
             nn.PixelShuffle(2),
-            *(_Residual(fine) for _ in range(blocks)),
+            *(_Residual(fine) for _ in range(num_fine)),
             nn.SiLU(),
             nn.Conv2d(fine, 48, 3, padding=1),
             nn.PixelShuffle(4),
@@ -105,7 +113,14 @@ class ConvTokenizer(nn.Module):
         """The grid before it is brought to unit variance; training works on this."""
         return self.encoder(pixels.contiguous(memory_format=torch.channels_last))
 
-    def decode_raw(self, latents: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B 3 H W"]:
+    def decode_raw(
+        self, latents: Float[Tensor, "B Z h w"], guide: Float[Tensor, "B G h w"] | None = None
+    ) -> Float[Tensor, "B 3 H W"]:
+        """Pixels of raw latents; a guide that is not given is zero."""
+        if self.config.guide_dim:
+            if guide is None:
+                guide = latents.new_zeros(len(latents), self.config.guide_dim, *latents.shape[2:])
+            latents = torch.cat([latents, guide], dim=1).contiguous(memory_format=torch.channels_last)
         return self.decoder(latents)
 
     def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B L Z"]:
@@ -113,11 +128,15 @@ class ConvTokenizer(nn.Module):
         grid = self.encode_raw(pixels)
         return (grid.flatten(2).transpose(1, 2) - self.latent_mean) / self.latent_std
 
-    def decode(self, latents: Float[Tensor, "B L Z"]) -> Float[Tensor, "B 3 H W"]:
+    def decode(
+        self, latents: Float[Tensor, "B L Z"], guide: Float[Tensor, "B L G"] | None = None
+    ) -> Float[Tensor, "B 3 H W"]:
         """Latents to pixels, about [-1, 1] (not clipped)."""
-        rows, columns = self.config.grid
         raw = latents * self.latent_std + self.latent_mean
-        return self.decode_raw(raw.transpose(1, 2).unflatten(2, (rows, columns)))
+        return self.decode_raw(self._as_grid(raw), None if guide is None else self._as_grid(guide))
+
+    def _as_grid(self, values: Float[Tensor, "B L V"]) -> Float[Tensor, "B V h w"]:
+        return values.transpose(1, 2).unflatten(2, self.config.grid)
 
     @torch.no_grad()
     def set_statistics(self, grid: Float[Tensor, "B Z h w"]) -> None:

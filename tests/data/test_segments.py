@@ -119,7 +119,9 @@ def test_without_any_weight_segments_are_drawn_uniformly() -> None:
 
 def test_pairs_are_of_one_episode(exact: Dataset) -> None:
     segments = make_segments([3, 1, 7, 4])
-    pairs = segments.draw_pairs(np.random.default_rng(0), 2000)[:, :, 0, 0, 0].numpy()
+    drawn = segments.draw_pairs(np.random.default_rng(0), 2000)
+    pairs = drawn.pictures[:, :, 0, 0, 0].numpy()
+    assert np.array_equal(pairs, drawn.rows)
     episodes = np.repeat(np.arange(4), [3, 1, 7, 4])[pairs]
     assert (episodes[:, 0] == episodes[:, 1]).all()
     assert set(pairs[:, 0]) == set(pairs[:, 1]) == set(range(15))
@@ -128,7 +130,9 @@ def test_pairs_are_of_one_episode(exact: Dataset) -> None:
 def test_pairs_are_of_every_camera() -> None:
     segments = make_segments([3, 4])
     segments.frames = {"one": np.full((7, 2, 2, 3), 1, np.uint8), "two": np.full((7, 2, 2, 3), 2, np.uint8)}
-    pairs = segments.draw_pairs(np.random.default_rng(0), 200)
+    drawn = segments.draw_pairs(np.random.default_rng(0), 200)
+    pairs = drawn.pictures
+    assert (pairs[:, 0, 0, 0, 0].numpy() == drawn.cameras + 1).all()
     assert (pairs.amax((1, 2, 3, 4)) == pairs.amin((1, 2, 3, 4))).all()
     share = (pairs[:, 0, 0, 0, 0] == 1).float().mean().item()
     assert 0.35 < share < 0.65
@@ -136,7 +140,10 @@ def test_pairs_are_of_every_camera() -> None:
 
 def test_draws_come_from_the_generator_alone() -> None:
     segments = make_segments([3, 9, 4])
-    for draw in (lambda rng: segments.draw_rows(rng, 5, 2), lambda rng: segments.draw_pairs(rng, 5).numpy()):
+    for draw in (
+        lambda rng: segments.draw_rows(rng, 5, 2),
+        lambda rng: segments.draw_pairs(rng, 5).pictures.numpy(),
+    ):
         assert np.array_equal(draw(np.random.default_rng(3)), draw(np.random.default_rng(3)))
 
 

@@ -42,6 +42,14 @@ def test_a_linear_robot_is_foreseen_exactly() -> None:
     assert response.proprio_error.max() < 1e-5
 
 
+def test_the_action_is_read_off_a_linear_robot() -> None:
+    response, _, proprio, action = fitted()
+    t = torch.arange(100, 200)
+    found = response.action(proprio[t], proprio[t - 1], proprio[t - 2])
+    torch.testing.assert_close(found, action[t], atol=1e-3, rtol=0)
+    assert response.action_error.max() < 1e-3
+
+
 def test_what_is_drawn_where_the_robot_is_is_foreseen() -> None:
     response, latents, proprio, _ = fitted()
     t = torch.arange(100, 600)
@@ -92,3 +100,5 @@ def test_too_few_rows_foresee_no_change(rows: int) -> None:
     ones = torch.ones(4, 2)
     assert not response.latents_change(ones, 0 * ones).any()
     assert not response.proprio_change(ones, ones, ones[:, :1], ones[:, :1]).any()
+    assert not response.action(ones, ones, ones).any()
+    assert (response.action_error == 1.0).all()

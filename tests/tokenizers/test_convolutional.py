@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from kinema.tokenizers import ConvTokenizer, ConvTokenizerConfig
 from ..worlds import randomize
 
 
-def small(height: int = 32, width: int = 32, **fields: int) -> ConvTokenizer:
+def small(height: int = 32, width: int = 32, **fields: Any) -> ConvTokenizer:
     tokenizer = ConvTokenizer(
         ConvTokenizerConfig(
             height=height, width=width, encoder_widths=(16, 16, 32), decoder_widths=(16, 32, 16), **fields
@@ -25,12 +27,17 @@ def pixels(batch: int, height: int = 32, width: int = 32) -> torch.Tensor:
 @torch.no_grad()
 @settings(deadline=None, max_examples=10)
 @given(
-    rows=st.integers(1, 4), columns=st.integers(1, 4), latent_dim=st.integers(1, 5), blocks=st.integers(0, 2)
+    rows=st.integers(1, 4),
+    columns=st.integers(1, 4),
+    latent_dim=st.integers(1, 5),
+    blocks=st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2)),
 )
 def test_one_latent_for_each_square_of_sixteen_pixels(
-    rows: int, columns: int, latent_dim: int, blocks: int
+    rows: int, columns: int, latent_dim: int, blocks: tuple[int, int, int]
 ) -> None:
-    tokenizer = small(16 * rows, 16 * columns, latent_dim=latent_dim, num_blocks=blocks)
+    tokenizer = small(
+        16 * rows, 16 * columns, latent_dim=latent_dim, encoder_blocks=blocks, decoder_blocks=blocks[::-1]
+    )
     pictures = pixels(2, 16 * rows, 16 * columns)
     latents = tokenizer.encode(pictures)
     assert tokenizer.config.grid == (rows, columns)
@@ -42,7 +49,7 @@ def test_one_latent_for_each_square_of_sixteen_pixels(
 @torch.no_grad()
 def test_latents_are_in_the_order_of_the_picture() -> None:
     """Row by row: a change in a corner of the picture is seen by the latents of that corner alone."""
-    tokenizer = small(64, 96, num_blocks=0)
+    tokenizer = small(64, 96, encoder_blocks=(0, 0, 0))
     black = torch.full((1, 3, 64, 96), -1.0)
     for row, column, expected in (
         (0, 0, [0, 1, 6, 7]),
@@ -95,3 +102,29 @@ def test_a_batch_gives_what_each_gives_alone() -> None:
 def test_a_wrong_size_names_the_field(field: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{field}={value}: .* multiple of 16"):
         ConvTokenizerConfig(**{"height": 32, "width": 32, field: value})
+
+
+@torch.no_grad()
+def test_a_guide_is_ignored_until_it_is_learned() -> None:
+    config = ConvTokenizerConfig(
+        height=32, width=32, guide_dim=3, encoder_widths=(16, 16, 16), decoder_widths=(16, 16, 16)
+    )
+    tokenizer, latents = ConvTokenizer(config).eval(), torch.randn(2, 4, 16)
+    guide = torch.randn(2, 4, 3)
+    assert torch.equal(tokenizer.decode(latents, guide), tokenizer.decode(latents))
+    randomize(tokenizer)
+    assert not torch.allclose(tokenizer.decode(latents, guide), tokenizer.decode(latents), atol=1e-3)
+    assert torch.equal(tokenizer.decode(latents, torch.zeros(2, 4, 3)), tokenizer.decode(latents))
+
+
+@torch.no_grad()
+def test_a_guide_stands_beside_its_latent() -> None:
+    """Told of a corner of the picture, it changes that corner alone."""
+    tokenizer = small(64, 96, guide_dim=2, decoder_blocks=(0, 0, 0))
+    latents, guide = torch.zeros(1, 24, 16), torch.zeros(1, 24, 2)
+    guide[0, 5] = 1.0
+    change = (tokenizer.decode(latents, guide) - tokenizer.decode(latents)).abs().amax(1)[0]
+    corner = torch.zeros(64, 96, dtype=torch.bool)
+    corner[:20, 76:] = True
+    assert change[corner].max() > 1e-3
+    assert change[~corner].max() == 0.0

@@ -1,9 +1,11 @@
 import pytest
 import torch
 
+from kinema.nn.manifold import Manifold, ManifoldConfig
 from kinema.tokenizers import (
     ConvTokenizer,
     ConvTokenizerConfig,
+    DecoderObjective,
     TokenizerObjective,
     TokenizerObjectiveConfig,
 )
@@ -122,3 +124,106 @@ def test_coherent_error_counts_what_neighbours_share() -> None:
         return objective(torch.stack([picture, picture]).unsqueeze(0), seeded())[1]["coherent_error"].item()
 
     assert coherent(spot) > 4 * coherent(checks)
+
+
+def test_an_error_costs_more_where_the_colour_is_rare() -> None:
+    """A decoder that sees neither of two spots of one size, one common and one rare."""
+    pictures = torch.stack([grey(0)] * 16)
+    pictures[:, 8:12, 8:12] = torch.tensor([200, 0, 0], dtype=torch.uint8)
+    pictures[0, 20:24, 20:24] = torch.tensor([0, 200, 0], dtype=torch.uint8)
+    common, rare = pictures[1], pictures[0].clone()
+    rare[8:12, 8:12] = 0
+
+    def loss(picture: torch.Tensor, power: float) -> float:
+        objective = blind_objective(-1.0, rarity_power=power)
+        objective.loss.fit_rarity(pictures)
+        return objective(torch.stack([picture, picture]).unsqueeze(0), seeded())[0].item()
+
+    assert loss(rare, 0.0) == pytest.approx(loss(common, 0.0))
+    assert loss(rare, 0.5) > 2 * loss(common, 0.5)
+
+
+def test_neighbouring_colours_are_counted_together() -> None:
+    objective = make_objective(rarity_power=1.0)
+    objective.loss.fit_rarity(grey(100).unsqueeze(0))
+    weights = objective.loss.rarity.view(16, 16, 16)
+    assert weights[6, 6, 6] == weights.min()
+    assert weights[5, 6, 7] == weights[6, 6, 6]
+    assert weights[8, 6, 6] == weights.max() > 1000 * weights.min()
+
+
+def test_only_the_hardest_pairs_are_learned_from() -> None:
+    spot = grey(0)
+    spot[8:16, 8:16] = 255
+    easy, hard = torch.stack([grey(0), grey(0)]), torch.stack([grey(0), spot])
+    some = blind_objective(-1.0, hard_share=0.5)(torch.stack([easy, hard]), seeded())[0]
+    alone = blind_objective(-1.0)(hard.unsqueeze(0), seeded())[0]
+    assert some.item() == pytest.approx(alone.item())
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
+def test_a_wrong_share_is_named(share: float) -> None:
+    with pytest.raises(ValueError, match=f"hard_share={share}"):
+        TokenizerObjectiveConfig(hard_share=share)
+
+
+def make_decoder_objective(**fields: float) -> tuple[DecoderObjective, ConvTokenizer, Manifold]:
+    """For two cameras."""
+    tokenizer = ConvTokenizer(
+        ConvTokenizerConfig(
+            height=32,
+            width=32,
+            latent_dim=4,
+            guide_dim=4,
+            encoder_widths=(16, 16, 16),
+            decoder_widths=(16, 16, 16),
+        )
+    )
+    config = ManifoldConfig(code_dim=2, width=16, depth=1, near_width=16)
+    manifold = Manifold(config, latents=(8, 4), proprio_dim=2)
+    randomize(tokenizer)
+    randomize(manifold)
+    objective = DecoderObjective(tokenizer, manifold, TokenizerObjectiveConfig(**fields))
+    return objective, tokenizer, manifold
+
+
+def decoder_batch(batch: int = 3) -> tuple[torch.Tensor, ...]:
+    generator = seeded()
+    latents = torch.randn(batch, 2, 8, 4, generator=generator)
+    proprio = 2 * torch.rand(batch, 2, 2, generator=generator) - 1
+    return random_pairs(batch), latents, proprio, torch.arange(batch) % 2
+
+
+def test_the_decoder_alone_is_trained() -> None:
+    objective, tokenizer, manifold = make_decoder_objective()
+    loss, metrics = objective(*decoder_batch(), seeded())
+    loss.backward()
+    assert set(metrics) == {"psnr", "psnr_moving", "coherent_error"}
+    names = {name for name, _ in objective.named_parameters()}
+    assert names == {f"decoder.{name}" for name, _ in tokenizer.decoder.named_parameters()}
+    for name, parameter in tokenizer.decoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+    assert all(p.grad is None for p in [*tokenizer.encoder.parameters(), *manifold.parameters()])
+
+
+def test_the_decoder_learns_from_the_latents_of_the_right_camera() -> None:
+    objective, _, _ = make_decoder_objective()
+    pairs, latents, proprio, _ = decoder_batch(2)
+
+    def loss(latents: torch.Tensor, camera: int) -> float:
+        return objective(pairs, latents, proprio, torch.full((2,), camera), seeded())[0].item()
+
+    other = latents.clone()
+    other[:, :, 4:] += 1.0
+    assert loss(other, 0) == loss(latents, 0)
+    assert loss(other, 1) != loss(latents, 1)
+
+
+def test_the_loss_of_the_decoder_comes_from_the_generator_alone() -> None:
+    objective, _, _ = make_decoder_objective(hard_share=0.5)
+    batch = decoder_batch()
+    first, _ = objective(*batch, seeded(1))
+    torch.manual_seed(99)
+    assert torch.equal(first, objective(*batch, seeded(1))[0])
+    assert not torch.equal(first, objective(*batch, seeded(2))[0])
