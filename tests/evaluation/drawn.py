@@ -154,7 +154,7 @@ class DrawnWorld(World):
             frames = recording.dataset.episode(episode).frames[CAMERA]
             self.places |= {frame.tobytes(): (episode, row) for row, frame in enumerate(frames)}
 
-    def reconstruct(self, frames: Any, *, batch: int = 256) -> np.ndarray:
+    def reconstruct(self, frames: Any, *, proprio: np.ndarray | None = None, batch: int = 256) -> np.ndarray:
         pictures = self.by_camera(frames)[CAMERA]
         if not self.mistakes.loses_agent_in_codec:
             return pictures
