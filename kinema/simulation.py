@@ -8,7 +8,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +42,15 @@ class Step:
     Mistakes stay, so it never rises. None where the world has no manifold."""
 
 
+class _Moment(NamedTuple):
+    """What a batch of sessions remembers of a step."""
+
+    latents: Float[Tensor, "B L Z"]
+    """In half precision."""
+    proprio: Float[Tensor, "B P"]
+    doubt: Float[Tensor, " B"]
+
+
 class SimulationBatch:
     """Many sessions of one world that step together. ``World`` is not changed by them."""
 
@@ -57,8 +66,7 @@ class SimulationBatch:
         self._cache: Cache = world.dynamics.new_cache(len(seeds), max_rewind=MAX_REWIND)
         self._doubt = torch.zeros(len(seeds), device=world.device)
         """The furthest from the manifold that a frame of each session was found, in its radii."""
-        self._history: deque[tuple[Tensor, Tensor]] = deque(maxlen=self._history_length())
-        self._doubts: deque[Tensor] = deque(maxlen=MAX_REWIND + 1)
+        self._history: deque[_Moment] = deque(maxlen=self._history_length())
 
     def __len__(self) -> int:
         """Number of sessions."""
@@ -169,15 +177,14 @@ class SimulationBatch:
         self._cache.rewind(num_steps)
         for _ in range(num_steps):
             self._history.pop()
-            self._doubts.pop()
         self.num_steps -= num_steps
-        self._doubt = self._doubts[-1]
+        self._doubt = self._history[-1].doubt
 
     def pictures(self, index: int) -> np.ndarray | dict[str, np.ndarray] | None:
         """The kept pictures of one session, ``T H W C``, the last given frame first while it is kept."""
         dtype = self.world.dynamics.token_bias.dtype
-        latents = torch.stack([latents[index] for latents, _ in self._history]).to(dtype)
-        return self.world.decode(latents, torch.stack([proprio[index] for _, proprio in self._history]))
+        latents = torch.stack([moment.latents[index] for moment in self._history]).to(dtype)
+        return self.world.decode(latents, torch.stack([moment.proprio[index] for moment in self._history]))
 
     def save(self, path: str | Path, index: int = 0) -> None:
         """Write the kept pictures of one session as a video, by the suffix ``.mp4`` or ``.gif``; several
@@ -220,21 +227,20 @@ class SimulationBatch:
 
     def _history_length(self) -> int:
         config = self.world.config.dynamics
-        bytes_per_session = 2 * config.num_latents * config.latent_dim + 4 * config.proprio_dim
-        bytes_per_step = len(self._seeds) * max(1, bytes_per_session)
+        bytes_per_session = 2 * config.num_latents * config.latent_dim + 4 * (config.proprio_dim + 1)
+        bytes_per_step = len(self._seeds) * bytes_per_session
         return max(2, min(100_000, HISTORY_BYTES // bytes_per_step))
 
     def _remember(self) -> None:
-        self._history.append((self._cache.last_latents.to(torch.float16), self._cache.last_proprio.clone()))
-        self._doubts.append(self._doubt)
+        latents = self._cache.last_latents.to(torch.float16)
+        self._history.append(_Moment(latents, self._cache.last_proprio.clone(), self._doubt))
 
     def _copy(self, indices: Tensor, seeds: list[int]) -> "SimulationBatch":
         other = SimulationBatch(self.world, seeds, self.num_denoising_steps)
         other._cache = self._cache.select(indices)
         other.num_steps = self.num_steps
-        other._history.extend((latents[indices], proprio[indices]) for latents, proprio in self._history)
         other._doubt = self._doubt[indices]
-        other._doubts.extend(doubt[indices] for doubt in self._doubts)
+        other._history.extend(_Moment(*(part[indices] for part in moment)) for moment in self._history)
         return other
 
 

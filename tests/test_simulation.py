@@ -458,7 +458,7 @@ def _resident_bytes() -> int:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
 def test_five_thousand_steps_cost_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pictures of the past are bounded; here by less, so that the bound is reached early on."""
-    monkeypatch.setattr(simulation, "HISTORY_BYTES", 300 * 2 * 16)
+    monkeypatch.setattr(simulation, "HISTORY_BYTES", 300 * (2 * 16 + 4))
     world = random_world(depth=2)
     sim = world.start(random_frames(2), random_actions(1))
     buffers = [(ring.buffer.data_ptr(), ring.buffer.shape) for ring in sim._batch._cache.rings]

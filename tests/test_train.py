@@ -87,12 +87,13 @@ def test_training_leaves_a_world(uninterrupted: Path, data: Path, capsys: pytest
 def test_what_is_logged(uninterrupted: Path) -> None:
     lines = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
     stages = [(line["stage"], line["update"]) for line in lines]
-    once = [(stage, u) for stage in ("tokenizer", "manifold", "dynamics") for u in (1, 2, 3)]
+    once = [(stage, u) for stage in ("tokenizer", "manifold", "decoder", "dynamics") for u in (1, 2, 3)]
     assert stages == [*once, ("dynamics", 3)]
     assert all(line["gradient_norm"] > 0 and line["frames_per_second"] > 0 for line in lines[:-1])
     assert {"loss", "psnr", "psnr_moving"} <= lines[0].keys()
     assert {"loss", "latents", "codes"} <= lines[3].keys()
-    assert {"loss", "observation", "proprio", "action"} <= lines[6].keys()
+    assert {"loss", "psnr", "psnr_moving"} <= lines[6].keys()
+    assert {"loss", "observation", "proprio", "action"} <= lines[9].keys()
     assert math.isfinite(lines[-1]["held_out_psnr"])
 
 
@@ -104,7 +105,7 @@ def test_stopped_after_every_update_it_is_the_same_run(
         assert "stopped; the same command continues" in capsys.readouterr().out
         calls += 1
     # After the last update of a stage there is nothing to stop.
-    assert calls == 6
+    assert calls == 8
     assert_same_world(out, uninterrupted)
     assert numbers(out) == numbers(uninterrupted)
 
