@@ -30,7 +30,7 @@ from kinema.optim import build_optimizer, supports_fast_bfloat16
 from kinema.progress import MetricsLog, evaluate_progress
 from kinema.recipes import RECIPES, Phase, Recipe, Schedule
 from kinema.simulation import World
-from kinema.tokenizers import DecoderObjective, TokenizerObjective
+from kinema.tokenizers import DecoderObjective, TokenizerObjective, to_pixels
 from kinema.world_model import CameraConfig, WorldConfig
 
 CHECKPOINTS = "checkpoints"
@@ -344,7 +344,7 @@ def _encode_all(world: World, segments: Segments, use_bfloat16: bool) -> Values:
         world.proprio_normalizer.fit(segments.proprio)
     tokenizer, parts = world.tokenizer, []
     if tokenizer is not None:
-        pixels = _sample_pictures(segments).to(world.device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        pixels = to_pixels(_sample_pictures(segments).to(world.device))
         tokenizer.set_statistics(torch.cat([tokenizer.encode_raw(x) for x in pixels.split(128)]))
     rows = segments.num_rows
     for start in tqdm(range(0, rows, 256), desc="encoding", unit="batch", disable=tokenizer is None):

@@ -20,7 +20,7 @@ from kinema.data.segments import resize
 from kinema.dynamics import Dynamics, DynamicsConfig, Values
 from kinema.nn.manifold import Manifold, ManifoldConfig
 from kinema.sampler import session_noise, solve
-from kinema.tokenizers import ConvTokenizer, ConvTokenizerConfig
+from kinema.tokenizers import ConvTokenizer, ConvTokenizerConfig, to_pixels
 
 FORMAT = 1
 CONFIG_FILE = "config.json"
@@ -285,8 +285,7 @@ class WorldModel(nn.Module):
         assert self.tokenizer is not None
         parts = []
         for piece in torch.from_numpy(pictures).split(MAX_PICTURES):
-            pixels = piece.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-            parts.append(self.tokenizer.encode(pixels))
+            parts.append(self.tokenizer.encode(to_pixels(piece.to(self.device))))
         return torch.cat(parts)
 
     # Simulated frames.

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from kinema.evaluation import bootstrap, rollout
 from kinema.evaluation.probe import Probe, Quantity, Target, find_probe
-from kinema.evaluation.result import Result, Series
+from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.rollout import PICTURE, PROPRIO, Clip, Sweep, by_camera, load_clips, open_recordings
 from kinema.evaluation.table import Row
 from kinema.simulation import World, load
@@ -107,7 +107,7 @@ def measure_control(
         world=world.name,
         data=source,
         axis="step",
-        protocol={**dataclasses.asdict(config), "out": str(config.out), "rollouts": len(clips)},
+        protocol={**plain(config), "rollouts": len(clips)},
         rows=rows,
         series=series,
         notes=[

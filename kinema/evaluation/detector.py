@@ -13,6 +13,7 @@ from typing import Self
 import numpy as np
 
 from kinema.data.lerobot import DataError, Dataset
+from kinema.evaluation.rollout import reconstruct
 from kinema.simulation import World
 from kinema.types import Frames
 
@@ -112,11 +113,7 @@ class Detector:
             num_fitted = round(len(pieces) * (1 - HELD_OUT_SHARE))
             fitted, held_out = pieces[:num_fitted], pieces[num_fitted:]
         real, other = _join(fitted), _join(held_out)
-        reconstructed = world.reconstruct(real)
-        assert reconstructed is not None
-        if not isinstance(reconstructed, dict):
-            reconstructed = {world.cameras[0]: reconstructed}
-        both = _join([real, reconstructed])
+        both = _join([real, reconstruct(world, real)])
         censuses = {key: _Census.fit(pictures, rng) for key, pictures in both.items()}
         detector = cls(censuses, _count(censuses, both))
         detector.num_frames = len(next(iter(real.values())))

@@ -21,12 +21,13 @@ from kinema.evaluation.floor import Floor, find_floor
 from kinema.evaluation.image_distance import Slices, mean_square, psnr, sliced_frechet, ssim
 from kinema.evaluation.probe import Probe, Quantity, Reading, Target, errors, find_probe
 from kinema.evaluation.reality import Moment, Reality, RecordedEpisodes
-from kinema.evaluation.result import Result, Series
+from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.rollout import (
     PROPRIO,
     by_camera,
     open_recordings,
     proprio_error,
+    reconstruct,
     session_generator,
 )
 from kinema.evaluation.table import Row
@@ -38,9 +39,8 @@ WINDOW = 100
 """Most steps up to a mark that count for it."""
 MAX_SAMPLES = 10
 """Most pictures of a window that are looked at."""
-CALLS_PER_WRITE = 1000
+FIRST_WRITE = 1000
 """From this mark on, what was measured so far is written at every mark."""
-
 LIVE_SEED = 2_000_000
 """Away from the seeds that anything was recorded with."""
 
@@ -130,7 +130,7 @@ def horizon(config: HorizonConfig) -> int:
     is_interrupted = False
     try:
         for mark in measurement.run():
-            if mark >= CALLS_PER_WRITE and mark < config.steps:
+            if mark >= FIRST_WRITE and mark < config.steps:
                 measurement.result().write(config.out)
     except KeyboardInterrupt:
         is_interrupted = True
@@ -296,7 +296,7 @@ class Horizon:
         assert real is not None
         assert self._still is not None
         still_frames, still = self._still
-        reconstructed = self._reconstruct(real)
+        reconstructed = reconstruct(self.world, real)
         tiled = {key: np.repeat(pictures, seeds, axis=0) for key, pictures in real.items()}
         through_codec = {key: np.repeat(pictures, seeds, axis=0) for key, pictures in reconstructed.items()}
         measured = {
@@ -335,11 +335,6 @@ class Horizon:
                     measured[f"other/{key}"] = errors(quantity, other, reference)
         return measured
 
-    def _reconstruct(self, real: Frames) -> dict[str, np.ndarray]:
-        pictures = self.world.reconstruct(real)
-        assert pictures is not None
-        return pictures if isinstance(pictures, dict) else {self.world.cameras[0]: pictures}
-
     def _keep(self, step: int, moment: Moment, measured: dict[str, np.ndarray]) -> None:
         num_rollouts = self.reality.num_rollouts
         for key, values in measured.items():
@@ -362,7 +357,7 @@ class Horizon:
         of_session = np.repeat(rollouts, self.config.seeds)
         for kind, pictures, owners in (
             ("real", real, rollouts),
-            ("codec", self._reconstruct(real) if len(rollouts) else real, rollouts),
+            ("codec", reconstruct(self.world, real) if len(rollouts) else real, rollouts),
             ("simulated", frames, of_session),
         ):
             if len(owners):
@@ -381,7 +376,7 @@ class Horizon:
             world=self.world.name,
             data=self.reality.source,
             axis="step",
-            protocol={**_plain(self.config), "rollouts": self.reality.num_rollouts},
+            protocol={**plain(self.config), "rollouts": self.reality.num_rollouts},
             rows=self._rows(series, marks, rng),
             series=series,
             notes=self._notes(marks),
@@ -579,13 +574,6 @@ class Horizon:
 
 def _repeat(reading: Reading, times: int) -> Reading:
     return reading[np.repeat(np.arange(len(reading)), times)]
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    return {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in dataclasses.asdict(config).items()
-    }
 
 
 def _median_psnr(squares: np.ndarray) -> float:

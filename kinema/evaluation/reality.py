@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from kinema.data.lerobot import DataError, Dataset
 from kinema.evaluation.probe import Probe, Reading
-from kinema.evaluation.rollout import check_dataset, concatenate
+from kinema.evaluation.rollout import check_dataset, concatenate, find_places
 from kinema.simulation import World
 from kinema.types import Episode, Frames
 
@@ -65,14 +65,9 @@ class RecordedEpisodes:
         self.source = str(dataset.root)
         self._world, self._probe, self._is_needed = world, probe, is_needed
         length = len(is_needed)
-        lengths = dataset.lengths()
-        places = sorted(
-            (start, episode)
-            for episode in range(dataset.num_episodes)
-            for start in range(0, max(0, int(lengths[episode]) - length + 1), length)
-        )[:num]
+        places = find_places(dataset, num=num, length=length)
         if not places:
-            longest = int(lengths.max()) if len(lengths) else 0
+            longest = max(dataset.lengths(), default=0)
             raise DataError(
                 f"{length:,} frames in a row are needed, but the longest episode has {longest:,}; ask for "
                 "fewer --steps, or drive a live environment with --env",

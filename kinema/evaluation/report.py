@@ -138,9 +138,7 @@ class _Measurement:
         measured: dict[str, list[np.ndarray]] = {}
         for clip in self.clips:
             proprio = None if clip.proprio is None else clip.proprio[: clip.num_frames]
-            pictures = self.world.reconstruct(clip.frames, proprio=proprio)
-            assert pictures is not None
-            pictures = pictures if isinstance(pictures, dict) else {self.world.cameras[0]: pictures}
+            pictures = rollout.reconstruct(self.world, clip.frames, proprio=proprio)
             difference = rollout.picture_error(pictures, clip.frames)
             measured.setdefault(PICTURE.key, []).append(difference)
             if self.probe is None or clip.reference is None:

@@ -120,6 +120,14 @@ class Result:
         return "\n\n".join(parts)
 
 
+def plain(config: Any) -> dict[str, Any]:
+    """The fields of a configuration, as JSON can hold them."""
+    return {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in dataclasses.asdict(config).items()
+    }
+
+
 def _shown(places: list[int]) -> list[int]:
     """The powers of ten where there are many places, and the first and the last."""
     if len(places) <= MAX_COLUMNS:

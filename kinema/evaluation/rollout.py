@@ -4,6 +4,7 @@ shows with what was recorded."""
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,15 +61,9 @@ def load_clips(world: World, dataset: Dataset, *, num: int, length: int, probe: 
         DataError: no episode is long enough, or the dataset lacks what the world needs.
     """
     check_dataset(world, dataset)
-    lengths = dataset.lengths()
-    places = [
-        (start, episode)
-        for episode in range(dataset.num_episodes)
-        for start in range(0, max(0, int(lengths[episode]) - length + 1), length)
-    ]
-    places = sorted(places)[:num]
+    places = find_places(dataset, num=num, length=length)
     if not places:
-        longest = int(lengths.max()) if len(lengths) else 0
+        longest = max(dataset.lengths(), default=0)
         raise DataError(
             f"clips of {length} frames are needed, but the longest episode has {longest}; "
             "record longer episodes or ask for fewer steps",
@@ -82,6 +77,16 @@ def load_clips(world: World, dataset: Dataset, *, num: int, length: int, probe: 
             episode = dataset.episode(index, cameras=world.cameras)
         clips.append(cut_clip(world, episode, start, length, probe))
     return clips
+
+
+def find_places(dataset: Dataset, *, num: int, length: int) -> list[tuple[int, int]]:
+    """Up to ``num`` pieces of ``length`` rows that do not overlap, as start and episode: the beginnings of
+    all episodes first."""
+    return sorted(
+        (start, episode)
+        for episode, rows in enumerate(dataset.lengths())
+        for start in range(0, max(0, int(rows) - length + 1), length)
+    )[:num]
 
 
 def check_dataset(world: World, dataset: Dataset) -> None:
@@ -247,9 +252,18 @@ def session_generator(seed: int, clip: int) -> torch.Generator:
 
 def by_camera(world: World, step: Step) -> dict[str, np.ndarray]:
     """The pictures of a step by camera, however many cameras there are."""
-    if step.frame is None:
+    return _named(world, step.frame)
+
+
+def reconstruct(world: World, frames: Frames, *, proprio: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Pictures by camera through the tokenizer and back, by camera."""
+    return _named(world, world.reconstruct(frames, proprio=proprio))
+
+
+def _named(world: World, pictures: Any) -> dict[str, np.ndarray]:
+    if pictures is None:
         return {}
-    return step.frame if isinstance(step.frame, dict) else {world.cameras[0]: step.frame}
+    return pictures if isinstance(pictures, dict) else {world.cameras[0]: pictures}
 
 
 def _measure(

@@ -15,9 +15,9 @@ import tyro
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from kinema.evaluation.result import Result, Series
-from kinema.evaluation.rollout import Clip, load_clips, open_recordings, session_generator
-from kinema.evaluation.speed import WARM_UP
+from kinema.evaluation.result import Result, Series, plain
+from kinema.evaluation.rollout import Clip, load_clips, open_recordings
+from kinema.evaluation.speed import measure_latencies, start_streams, stream_actions
 from kinema.evaluation.table import Row
 from kinema.simulation import SimulationBatch, World, load
 
@@ -82,10 +82,19 @@ def measure_throughput(world: World, clip: Clip, config: SpeedConfig, *, source:
     """Frames a second and latency for every number of streams, then memory."""
     streams = sorted(set(config.streams))
     rate = matrix_rate(world.device)
-    flops = [count_flops(_start(world, clip, num, config), clip, config) for num in streams]
-    latencies = []
-    for num in tqdm(streams, desc="timing", unit=" batches"):
-        latencies.append(_latencies(_start(world, clip, num, config), clip, config))
+
+    def start(num: int) -> SimulationBatch:
+        return start_streams(
+            world, clip, num, context=config.context, num_denoising_steps=config.num_denoising_steps
+        )
+
+    flops = [count_flops(start(num), clip, config) for num in streams]
+    latencies = [
+        measure_latencies(
+            start(num), clip, context=config.context, steps=config.steps, repeats=config.repeats
+        )
+        for num in tqdm(streams, desc="timing", unit=" batches")
+    ]
     rows, fps, shares = [], [], []
     for num, needed, seconds in zip(streams, flops, latencies, strict=True):
         rates = num / np.median(seconds, axis=1)
@@ -112,13 +121,13 @@ def measure_throughput(world: World, clip: Clip, config: SpeedConfig, *, source:
         rows.append(Row(key=f"share/{num}", what=what, value=value, unit="share", low=low, high=high))
     rows.append(Row(key="memory/peak", what="memory of the process at its peak", value=_peak_mb(), unit="MB"))
     if config.memory_steps:
-        rows.append(_memory_row(world, clip, config))
+        rows.append(_memory_row(start(1), clip, config))
     return Result(
         name="speed",
         world=world.name,
         data=source,
         axis="streams",
-        protocol={**dataclasses.asdict(config), "out": str(config.out), "threads": torch.get_num_threads()},
+        protocol={**plain(config), "threads": torch.get_num_threads()},
         rows=rows,
         series=_series(streams, latencies, fps, shares),
         notes=[
@@ -148,37 +157,8 @@ def count_flops(sessions: SimulationBatch, clip: Clip, config: SpeedConfig) -> i
     """Floating point operations of one decoded step of all sessions."""
     counter = FlopCounterMode(display=False)
     with counter:
-        sessions.step(_actions(clip, len(sessions), config.context, 0))
+        sessions.step(stream_actions(clip, len(sessions), config.context, 0))
     return counter.get_total_flops()
-
-
-def _start(world: World, clip: Clip, num: int, config: SpeedConfig) -> SimulationBatch:
-    context = config.context
-    proprio = None if clip.proprio is None else np.repeat(clip.proprio[None, :context], num, axis=0)
-    frames = {key: np.repeat(pictures[None, :context], num, axis=0) for key, pictures in clip.frames.items()}
-    return world.start_batch(
-        frames or None,
-        np.repeat(clip.actions[None, : context - 1], num, axis=0),
-        proprio=proprio,
-        generators=[session_generator(0, index) for index in range(num)],
-        num_denoising_steps=config.num_denoising_steps,
-    )
-
-
-def _actions(clip: Clip, num: int, context: int, step: int) -> np.ndarray:
-    actions = clip.actions[context - 1 :]
-    return np.repeat(actions[None, step % len(actions)], num, axis=0)
-
-
-def _latencies(sessions: SimulationBatch, clip: Clip, config: SpeedConfig) -> np.ndarray:
-    """Seconds of each step, ``repeats steps``; pictures come back to the processor in every one."""
-    seconds = np.empty(WARM_UP + config.repeats * config.steps)
-    for step in range(len(seconds)):
-        actions = _actions(clip, len(sessions), config.context, step)
-        began = time.perf_counter()
-        sessions.step(actions)
-        seconds[step] = time.perf_counter() - began
-    return seconds[WARM_UP:].reshape(config.repeats, config.steps)
 
 
 def _series(
@@ -204,12 +184,11 @@ def _series(
     ]
 
 
-def _memory_row(world: World, clip: Clip, config: SpeedConfig) -> Row:
+def _memory_row(session: SimulationBatch, clip: Clip, config: SpeedConfig) -> Row:
     """Memory after a long simulation over that after 1,000 steps of it."""
-    session = _start(world, clip, 1, config)
     few = 0.0
     for step in tqdm(range(config.memory_steps), desc="long run", unit=" steps"):
-        session.step(_actions(clip, 1, config.context, step))
+        session.step(stream_actions(clip, 1, config.context, step))
         if step + 1 == FEW_STEPS:
             few = _now_mb()
     return Row(

@@ -1,7 +1,12 @@
 """From a picture to latents and back."""
 
 from kinema.tokenizers.convolutional import ConvTokenizer, ConvTokenizerConfig
-from kinema.tokenizers.objective import DecoderObjective, TokenizerObjective, TokenizerObjectiveConfig
+from kinema.tokenizers.objective import (
+    DecoderObjective,
+    TokenizerObjective,
+    TokenizerObjectiveConfig,
+    to_pixels,
+)
 
 __all__ = [
     "ConvTokenizer",
@@ -9,4 +14,5 @@ __all__ = [
     "DecoderObjective",
     "TokenizerObjective",
     "TokenizerObjectiveConfig",
+    "to_pixels",
 ]
