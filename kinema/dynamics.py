@@ -87,6 +87,11 @@ class DynamicsConfig:
         return self.num_patches + (self.proprio_dim > 0) + 1 + self.num_registers
 
     @property
+    def num_modalities(self) -> int:
+        """M: cameras, proprioception if there is any, action."""
+        return len(self.grids) + (self.proprio_dim > 0) + 1
+
+    @property
     def reach(self) -> int:
         """Past frames that can matter: each block that sees time hands on what the one before it saw, and
         the oldest frame seen was given those before it."""
@@ -114,6 +119,12 @@ class Values:
         latents, proprio, action = packed[..., : sum(sizes)].split(sizes, dim=-1)
         return Values(latents.unflatten(2, self.latents.shape[2:]), proprio, action)
 
+    def followed_by(self, other: "Values") -> "Values":
+        """These frames, then others."""
+        latents = torch.cat([self.latents, other.latents], dim=1)
+        proprio = torch.cat([self.proprio, other.proprio], dim=1)
+        return Values(latents, proprio, torch.cat([self.action, other.action], dim=1))
+
     def map(self, function: Callable[[Tensor], Tensor]) -> "Values":
         """The same function of each part."""
         return Values(function(self.latents), function(self.proprio), function(self.action))
@@ -131,6 +142,15 @@ class Past:
     """About how far the foreseen proprioception is off."""
     action_error: Float[Tensor, "B T A"]
     """About how far the foreseen action is off, which is 0 where nothing is known of it."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Past":
+        """The same function of each part."""
+        return Past(
+            [frame.map(function) for frame in self.frames],
+            self.foreseen.map(function),
+            function(self.proprio_error),
+            function(self.action_error),
+        )
 
 
 class VectorInput(nn.Module):
@@ -165,8 +185,10 @@ class TokenInput(nn.Module):
 
 
 class Cache:
-    """What streaming sessions remember: keys and values of each block that sees time, and the last
-    frames."""
+    """What streaming sessions remember: keys and values of each block that sees time, and the last frames.
+
+    The last frame kept goes through the network only with the next one, so that a step runs it once.
+    """
 
     def __init__(self, config: DynamicsConfig, batch: int, max_rewind: int, like: Tensor):
         self.layers = [
@@ -181,49 +203,72 @@ class Cache:
             )
             for _ in range(config.depth // config.time_every)
         ]
-        self.sizes = (config.num_latents, config.latent_dim, config.proprio_dim)
-        size = config.num_latents * config.latent_dim + config.proprio_dim + config.action_dim + 2
+        self.latents = (config.num_latents, config.latent_dim)
+        self.sizes = [
+            config.num_latents * config.latent_dim,
+            config.proprio_dim,
+            config.action_dim,
+            config.num_modalities,
+        ]
+        num_kept = max_rewind + max(config.window, NUM_BEFORE + 1)
         self.frames = Ring(
-            (batch, 1, size), window=NUM_BEFORE, max_rewind=max_rewind + config.window - NUM_BEFORE, like=like
+            (batch, 1, sum(self.sizes)),
+            window=NUM_BEFORE + 1,
+            max_rewind=num_kept - NUM_BEFORE - 1,
+            like=like,
         )
+        self.is_pending = False
+        """Whether the layers do not have the last frame kept."""
+
+    def past(self) -> tuple[Values, Float[Tensor, "B T M"]]:
+        """The frames kept last, one more than ``NUM_BEFORE`` if there are as many, and their noise levels."""
+        latents, proprio, action, tau = self.frames.past().split(self.sizes, dim=-1)
+        return Values(latents.unflatten(-1, self.latents), proprio, action), tau
 
     @property
     def last_latents(self) -> Float[Tensor, "B L Z"]:
         """Latents of the frame kept last."""
-        num_latents, latent_dim, _ = self.sizes
-        packed = self.frames.past()[:, -1, : num_latents * latent_dim]
-        return packed.unflatten(-1, (num_latents, latent_dim))
+        return self.past()[0].latents[:, -1]
 
     @property
     def last_proprio(self) -> Float[Tensor, "B P"]:
         """Proprioception of the frame kept last."""
-        num_latents, latent_dim, proprio_dim = self.sizes
-        first = num_latents * latent_dim
-        return self.frames.past()[:, -1, first : first + proprio_dim]
+        return self.past()[0].proprio[:, -1]
 
-    @property
-    def rings(self) -> list[Ring]:
-        return [*self.layers, self.frames]
+    def keep(self, frame: Values, tau: Float[Tensor, "B 1 M"]) -> None:
+        """Keep a frame that the layers do not have yet."""
+        assert not self.is_pending
+        self.frames.with_frames(torch.cat([frame.pack(), tau], dim=-1))
+        self.frames.keep()
+        self.is_pending = True
 
-    def keep(self) -> None:
-        """Keep the frame written last."""
-        for ring in self.rings:
-            ring.keep()
+    def keep_pending(self) -> None:
+        """Keep the pending frame, the first that was written last, in the layers."""
+        for layer in self.layers:
+            layer.keep()
+        self.is_pending = False
 
     @property
     def num_rewindable(self) -> int:
         """Frames that ``rewind`` can take back."""
-        return min(ring.num_rewindable for ring in self.rings)
+        behind = int(not self.is_pending)
+        possible = [self.frames.num_rewindable, *(layer.num_rewindable - behind for layer in self.layers)]
+        return max(0, min(possible))
 
     def rewind(self, num_frames: int) -> None:
-        """Take back the frames kept last."""
-        for ring in self.rings:
-            ring.rewind(num_frames)
+        """Take back the frames kept last. What is then the last is pending again, so that what follows is the
+        same to the last bit."""
+        if not num_frames:
+            return
+        for layer in self.layers:
+            layer.rewind(num_frames + int(not self.is_pending))
+        self.frames.rewind(num_frames)
+        self.is_pending = True
 
     def select(self, indices: Tensor) -> "Cache":
         """The past of some of the sessions."""
         other = object.__new__(Cache)
-        other.sizes = self.sizes
+        other.__dict__.update(self.__dict__)
         other.layers = [layer.select(indices, 1) for layer in self.layers]
         other.frames = self.frames.select(indices, 0)
         return other
@@ -284,7 +329,7 @@ class Dynamics(nn.Module):
     @property
     def num_modalities(self) -> int:
         """M: cameras, proprioception if there is any, action."""
-        return len(self.config.grids) + (self.config.proprio_dim > 0) + 1
+        return self.config.num_modalities
 
     def forward(
         self,
@@ -320,18 +365,34 @@ class Dynamics(nn.Module):
         return Cache(self.config, batch, max_rewind, like=self.token_bias)
 
     def step(self, frame: Values, tau: Float[Tensor, "B 1 M"], cache: Cache) -> Values:
-        """The streaming path: clean values of one frame (T = 1) that sees the cache.
-
-        The frame is written behind the cached ones but not kept; ``keep`` keeps it.
-        """
-        past = self._past(frame, tau, self._before(cache))
-        return self._read(self._stream(frame, tau, past, cache), frame, tau, past)
+        """The streaming path: clean values of one frame (T = 1) that sees the cache. ``keep`` keeps it."""
+        if not cache.is_pending:
+            return self._stream(frame, tau, cache)
+        past, past_tau = cache.past()
+        both = past.map(_last).followed_by(frame)
+        found = self._stream(both, torch.cat([_last(past_tau), tau], dim=1), cache)
+        cache.keep_pending()
+        return found
 
     def keep(self, frame: Values, tau: Float[Tensor, "B 1 M"], cache: Cache) -> None:
         """Add one frame (T = 1) to the cache."""
-        self._stream(frame, tau, self._past(frame, tau, self._before(cache)), cache)
-        cache.frames.with_frame(self._known(frame, tau))
-        cache.keep()
+        if cache.is_pending:
+            past, past_tau = cache.past()
+            self._stream(past.map(_last), _last(past_tau), cache)
+            cache.keep_pending()
+        cache.keep(frame, tau)
+
+    def _stream(self, frames: Values, tau: Float[Tensor, "B T M"], cache: Cache) -> Values:
+        """Clean values of the last of one or two frames that see the cache; where a frame is pending, it is
+        the first of them."""
+        first = int(not cache.is_pending)
+        past = self._past(frames, tau, self._before(cache)[:, first : first + NUM_BEFORE + tau.shape[1] - 1])
+        x = self._embed(frames, tau, past)
+        layers = iter(cache.layers)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            x = block.step(x, next(layers) if block.time is not None else None)
+        return self._read(x[:, -1:], frames.map(_last), tau[:, -1:], past.map(_last))
 
     def _known(self, values: Values, tau: Tensor) -> Float[Tensor, "B T V"]:
         """Frames packed, with zeros where a modality is mostly noise."""
@@ -342,8 +403,9 @@ class Dynamics(nn.Module):
         return torch.cat([packed, known[:, :, -2:]], dim=-1)
 
     def _before(self, cache: Cache) -> Float[Tensor, "B S V"]:
-        past = cache.frames.past()
-        return F.pad(past, (0, 0, NUM_BEFORE - past.shape[1], 0))
+        """One more than the ``NUM_BEFORE`` frames kept last."""
+        past = self._known(*cache.past())
+        return F.pad(past, (0, 0, NUM_BEFORE + 1 - past.shape[1], 0))
 
     def _past(self, values: Values, tau: Tensor, before: Float[Tensor, "B S V"]) -> Past:
         """What is known of each frame from those before. ``before`` holds ``NUM_BEFORE`` more frames,
@@ -400,23 +462,15 @@ class Dynamics(nn.Module):
         every session; else None."""
         if not self.foresees_proprio:
             return None
-        packed = self._frames_before(tau, self._before(cache))
+        packed = self._frames_before(tau, self._before(cache)[:, 1:])
         proprio, error = self._foresee_proprio(frame, tau, packed)
         return proprio if error.max() < EXACT_PROPRIO else None
 
     def foresee(self, values: Values) -> Values:
         """Each frame as the linear response foresees it from those before, all known."""
-        known = torch.ones(*values.action.shape[:2], self.num_modalities, device=values.action.device)
+        known = torch.ones(*values.action.shape[:2], self.config.num_modalities, device=values.action.device)
         before = F.pad(self._known(values, known), (0, 0, NUM_BEFORE, 0))[:, :-1]
         return self._past(values, known, before).foreseen
-
-    def _stream(self, frame: Values, tau: Tensor, past: Past, cache: Cache) -> Tensor:
-        x = self._embed(frame, tau, past).squeeze(1)
-        layers = iter(cache.layers)
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            x = block.step(x, next(layers) if block.time is not None else None)
-        return x.unsqueeze(1)
 
     def _embed(self, values: Values, tau: Tensor, past: Past) -> Tensor:
         """Tokens ``B T N D`` of frames. With the frames before at hand, what moves steadily or a little is a
@@ -483,6 +537,10 @@ class Dynamics(nn.Module):
         if not parts:
             return patches.new_zeros(*patches.shape[:2], 0, self.config.latent_dim)
         return torch.cat(parts, dim=2)
+
+
+def _last(x: Tensor) -> Tensor:
+    return x[:, -1:]
 
 
 def _combine(expected: Tensor, error: Tensor, noised: Tensor, tau: Tensor) -> Tensor:

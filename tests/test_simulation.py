@@ -461,7 +461,8 @@ def test_five_thousand_steps_cost_no_memory(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(simulation, "HISTORY_BYTES", 300 * (2 * 16 + 4))
     world = random_world(depth=2)
     sim = world.start(random_frames(2), random_actions(1))
-    buffers = [(ring.buffer.data_ptr(), ring.buffer.shape) for ring in sim._batch._cache.rings]
+    rings = [*sim._batch._cache.layers, sim._batch._cache.frames]
+    buffers = [(ring.buffer.data_ptr(), ring.buffer.shape) for ring in rings]
     actions = random_actions(500)
 
     def run(num_rounds: int) -> int:
@@ -476,7 +477,7 @@ def test_five_thousand_steps_cost_no_memory(monkeypatch: pytest.MonkeyPatch) -> 
     assert sim.num_steps == 6000
     # One step's latents, noise and keys take 20 kB: 5,000 of them would be 100 MB.
     assert after - before < 4 * 2**20
-    assert [(ring.buffer.data_ptr(), ring.buffer.shape) for ring in sim._batch._cache.rings] == buffers
+    assert [(ring.buffer.data_ptr(), ring.buffer.shape) for ring in rings] == buffers
     pictures = sim.pictures()
     assert isinstance(pictures, np.ndarray)
     assert pictures.shape == (300, SIZE, SIZE, 3)

@@ -98,8 +98,8 @@ class Detector:
         """
         rng = np.random.default_rng(seed)
         drawn = rng.permutation(np.arange(dataset.num_episodes) if episodes is None else np.array(episodes))
-        pieces = [world.by_camera(frames) for frames in _draw(world, dataset, drawn[:MAX_EPISODES])]
-        lengths = [len(next(iter(frames.values()))) for frames in pieces]
+        pieces = _draw(world, dataset, drawn[:MAX_EPISODES])
+        lengths = [len(piece) for piece in pieces]
         if sum(lengths) < LEAST_FRAMES:
             raise DataError(
                 f"a detector needs at least {LEAST_FRAMES} real pictures, there are {sum(lengths)}",
@@ -107,16 +107,17 @@ class Detector:
             )
         if len(pieces) < 3:
             cuts = [int(length * (1 - HELD_OUT_SHARE)) for length in lengths]
-            fitted = [_part(frames, slice(0, cut)) for frames, cut in zip(pieces, cuts, strict=True)]
-            held_out = [_part(frames, slice(cut, None)) for frames, cut in zip(pieces, cuts, strict=True)]
+            fitted = [piece[:cut] for piece, cut in zip(pieces, cuts, strict=True)]
+            held_out = [piece[cut:] for piece, cut in zip(pieces, cuts, strict=True)]
         else:
             num_fitted = round(len(pieces) * (1 - HELD_OUT_SHARE))
             fitted, held_out = pieces[:num_fitted], pieces[num_fitted:]
-        real, other = _join(fitted), _join(held_out)
-        both = _join([real, reconstruct(world, real)])
+        real, other = _join(fitted), _join(held_out).frames
+        reconstructed = reconstruct(world, real.frames, proprio=real.proprio)
+        both = {key: np.concatenate([pictures, reconstructed[key]]) for key, pictures in real.frames.items()}
         censuses = {key: _Census.fit(pictures, rng) for key, pictures in both.items()}
         detector = cls(censuses, _count(censuses, both))
-        detector.num_frames = len(next(iter(real.values())))
+        detector.num_frames = len(real)
         detector.num_episodes = len(pieces)
         detector.threshold = float(np.quantile(detector.score(other), 1.0 - FALSE_ALARMS))
         detector.false_alarms = float(1.0 - detector.is_valid(other).mean())
@@ -151,8 +152,27 @@ class Detector:
         return text
 
 
-def _draw(world: World, dataset: Dataset, chosen: np.ndarray) -> list[dict[str, np.ndarray]]:
-    """Pictures by camera of the chosen episodes, evenly spaced in each."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Piece:
+    """Rows of an episode."""
+
+    frames: Frames
+    """By camera, at the size that the world shows."""
+    proprio: np.ndarray | None
+    """Where the world knows it and the dataset has it."""
+
+    def __len__(self) -> int:
+        return len(next(iter(self.frames.values())))
+
+    def __getitem__(self, rows: slice) -> "_Piece":
+        return _Piece(
+            frames={key: pictures[rows] for key, pictures in self.frames.items()},
+            proprio=None if self.proprio is None else self.proprio[rows],
+        )
+
+
+def _draw(world: World, dataset: Dataset, chosen: np.ndarray) -> list[_Piece]:
+    """Rows of the chosen episodes, evenly spaced in each."""
     for camera in world.cameras:
         if camera not in dataset.cameras:
             raise DataError(
@@ -162,16 +182,21 @@ def _draw(world: World, dataset: Dataset, chosen: np.ndarray) -> list[dict[str, 
             )
     lengths = dataset.lengths()[chosen]
     spacing = max(1, -(-int(lengths.sum()) // NUM_FRAMES))
-    frames = [dataset.episode(int(index), cameras=world.cameras).frames for index in chosen]
-    return [{key: pictures[::spacing] for key, pictures in of_one.items()} for of_one in frames]
+    pieces = []
+    for index in chosen:
+        episode = dataset.episode(int(index), cameras=world.cameras)
+        proprio = episode.columns.get(world.config.proprio_key or "")
+        piece = _Piece(frames=episode.frames, proprio=proprio)[::spacing]
+        pieces.append(dataclasses.replace(piece, frames=world.by_camera(piece.frames)))
+    return pieces
 
 
-def _part(frames: Frames, rows: slice) -> dict[str, np.ndarray]:
-    return {key: pictures[rows] for key, pictures in frames.items()}
-
-
-def _join(parts: Sequence[Frames]) -> dict[str, np.ndarray]:
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+def _join(pieces: Sequence[_Piece]) -> _Piece:
+    proprio = [piece.proprio for piece in pieces if piece.proprio is not None]
+    return _Piece(
+        frames={key: np.concatenate([piece.frames[key] for piece in pieces]) for key in pieces[0].frames},
+        proprio=np.concatenate(proprio) if proprio else None,
+    )
 
 
 def _count(censuses: Mapping[str, _Census], frames: Frames) -> np.ndarray:

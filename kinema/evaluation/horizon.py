@@ -281,22 +281,29 @@ class Horizon:
             restarted = self.floor.step(actions)
         self._num_ended = int((~moment.is_running).sum())
         if is_needed:
-            measured = self._measure(simulated, moment)
+            reconstructed = self._reconstruct(moment)
+            measured = self._measure(simulated, moment, reconstructed)
             if restarted is not None and moment.reference is not None and self.probe is not None:
                 reference = _repeat(moment.reference, self.floor.num_restarts if self.floor else 1)
                 for quantity in self.probe.quantities:
                     measured[f"floor/{quantity.key}"] = errors(quantity, restarted, reference)
             self._keep(step, moment, measured)
-            self._keep_features(step, simulated, moment)
+            self._keep_features(step, simulated, moment, reconstructed)
 
-    def _measure(self, step: Step, moment: Moment) -> dict[str, np.ndarray]:
+    def _reconstruct(self, moment: Moment) -> dict[str, np.ndarray]:
+        assert moment.frames is not None
+        proprio = self.world.config.proprio_key
+        return reconstruct(
+            self.world, moment.frames, proprio=None if proprio is None else moment.columns[proprio]
+        )
+
+    def _measure(self, step: Step, moment: Moment, reconstructed: Frames) -> dict[str, np.ndarray]:
         """By key, for each session or for each rollout."""
         seeds = self.config.seeds
         frames, real = by_camera(self.world, step), moment.frames
         assert real is not None
         assert self._still is not None
         still_frames, still = self._still
-        reconstructed = reconstruct(self.world, real)
         tiled = {key: np.repeat(pictures, seeds, axis=0) for key, pictures in real.items()}
         through_codec = {key: np.repeat(pictures, seeds, axis=0) for key, pictures in reconstructed.items()}
         measured = {
@@ -347,17 +354,20 @@ class Horizon:
             for mark, slot in self.schedule.places(step):
                 self._found[key][mark, :, :, slot] = table
 
-    def _keep_features(self, step: int, simulated: Step, moment: Moment) -> None:
+    def _keep_features(self, step: int, simulated: Step, moment: Moment, reconstructed: Frames) -> None:
         assert moment.frames is not None
         marks = np.array([mark for mark, _ in self.schedule.places(step)])
         rollouts = np.flatnonzero(moment.is_running)
-        real = {key: pictures[rollouts] for key, pictures in moment.frames.items()}
+        real, through_codec = (
+            {key: pictures[rollouts] for key, pictures in frames.items()}
+            for frames in (moment.frames, reconstructed)
+        )
         sessions = np.repeat(moment.is_running, self.config.seeds)
         frames = {key: pictures[sessions] for key, pictures in by_camera(self.world, simulated).items()}
         of_session = np.repeat(rollouts, self.config.seeds)
         for kind, pictures, owners in (
             ("real", real, rollouts),
-            ("codec", reconstruct(self.world, real) if len(rollouts) else real, rollouts),
+            ("codec", through_codec, rollouts),
             ("simulated", frames, of_session),
         ):
             if len(owners):
