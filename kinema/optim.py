@@ -77,13 +77,6 @@ def build_optimizer(module: nn.Module, schedule: Schedule) -> Optimizer:
     return Optimizer(parts)
 
 
-def supports_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 matrices faster than single precision."""
-    if device.type == "cpu":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
-
-
 def _is_hidden(key: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and "blocks" in key.split(".")
 

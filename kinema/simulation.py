@@ -4,6 +4,7 @@ A ``SimulationBatch`` runs many sessions at once; a ``Simulation`` is one. A ses
 cache is a ring, positions are relative, and memory is constant.
 """
 
+import copy
 import dataclasses
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from kinema.dynamics import Cache, Values
+from kinema.hardware import Precision, keep_freed_memory, uses_bfloat16
 from kinema.sampler import solve
 from kinema.view import write_video
 from kinema.world_model import CONFIG_FILE, WEIGHTS_FILE, Pictures, WorldError, WorldModel
@@ -54,10 +56,11 @@ class _Moment(NamedTuple):
 class SimulationBatch:
     """Many sessions of one world that step together. ``World`` is not changed by them."""
 
-    def __init__(self, world: WorldModel, seeds: Sequence[int], num_denoising_steps: int | None):
+    def __init__(self, world: "World", seeds: Sequence[int], num_denoising_steps: int | None):
         if num_denoising_steps is not None and num_denoising_steps < 1:
             raise WorldError(f"num_denoising_steps={num_denoising_steps}: at least 1 is needed")
         self.world = world
+        self._networks = world.networks
         self.num_denoising_steps = num_denoising_steps or world.config.num_denoising_steps
         self.num_steps = 0
         """Steps simulated so far."""
@@ -83,7 +86,11 @@ class SimulationBatch:
     def begin(self, latents: Tensor, proprio: Tensor, knows_proprio: bool, actions: Tensor | None) -> None:
         """Show the sessions their first frames: latents ``B T L Z``, proprioception ``B T P`` and the actions
         ``B T-1 A`` between the frames, all normalised."""
-        world = self.world
+        with self._networks.autocast():
+            self._begin(latents, proprio, knows_proprio, actions)
+
+    def _begin(self, latents: Tensor, proprio: Tensor, knows_proprio: bool, actions: Tensor | None) -> None:
+        world = self._networks
         batch, time = latents.shape[:2]
         # Frames beyond the reach change nothing.
         first = max(0, time - 1 - world.config.dynamics.reach)
@@ -113,9 +120,13 @@ class SimulationBatch:
         Raises:
             WorldError: the actions have another shape or are not finite; the sessions are unchanged.
         """
-        world, config = self.world, self.world.config.dynamics
-        array = world.check_actions(actions, (len(self), world.action_dim), "actions")
-        action = world.action_normalizer.normalize(torch.from_numpy(array).to(world.device)).unsqueeze(1)
+        array = self.world.check_actions(actions, (len(self), self.world.action_dim), "actions")
+        action = torch.from_numpy(array).to(self.world.device)
+        with self._networks.autocast():
+            return self._advance(self.world.action_normalizer.normalize(action).unsqueeze(1), decode)
+
+    def _advance(self, action: Float[Tensor, "B 1 A"], decode: bool) -> Step:
+        world, config = self._networks, self.world.config.dynamics
         noise = self._noise(config.num_latents * config.latent_dim, stream=1)
         latents = noise.unflatten(-1, (config.num_latents, config.latent_dim))
         frame = Values(latents, torch.zeros(len(self), 1, config.proprio_dim, device=world.device), action)
@@ -199,7 +210,7 @@ class SimulationBatch:
     def _with_proprio(self, frame: Values, action_tau: float, observation_tau: float) -> Values:
         """The frame with its proprioception found: before the picture (``observation_tau`` = 0), from the
         past and the action; or from a picture that is known."""
-        dynamics = self.world.dynamics
+        dynamics = self._networks.dynamics
 
         def levels(tau: float) -> Tensor:
             return self.world.tau(
@@ -299,6 +310,22 @@ class Simulation:
 class World(WorldModel):
     """A world to simulate in. ``kinema.load`` gives one."""
 
+    @property
+    def networks(self) -> WorldModel:
+        """What sessions run: this world; or, where it is to run in bfloat16, a copy made once whose large
+        matrices are that already."""
+        if not uses_bfloat16(self.precision, self.device):
+            return self
+        found = self.__dict__.get("_networks")
+        if found is None or found.device != self.device:
+            found = copy.deepcopy(self)
+            for module in found.modules():
+                if isinstance(module, nn.Linear | nn.Conv2d):
+                    module.to(torch.bfloat16)
+            # Not as a module of this one: it is saved and moved by itself.
+            self.__dict__["_networks"] = found
+        return found
+
     def start_batch(
         self,
         frames: Pictures,
@@ -397,8 +424,16 @@ class World(WorldModel):
         )
 
 
-def load(source: str | Path, *, device: str | torch.device = "cpu") -> World:
+def load(source: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "auto") -> World:
     """A world by the name of a bundled one (``pusht``), by its folder, or by its Hub id (``owner/name``).
+
+    On a CPU the process then keeps the memory that tensors free: see ``hardware.keep_freed_memory``.
+
+    Args:
+        source: name, folder or Hub id.
+        device: where it runs.
+        precision: of the large matrix products of simulated frames; ``auto`` takes bfloat16 where the
+            hardware multiplies it faster.
 
     Raises:
         WorldError: there is none of that name, or a file of it is missing or corrupt.
@@ -416,7 +451,11 @@ def load(source: str | Path, *, device: str | torch.device = "cpu") -> World:
                 "a Hub id (owner/name)"
             )
         folder = _download(str(source))
-    return World.from_folder(folder).to(device)
+    world = World.from_folder(folder).to(device)
+    world.precision = precision
+    if world.device.type == "cpu":
+        keep_freed_memory()
+    return world
 
 
 def _download(hub_id: str) -> Path:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
@@ -24,9 +24,10 @@ from kinema.checkpoint import CheckpointError, load_checkpoint, read_state, save
 from kinema.data.lerobot import Dataset
 from kinema.data.segments import Segments, load_segments
 from kinema.dynamics import NUM_BEFORE, Values
+from kinema.hardware import Precision, uses_bfloat16
 from kinema.nn.manifold import Manifold, ManifoldObjective
 from kinema.objective import DynamicsObjective
-from kinema.optim import build_optimizer, supports_fast_bfloat16
+from kinema.optim import build_optimizer
 from kinema.progress import MetricsLog, evaluate_progress
 from kinema.recipes import RECIPES, Phase, Recipe, Schedule
 from kinema.simulation import World
@@ -56,7 +57,7 @@ class TrainConfig:
     """Of the weights and of all sampling."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """Of the networks' arithmetic; auto takes bfloat16 where the hardware multiplies it faster."""
     checkpoint_minutes: float = 3.0
     """Minutes between checkpoints."""
@@ -109,7 +110,7 @@ def train(config: TrainConfig) -> int:
     try:
         if world.tokenizer is not None:
             loop.run(_tokenizer_stage(world, recipe, segments))
-        values = _encode_all(world, segments, loop.uses_bfloat16(world.device))
+        values = _encode_all(world, segments, uses_bfloat16(config.precision, world.device))
         _fit_response(world, segments, values)
         weights = _surprise(world, segments, values) if recipe.surprising_share else None
         if world.manifold is not None:
@@ -175,7 +176,7 @@ class Loop:
         state = read_state(folder) or {"update": 0}
         if state["update"]:
             load_checkpoint(folder, module=stage.objective, ema=ema, optimizer=optimizer)
-        use_bfloat16 = self.uses_bfloat16(device)
+        use_bfloat16 = uses_bfloat16(self.config.precision, device)
         generator = torch.Generator(device)
 
         def save(update: int) -> None:
@@ -239,11 +240,6 @@ class Loop:
         _swap(parameters, ema)
         if stage.evaluate:
             self.log.write(stage.name, update, stage.evaluate(update))
-
-    def uses_bfloat16(self, device: torch.device) -> bool:
-        """Whether the networks' arithmetic is in bfloat16 there."""
-        precision = self.config.precision
-        return precision == "bfloat16" or (precision == "auto" and supports_fast_bfloat16(device))
 
     def _evaluate(
         self, stage: Stage, parameters: dict[str, nn.Parameter], ema: dict[str, Tensor], update: int

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kinema.data.segments import resize
 from kinema.dynamics import Dynamics, DynamicsConfig, Values
+from kinema.hardware import Precision, uses_bfloat16
 from kinema.nn.manifold import Manifold, ManifoldConfig
 from kinema.sampler import session_noise, solve
 from kinema.tokenizers import ConvTokenizer, ConvTokenizerConfig, to_pixels
@@ -128,6 +129,8 @@ class WorldModel(nn.Module):
         )
         self.action_normalizer = Normalizer(config.dynamics.action_dim)
         self.proprio_normalizer = Normalizer(config.dynamics.proprio_dim)
+        self.precision: Precision = "float32"
+        """Of the large matrix products of simulated frames."""
 
     @property
     def name(self) -> str:
@@ -153,6 +156,12 @@ class WorldModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.action_normalizer.center.device
+
+    def autocast(self) -> torch.autocast:
+        """Large matrix products in here are as ``precision`` says."""
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=uses_bfloat16(self.precision, self.device)
+        )
 
     # Pixels and latents.
 
@@ -189,8 +198,9 @@ class WorldModel(nn.Module):
             for start in range(0, len(latents), MAX_PICTURES):
                 rows = slice(start, start + MAX_PICTURES)
                 its_guide = None if guide is None else guide[rows, of_camera]
-                pixels = self.tokenizer.decode(latents[rows, of_camera], its_guide).float().clamp(-1.0, 1.0)
-                pieces.append((pixels + 1.0).mul(127.5).round().to(torch.uint8))
+                with self.autocast():
+                    pixels = self.tokenizer.decode(latents[rows, of_camera], its_guide)
+                pieces.append((pixels.float().clamp(-1.0, 1.0) + 1.0).mul(127.5).round().to(torch.uint8))
             pictures[key] = torch.cat(pieces).permute(0, 2, 3, 1).cpu().numpy()
         return pictures[self.cameras[0]] if len(pictures) == 1 else pictures
 

@@ -527,3 +527,20 @@ def test_trust_falls_and_follows_the_session(world: World) -> None:
 def test_a_world_without_a_manifold_says_nothing_of_trust(vectors: World) -> None:
     sim = vectors.start(None, proprio=np.zeros((2, 3), np.float32))
     assert sim.step(random_actions()).trust is None
+
+
+def test_bfloat16_is_close_and_leaves_the_world_as_it_is() -> None:
+    world = random_world()
+    exact = {key: value.clone() for key, value in world.state_dict().items()}
+    frames = {}
+    for precision in ("float32", "bfloat16"):
+        world.precision = precision
+        step = world.start(random_frames(2), random_actions(1)).step(random_actions(1)[0])
+        frames[precision] = step.frame.astype(float)
+    difference = np.abs(frames["bfloat16"] - frames["float32"])
+    assert 0 < difference.mean() < 2.0
+    assert all(torch.equal(value, exact[key]) for key, value in world.state_dict().items())
+    assert world.networks is world.networks
+    assert world.networks.dynamics.latents_out.weight.dtype == torch.bfloat16
+    world.precision = "float32"
+    assert world.networks is world

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from kinema.nn import Block, LayerCache, norm, rotary_table
-from kinema.nn.attention import attend
+from kinema.nn.attention import MANY_ROWS, attend
 from kinema.nn.blocks import SpaceAttention, SwiGLU, TimeAttention
 
 from ..worlds import randomize
@@ -24,11 +24,14 @@ def test_norm_has_mean_zero_and_deviation_one() -> None:
     torch.testing.assert_close(x.square().mean(-1), torch.ones(4), atol=1e-4, rtol=0.0)
 
 
-def test_attention_is_the_softmax_of_products() -> None:
-    q, k, v = random(2, 1, 3, 8, seed=1), random(2, 1, 5, 8, seed=2), random(2, 1, 5, 8, seed=3)
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [2, MANY_ROWS])
+def test_attention_is_the_softmax_of_products(rows: int) -> None:
+    q, k, v = (random(rows, 1, length, 8, seed=seed) for seed, length in enumerate((3, 5, 5)))
     mask = torch.tensor([[True, False, True, False, False]] * 3)
-    scores = (q @ k.transpose(-1, -2) / 8**0.5).masked_fill(~mask, -torch.inf)
-    torch.testing.assert_close(attend(q, k, v, mask), scores.softmax(-1) @ v)
+    scores = q @ k.transpose(-1, -2) / 8**0.5
+    torch.testing.assert_close(attend(q, k, v), scores.softmax(-1) @ v)
+    torch.testing.assert_close(attend(q, k, v, mask), scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v)
 
 
 @pytest.mark.parametrize("is_temporal", [False, True])

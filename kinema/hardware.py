@@ -1,0 +1,47 @@
+"""What the machine does fast, and how to let it."""
+
+import ctypes
+import functools
+import sys
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "float32", "bfloat16"]
+"""Of large matrix products; ``auto`` is bfloat16 where the hardware multiplies it faster."""
+
+LARGEST_KEPT = 32 * 2**20
+"""Bytes of the largest piece of memory that is kept once freed."""
+MOST_KEPT = 512 * 2**20
+"""Bytes of freed memory that are kept in all."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt."""
+
+
+def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
+    """Whether large matrix products are to be in bfloat16."""
+    return precision == "bfloat16" or (precision == "auto" and supports_fast_bfloat16(device))
+
+
+def supports_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices faster than single precision."""
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Have the C library keep the memory that tensors free, for the whole process; whether it will.
+
+    Without, glibc gives large pieces back to the system at once and asks for them again in the next step:
+    clearing and mapping them anew takes a third of a step's time. Other C libraries are left as they are.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return (
+        mallopt is not None
+        and mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT) == 1
+        and mallopt(_M_TRIM_THRESHOLD, MOST_KEPT) == 1
+    )
