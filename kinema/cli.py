@@ -77,6 +77,13 @@ COMMANDS = {
         function="speed",
         after_interrupt="The same command starts again.",
     ),
+    "serve": Command(
+        summary="Serve a world over HTTP and WebSocket, many clients at once.",
+        module="kinema.serve.command",
+        config="ServeConfig",
+        function="serve",
+        after_interrupt="The server has stopped; its sessions are gone.",
+    ),
     "demo": Command(
         summary="Simulate the held-out recording of the bundled world: nothing else is needed.",
         module="kinema.demo",
@@ -90,8 +97,14 @@ EXTRA_OF_MODULE = {
     "gymnasium": "gym",
     "gym_pusht": "pusht",
     "pymunk": "pusht",
+    "fastapi": "serve",
+    "httpx": "serve",
     "huggingface_hub": "hub",
+    "mcp": "mcp",
+    "prometheus_client": "serve",
     "tensorboard": "train",
+    "uvicorn": "serve",
+    "websockets": "serve",
 }
 """Which extra brings a module that may be missing."""
 

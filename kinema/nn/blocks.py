@@ -19,13 +19,14 @@ def norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, (x.shape[-1],))
 
 
-def attend(q_RHTE: Tensor, k_RHSE: Tensor, v_RHSE: Tensor, mask_TS: Tensor | None = None) -> Tensor:
-    """Attention. On a CPU in single precision: over so few tokens that is several times faster than bf16."""
+def attend(q_RHTE: Tensor, k_RHSE: Tensor, v_RHSE: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention; ``mask`` (``T S``, or ``R 1 1 S``) is True where a query sees a key. On a CPU in single
+    precision: over so few tokens that is several times faster than bf16."""
     if q_RHTE.device.type != "cpu":
-        return F.scaled_dot_product_attention(q_RHTE, k_RHSE, v_RHSE, attn_mask=mask_TS)
+        return F.scaled_dot_product_attention(q_RHTE, k_RHSE, v_RHSE, attn_mask=mask)
     with torch.autocast("cpu", enabled=False):
         q, k, v = q_RHTE.float(), k_RHSE.float(), v_RHSE.float()
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TS)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 class _Attention(nn.Module):
@@ -77,7 +78,7 @@ class TimeAttention(_Attention):
         batch, tokens, _ = x_BND.shape
         q, k, v = self.project(x_BND.flatten(0, 1).unsqueeze(1))
         keys, values, rotary = cache.attended(k, v)
-        y = attend(q, rotate(keys, *rotary), values)
+        y = attend(q, rotate(keys, *rotary), values, cache.mask)
         return self.merge(y).view(batch, tokens, -1)
 
 

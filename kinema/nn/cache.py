@@ -1,5 +1,6 @@
 """The past of streaming sessions in constant memory."""
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -60,6 +61,30 @@ class Ring:
         other.buffer = self.buffer.index_select(session_axis, indices.to(self.buffer.device))
         return other
 
+    @classmethod
+    def gather(cls, rings: Sequence[Self], session_axis: int) -> Self:
+        """The windows of sessions that have a ring each, side by side, for one frame more. Where some have
+        seen fewer frames than others, there are zeros before theirs."""
+        pasts = [ring.past() for ring in rings]
+        other = object.__new__(cls)
+        other.__dict__.update(rings[0].__dict__)
+        other.end = max(past.shape[-2] for past in pasts)
+        shape = list(pasts[0].shape)
+        # Room for the frame, and for its being kept without a turn of the ring.
+        shape[session_axis], shape[-2] = len(rings), other.end + 3
+        other.buffer = pasts[0].new_zeros(shape)
+        for index, past in enumerate(pasts):
+            place = other.buffer.narrow(session_axis, index, 1)
+            place[..., other.end - past.shape[-2] : other.end, :] = past
+        return other
+
+    def scatter(self, rings: Sequence[Self], session_axis: int) -> None:
+        """Keep in each of the rings that were gathered the frame that was kept here last."""
+        last = self.buffer[..., self.end - 1 : self.end, :]
+        for ring, frame in zip(rings, last.split(1, session_axis), strict=True):
+            ring.with_frame(frame)
+            ring.keep()
+
 
 class LayerCache(Ring):
     """Keys (not rotated) and values of the past frames in one layer: ``2 B N H S E``."""
@@ -75,6 +100,8 @@ class LayerCache(Ring):
         max_rewind: int,
         like: Tensor,
     ):
+        self.mask: Tensor | None = None
+        """Who of the window is seen by each session, ``R 1 1 S``; None where all are."""
         shape = (2, batch, tokens, num_heads, 1, head_dim)
         super().__init__(shape, window=window, max_rewind=max_rewind, like=like)
         ages = torch.arange(-window, 1, device=like.device, dtype=torch.float32)
@@ -88,3 +115,15 @@ class LayerCache(Ring):
         keys, values = self.with_frame(frame).flatten(1, 2).unbind(0)
         size = keys.shape[-2]
         return keys, values, (self._cos[-size:], self._sin[-size:])
+
+    @classmethod
+    def of_sessions(cls, rings: Sequence[Self]) -> Self:
+        """The windows of sessions that have a cache each; what is not there is not seen."""
+        other = cls.gather(rings, 1)
+        num_missing = [other.end - ring.past().shape[-2] for ring in rings]
+        if any(num_missing):
+            first = torch.tensor(num_missing, device=other.buffer.device).unsqueeze(1)
+            is_there = torch.arange(other.end + 1, device=other.buffer.device) >= first
+            num_tokens = other.buffer.shape[2]
+            other.mask = is_there.repeat_interleave(num_tokens, 0)[:, None, None, :]
+        return other

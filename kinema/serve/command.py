@@ -1,0 +1,88 @@
+"""``kinema serve``: a world as a service."""
+
+import dataclasses
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+import uvicorn
+from fastapi import FastAPI
+
+from kinema.serve.app import create_app
+from kinema.serve.guard import LOOPBACK
+from kinema.serve.limits import Limits
+from kinema.serve.service import Service, find_recordings
+from kinema.simulation import load
+
+TOKEN_VARIABLE = "KINEMA_TOKEN"
+MAX_CONNECTIONS = 512
+MAX_MESSAGE = 2**20
+"""Bytes of a WebSocket message from a client."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    world: Annotated[str, tyro.conf.Positional] = "pusht"
+    """A bundled world, a folder, or a Hub id."""
+    data: Path | None = None
+    """Recorded episodes that sessions may begin in; by default those that the world brings."""
+    host: str = "127.0.0.1"
+    """Address to listen at. Any but this machine's own needs a token: KINEMA_TOKEN in the environment, or one
+    is made and printed."""
+    port: int = 8000
+    """Port to listen at; 0 for any that is free."""
+    device: str = "cpu"
+    """Where the networks run."""
+    limits: Annotated[Limits, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 65536:
+            raise ValueError(f"port={self.port}: it must be 0 to 65535")
+
+
+def serve(config: ServeConfig) -> None:
+    """Serve until Ctrl-C."""
+    token = find_token(config.host)
+    service = make_service(config)
+    app = create_app(service, token=token, hosts=(*LOOPBACK, config.host))
+    server = make_server(app, config.host, config.port)
+    url = f"http://{config.host}:{server.config.port or '(free port, see below)'}"
+    print(f"world '{service.world.name}' at {url}, documented at {url}/docs, to play at {url}/", flush=True)
+    print(f"up to {service.sessions.capacity} sessions; Ctrl-C stops the server", flush=True)
+    if token is not None:
+        source = f"the one in {TOKEN_VARIABLE}" if os.environ.get(TOKEN_VARIABLE) else token
+        print(f"token: {source}", flush=True)
+    server.run()
+
+
+def make_service(config: ServeConfig) -> Service:
+    """The world of a configuration, with its recordings."""
+    world = load(config.world, device=config.device)
+    return Service(world, find_recordings(config.world, config.data), config.limits)
+
+
+def find_token(host: str) -> str | None:
+    """That of the environment; else none where only this machine can connect, and else a new one."""
+    return os.environ.get(TOKEN_VARIABLE) or (None if host in LOOPBACK else secrets.token_urlsafe(24))
+
+
+def make_server(app: FastAPI, host: str, port: int) -> uvicorn.Server:
+    """The HTTP server of an application."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=3,
+            ws_max_size=MAX_MESSAGE,
+            ws_max_queue=4,
+        )
+    )
