@@ -262,7 +262,7 @@ def test_memory_bounds_the_sessions(tmp_path: Path) -> None:
 
 
 def test_sizes_and_waiting_requests_are_bounded(tmp_path: Path) -> None:
-    limits = Limits(max_body_mb=0.1, max_waiting=2, max_actions=300)
+    limits = Limits(max_body_mb=0.1, max_waiting=2, max_actions=60)
     with running(small_service(tmp_path, limits)) as url, httpx.Client(base_url=url, timeout=60) as http:
         session = http.post("/v1/sessions", json={"episode": 0}).json()["session"]
         large = http.post("/v1/infer", content=b"x" * 200_000)
@@ -273,11 +273,11 @@ def test_sizes_and_waiting_requests_are_bounded(tmp_path: Path) -> None:
                 yield b"x" * 10_000
 
         assert http.post("/v1/infer", content=chunks()).status_code == 413
-        body = {"actions": random_actions(301).tolist()}
+        body = {"actions": random_actions(61).tolist()}
         many = http.post(f"/v1/sessions/{session}/steps", json=body)
-        assert (many.status_code, "at most 300 at once" in many.text) == (422, True)
+        assert (many.status_code, "at most 60 at once" in many.text) == (422, True)
         # One runs, one waits, the third is one too many.
-        body = {"actions": random_actions(300).tolist(), "format": "none"}
+        body = {"actions": random_actions(60).tolist(), "format": "none"}
         statuses: list[int] = []
 
         def run() -> None:
