@@ -84,6 +84,13 @@ COMMANDS = {
         function="serve",
         after_interrupt="The server has stopped; its sessions are gone.",
     ),
+    "play": Command(
+        summary="Drive a world in the browser.",
+        module="kinema.serve.play",
+        config="PlayConfig",
+        function="play",
+        after_interrupt="The page's sessions are gone.",
+    ),
     "demo": Command(
         summary="Simulate the held-out recording of the bundled world: nothing else is needed.",
         module="kinema.demo",

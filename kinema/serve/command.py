@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import secrets
+import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -47,14 +48,15 @@ def serve(config: ServeConfig) -> None:
     token = find_token(config.host)
     service = make_service(config)
     app = create_app(service, token=token, hosts=(*LOOPBACK, config.host))
-    server = make_server(app, config.host, config.port)
-    url = f"http://{config.host}:{server.config.port or '(free port, see below)'}"
-    print(f"world '{service.world.name}' at {url}, documented at {url}/docs, to play at {url}/", flush=True)
-    print(f"up to {service.sessions.capacity} sessions; Ctrl-C stops the server", flush=True)
-    if token is not None:
-        source = f"the one in {TOKEN_VARIABLE}" if os.environ.get(TOKEN_VARIABLE) else token
-        print(f"token: {source}", flush=True)
-    server.run()
+    with bind(config.host, config.port) as listener:
+        url = f"http://{config.host}:{listener.getsockname()[1]}"
+        print(f"world '{service.world.name}' at {url}, documented at {url}/docs", flush=True)
+        print(f"up to {service.sessions.capacity} sessions; Ctrl-C stops the server", flush=True)
+        if token is not None:
+            known = os.environ.get(TOKEN_VARIABLE)
+            print(f"token: {f'the one in {TOKEN_VARIABLE}' if known else token}", flush=True)
+        print(f"to play in a browser: {url}/{f'#token={known or token}' if token else ''}", flush=True)
+        make_server(app).run(sockets=[listener])
 
 
 def make_service(config: ServeConfig) -> Service:
@@ -68,13 +70,22 @@ def find_token(host: str) -> str | None:
     return os.environ.get(TOKEN_VARIABLE) or (None if host in LOOPBACK else secrets.token_urlsafe(24))
 
 
-def make_server(app: FastAPI, host: str, port: int) -> uvicorn.Server:
-    """The HTTP server of an application."""
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ValueError where the port is taken or there is no such address."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ValueError(
+            f"cannot listen at {host}:{port} ({error.strerror or error}); choose another --port (0 for any)"
+        ) from error
+
+
+def make_server(app: FastAPI) -> uvicorn.Server:
+    """The HTTP server of an application, to be run with a listening socket."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            host=host,
-            port=port,
             log_level="warning",
             access_log=False,
             proxy_headers=False,

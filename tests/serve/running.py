@@ -10,7 +10,7 @@ import uvicorn
 
 from kinema.data import Dataset
 from kinema.serve.app import create_app
-from kinema.serve.command import make_server
+from kinema.serve.command import bind, make_server
 from kinema.serve.limits import Limits
 from kinema.serve.service import Service
 from kinema.simulation import World
@@ -29,12 +29,9 @@ def small_service(folder: Path, limits: Limits | None = None, world: World | Non
 @contextlib.contextmanager
 def running(service: Service, *, token: str | None = None) -> Iterator[str]:
     """The address of a server while it runs."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-        server = make_server(create_app(service, token=token), "127.0.0.1", port)
-        with in_thread(server, listener):
-            yield f"http://127.0.0.1:{port}"
+    server = make_server(create_app(service, token=token))
+    with bind("127.0.0.1", 0) as listener, in_thread(server, listener):
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 @contextlib.contextmanager
