@@ -3,14 +3,19 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kinema.client import connect
     from kinema.simulation import Simulation, SimulationBatch, Step, World, load
 
-__all__ = ["Simulation", "SimulationBatch", "Step", "World", "load"]
+__all__ = ["Simulation", "SimulationBatch", "Step", "World", "connect", "load"]
 
 
 def __getattr__(name: str) -> Any:
     # The simulator brings PyTorch along, which takes a second to import: commands that do not simulate start
     # without it.
+    if name == "connect":
+        from kinema.client import connect
+
+        return connect
     if name in __all__:
         from kinema import simulation
 

@@ -77,6 +77,20 @@ COMMANDS = {
         function="speed",
         after_interrupt="The same command starts again.",
     ),
+    "serve": Command(
+        summary="Serve a world over HTTP and WebSocket, many clients at once.",
+        module="kinema.serve.command",
+        config="ServeConfig",
+        function="serve",
+        after_interrupt="The server has stopped; its sessions are gone.",
+    ),
+    "play": Command(
+        summary="Drive a world in the browser.",
+        module="kinema.serve.play",
+        config="PlayConfig",
+        function="play",
+        after_interrupt="The page's sessions are gone.",
+    ),
     "demo": Command(
         summary="Simulate the held-out recording of the bundled world: nothing else is needed.",
         module="kinema.demo",
@@ -90,8 +104,14 @@ EXTRA_OF_MODULE = {
     "gymnasium": "gym",
     "gym_pusht": "pusht",
     "pymunk": "pusht",
+    "fastapi": "serve",
+    "httpx": "serve",
     "huggingface_hub": "hub",
+    "mcp": "mcp",
+    "prometheus_client": "serve",
     "tensorboard": "train",
+    "uvicorn": "serve",
+    "websockets": "serve",
 }
 """Which extra brings a module that may be missing."""
 

@@ -242,6 +242,10 @@ class Cache:
         self.frames.keep()
         self.is_pending = True
 
+    @property
+    def rings(self) -> list[Ring]:
+        return [*self.layers, self.frames]
+
     def keep_pending(self) -> None:
         """Keep the pending frame, the first that was written last, in the layers."""
         for layer in self.layers:
@@ -272,6 +276,30 @@ class Cache:
         other.layers = [layer.select(indices, 1) for layer in self.layers]
         other.frames = self.frames.select(indices, 0)
         return other
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes."""
+        return sum(ring.buffer.nbytes for ring in self.rings)
+
+    @classmethod
+    def gather(cls, caches: "Sequence[Cache]") -> "Cache":
+        """What sessions with a cache each need for their next frame, as one cache. The caches stay as they
+        are until ``scatter``."""
+        other = object.__new__(cls)
+        other.__dict__.update(caches[0].__dict__)
+        layers = zip(*(cache.layers for cache in caches), strict=True)
+        other.layers = [LayerCache.of_sessions(of_sessions) for of_sessions in layers]
+        other.frames = Ring.gather([cache.frames for cache in caches], 0)
+        return other
+
+    def scatter(self, caches: "Sequence[Cache]") -> None:
+        """Keep in each of the caches that were gathered the frame that was kept here last."""
+        for layer, of_sessions in zip(
+            self.layers, zip(*(c.layers for c in caches), strict=True), strict=True
+        ):
+            layer.scatter(of_sessions, 1)
+        self.frames.scatter([cache.frames for cache in caches], 0)
 
 
 class Dynamics(nn.Module):
@@ -457,14 +485,14 @@ class Dynamics(nn.Module):
 
     def foresee_proprio(
         self, frame: Values, tau: Float[Tensor, "B 1 M"], cache: Cache
-    ) -> Float[Tensor, "B 1 P"] | None:
-        """Proprioception of a frame (T = 1) without the network, where the linear response has it exactly in
-        every session; else None."""
+    ) -> tuple[Float[Tensor, "B 1 P"], Bool[Tensor, "B 1 1"]] | None:
+        """Proprioception of a frame (T = 1) without the network, and in which sessions the linear response
+        has it exactly; None where it never does."""
         if not self.foresees_proprio:
             return None
         packed = self._frames_before(tau, self._before(cache)[:, 1:])
         proprio, error = self._foresee_proprio(frame, tau, packed)
-        return proprio if error.max() < EXACT_PROPRIO else None
+        return proprio, error.amax(-1, keepdim=True) < EXACT_PROPRIO
 
     def foresee(self, values: Values) -> Values:
         """Each frame as the linear response foresees it from those before, all known."""

@@ -43,6 +43,19 @@ class Step:
     0, and one half once a frame of the session was found as far from the manifold as few recorded ones are.
     Mistakes stay, so it never rises. None where the world has no manifold."""
 
+    def of_session(self, index: int) -> "Step":
+        """The step of one session of a batch."""
+        frame = self.frame
+        if isinstance(frame, dict):
+            frame = {key: pictures[index] for key, pictures in frame.items()}
+        elif frame is not None:
+            frame = frame[index]
+        return Step(
+            frame=frame,
+            proprio=None if self.proprio is None else self.proprio[index],
+            trust=None if self.trust is None else float(self.trust[index]),
+        )
+
 
 class _Moment(NamedTuple):
     """What a batch of sessions remembers of a step."""
@@ -56,14 +69,21 @@ class _Moment(NamedTuple):
 class SimulationBatch:
     """Many sessions of one world that step together. ``World`` is not changed by them."""
 
-    def __init__(self, world: "World", seeds: Sequence[int], num_denoising_steps: int | None):
-        if num_denoising_steps is not None and num_denoising_steps < 1:
-            raise WorldError(f"num_denoising_steps={num_denoising_steps}: at least 1 is needed")
+    def __init__(
+        self,
+        world: "World",
+        seeds: Sequence[int],
+        num_denoising_steps: int | None,
+        max_pictures: int | None = None,
+    ):
+        if num_denoising_steps is None:
+            num_denoising_steps = world.config.num_denoising_steps
         self.world = world
         self._networks = world.networks
-        self.num_denoising_steps = num_denoising_steps or world.config.num_denoising_steps
+        self.num_denoising_steps = _at_least_one(num_denoising_steps)
         self.num_steps = 0
         """Steps simulated so far."""
+        self.max_pictures = max_pictures
         self._seeds = list(seeds)
         self._generator = torch.Generator()
         self._cache: Cache = world.dynamics.new_cache(len(seeds), max_rewind=MAX_REWIND)
@@ -147,15 +167,33 @@ class SimulationBatch:
             frame = Values(settled.unsqueeze(1), frame.proprio, action)
         world.dynamics.keep(frame, world.tau(len(self), 1, action_tau=1.0), self._cache)
         self.num_steps += 1
-        proprio = None
-        if world.proprio_dim:
-            proprio = world.proprio_normalizer.restore(frame.proprio[:, 0]).cpu().numpy()
         self._remember()
-        pictures = world.decode(frame.latents[:, 0], frame.proprio[:, 0]) if decode else None
+        return self.look(decode=decode)
+
+    @torch.inference_mode()
+    def look(self, *, decode: bool = True) -> Step:
+        """The present frame of every session, as the last step gave it, or the last given one as the
+        tokenizer has it."""
+        world = self._networks
+        latents, known = self._cache.last_latents, self._cache.last_proprio
+        proprio = world.proprio_normalizer.restore(known).cpu().numpy() if world.proprio_dim else None
         trust = None
         if world.manifold is not None:
             trust = (1.0 / (1.0 + self._doubt.square())).cpu().numpy()
-        return Step(frame=pictures, proprio=proprio, trust=trust)
+        return Step(frame=world.decode(latents, known) if decode else None, proprio=proprio, trust=trust)
+
+    def change(self, *, seeds: Sequence[int] | None = None, num_denoising_steps: int | None = None) -> None:
+        """Go on with other noise, or with another number of network calls for a frame.
+
+        Raises:
+            WorldError: not one seed for each session, or a number below 1.
+        """
+        if num_denoising_steps is not None:
+            self.num_denoising_steps = _at_least_one(num_denoising_steps)
+        if seeds is not None:
+            if len(seeds) != len(self):
+                raise WorldError(f"seeds: {len(self)} sessions need {len(self)}, got {len(seeds)}")
+            self._seeds = list(seeds)
 
     @property
     def latents(self) -> Float[Tensor, "B L Z"]:
@@ -170,6 +208,11 @@ class SimulationBatch:
         seeds = [_mix(seed, self.num_steps, child + 1) for seed in self._seeds for child in range(num)]
         return self._copy(indices, seeds)
 
+    @property
+    def num_rewindable(self) -> int:
+        """Steps that ``rewind`` can go back."""
+        return min(self.num_steps, MAX_REWIND, len(self._history) - 1, self._cache.num_rewindable)
+
     def rewind(self, num_steps: int) -> None:
         """Undo the last steps: what follows is as if they had not been made.
 
@@ -177,12 +220,7 @@ class SimulationBatch:
             WorldError: more than were made, or than the kept past allows: ``MAX_REWIND`` in all, counted from
                 the furthest step.
         """
-        possible = min(
-            self.num_steps,
-            MAX_REWIND,
-            len(self._history) - 1,
-            self._cache.num_rewindable,
-        )
+        possible = self.num_rewindable
         if not 0 <= num_steps <= possible:
             raise WorldError(f"rewind({num_steps}): this session can go back by 0 to {possible} steps")
         self._cache.rewind(num_steps)
@@ -191,11 +229,18 @@ class SimulationBatch:
         self.num_steps -= num_steps
         self._doubt = self._history[-1].doubt
 
-    def pictures(self, index: int) -> np.ndarray | dict[str, np.ndarray] | None:
-        """The kept pictures of one session, ``T H W C``, the last given frame first while it is kept."""
+    def pictures(self, index: int, rows: slice = slice(None)) -> np.ndarray | dict[str, np.ndarray] | None:
+        """The kept pictures of one session, or some rows of them, ``T H W C``, the last given frame first
+        while it is kept."""
         dtype = self.world.dynamics.token_bias.dtype
-        latents = torch.stack([moment.latents[index] for moment in self._history]).to(dtype)
-        return self.world.decode(latents, torch.stack([moment.proprio[index] for moment in self._history]))
+        moments = list(self._history)[rows]
+        latents = torch.stack([moment.latents[index] for moment in moments]).to(dtype)
+        return self._networks.decode(latents, torch.stack([moment.proprio[index] for moment in moments]))
+
+    @property
+    def num_pictures(self) -> int:
+        """Pictures of each session that are kept."""
+        return len(self._history)
 
     def save(self, path: str | Path, index: int = 0) -> None:
         """Write the kept pictures of one session as a video, by the suffix ``.mp4`` or ``.gif``; several
@@ -222,32 +267,39 @@ class SimulationBatch:
             return dynamics.step(given, levels(tau), self._cache).proprio
 
         foreseen = dynamics.foresee_proprio(frame, levels(0.0), self._cache)
+        if foreseen is not None and foreseen[1].all():
+            return Values(frame.latents, foreseen[0], frame.action)
+        proprio = solve(model, self._noise(self.world.proprio_dim, stream=2), self.num_denoising_steps)
         if foreseen is not None:
-            return Values(frame.latents, foreseen, frame.action)
-        noise = self._noise(self.world.proprio_dim, stream=2)
-        return Values(frame.latents, solve(model, noise, self.num_denoising_steps), frame.action)
+            # What one session is given must not depend on what is known of the others.
+            proprio = torch.where(foreseen[1], foreseen[0], proprio)
+        return Values(frame.latents, proprio, frame.action)
 
     def _noise(self, size: int, stream: int = 0) -> Tensor:
         """Noise ``B 1 size``, a function of each session's seed, step and stream alone: the same whatever the
         batch, and again after a rewind."""
         rows = []
-        for seed in self._seeds:
-            self._generator.manual_seed(_mix(seed, self.num_steps, -stream))
+        for seed, num_steps in zip(self._seeds, self._ages(), strict=True):
+            self._generator.manual_seed(_mix(seed, num_steps, -stream))
             rows.append(torch.randn(1, size, generator=self._generator))
         return torch.stack(rows).to(self.world.device)
+
+    def _ages(self) -> list[int]:
+        """Steps that each session has made."""
+        return [self.num_steps] * len(self)
 
     def _history_length(self) -> int:
         config = self.world.config.dynamics
         bytes_per_session = 2 * config.num_latents * config.latent_dim + 4 * (config.proprio_dim + 1)
         bytes_per_step = len(self._seeds) * bytes_per_session
-        return max(2, min(100_000, HISTORY_BYTES // bytes_per_step))
+        return max(2, min(self.max_pictures or 100_000, HISTORY_BYTES // bytes_per_step))
 
     def _remember(self) -> None:
         latents = self._cache.last_latents.to(torch.float16)
         self._history.append(_Moment(latents, self._cache.last_proprio.clone(), self._doubt))
 
     def _copy(self, indices: Tensor, seeds: list[int]) -> "SimulationBatch":
-        other = SimulationBatch(self.world, seeds, self.num_denoising_steps)
+        other = SimulationBatch(self.world, seeds, self.num_denoising_steps, self.max_pictures)
         other._cache = self._cache.select(indices)
         other.num_steps = self.num_steps
         other._doubt = self._doubt[indices]
@@ -278,17 +330,34 @@ class Simulation:
             WorldError: the action has another shape or is not finite; the session is unchanged.
         """
         array = self.world.check_actions(action, (self.world.action_dim,), "action")
-        step = self._batch.step(array[None], decode=decode)
-        frame = step.frame
-        if isinstance(frame, dict):
-            frame = {key: pictures[0] for key, pictures in frame.items()}
-        elif frame is not None:
-            frame = frame[0]
-        return Step(
-            frame=frame,
-            proprio=None if step.proprio is None else step.proprio[0],
-            trust=None if step.trust is None else float(step.trust[0]),
-        )
+        return self._batch.step(array[None], decode=decode).of_session(0)
+
+    def look(self, *, decode: bool = True) -> Step:
+        """The present frame, as the last step gave it, or the last given one as the tokenizer has it."""
+        return self._batch.look(decode=decode).of_session(0)
+
+    def change(self, *, seed: int | None = None, num_denoising_steps: int | None = None) -> None:
+        """Go on with other noise, or with another number of network calls for a frame."""
+        seeds = None if seed is None else [seed]
+        self._batch.change(seeds=seeds, num_denoising_steps=num_denoising_steps)
+
+    def copy(self) -> "Simulation":
+        """Another session that goes on from here with the same noise."""
+        return self._batch[0]
+
+    def future(self, index: int) -> "Simulation":
+        """The future that stands at ``index`` in every fork of more than ``index``."""
+        return Simulation(self._batch._copy(torch.tensor([0]), [_mix(self.seed, self.num_steps, index + 1)]))
+
+    @property
+    def seed(self) -> int:
+        """Of the noise to come."""
+        return self._batch._seeds[0]
+
+    @property
+    def num_denoising_steps(self) -> int:
+        """Network calls for a frame."""
+        return self._batch.num_denoising_steps
 
     def fork(self, num: int) -> SimulationBatch:
         """``num`` futures from here, batched, each with its own noise."""
@@ -298,9 +367,20 @@ class Simulation:
         """Undo the last steps, at most ``MAX_REWIND``: what follows is as if they had not been made."""
         self._batch.rewind(num_steps)
 
-    def pictures(self) -> np.ndarray | dict[str, np.ndarray] | None:
-        """The pictures so far, ``T H W C``, the last given frame first; very old ones are forgotten."""
-        return self._batch.pictures(0)
+    @property
+    def num_rewindable(self) -> int:
+        """Steps that ``rewind`` can go back."""
+        return self._batch.num_rewindable
+
+    @property
+    def num_pictures(self) -> int:
+        """Pictures so far, as many of them as are kept."""
+        return self._batch.num_pictures
+
+    def pictures(self, rows: slice = slice(None)) -> np.ndarray | dict[str, np.ndarray] | None:
+        """The pictures so far, or some rows of them, ``T H W C``, the last given frame first; very old ones
+        are forgotten."""
+        return self._batch.pictures(0, rows)
 
     def save(self, path: str | Path) -> None:
         """Write the pictures so far as a video, by the suffix ``.mp4`` or ``.gif``."""
@@ -333,7 +413,9 @@ class World(WorldModel):
         *,
         proprio: np.ndarray | None = None,
         generators: Sequence[torch.Generator] | None = None,
+        seeds: Sequence[int] | None = None,
         num_denoising_steps: int | None = None,
+        max_pictures: int | None = None,
     ) -> SimulationBatch:
         """Begin sessions from ``B`` recordings of ``T`` frames each.
 
@@ -344,7 +426,10 @@ class World(WorldModel):
             proprio: ``B T P`` where the world knows it and the recording has it.
             generators: one for each session, each asked once for a seed; by default sessions have seeds
                 0, 1, ...
+            seeds: those seeds themselves, in place of generators.
             num_denoising_steps: network calls for a frame; the world's own by default.
+            max_pictures: most past pictures to keep, which is also as far as ``rewind`` goes; by default as
+                many as ``HISTORY_BYTES`` hold.
 
         Raises:
             WorldError: what is given does not fit the world.
@@ -380,10 +465,12 @@ class World(WorldModel):
         if actions is not None:
             array = self.check_actions(actions, (batch, time - 1, self.action_dim), "actions")
             normalized = self.action_normalizer.normalize(torch.from_numpy(array).to(self.device))
-        if generators is not None and len(generators) != batch:
-            raise WorldError(f"generators: {batch} sessions need {batch}, got {len(generators)}")
-        seeds = [_draw_seed(g) for g in generators] if generators is not None else list(range(batch))
-        simulation = SimulationBatch(self, seeds, num_denoising_steps)
+        for name, given in (("generators", generators), ("seeds", seeds)):
+            if given is not None and len(given) != batch:
+                raise WorldError(f"{name}: {batch} sessions need {batch}, got {len(given)}")
+        if seeds is None:
+            seeds = [draw_seed(g) for g in generators] if generators is not None else list(range(batch))
+        simulation = SimulationBatch(self, seeds, num_denoising_steps, max_pictures)
         normalized_proprio = self.normalized_proprio(proprio, batch, time)
         simulation.begin(latents, normalized_proprio, proprio is not None, normalized)
         return simulation
@@ -472,6 +559,12 @@ def _download(hub_id: str) -> Path:
         raise WorldError(f"the world '{hub_id}' could not be downloaded: {error}") from error
 
 
+def _at_least_one(num_denoising_steps: int) -> int:
+    if num_denoising_steps < 1:
+        raise WorldError(f"num_denoising_steps={num_denoising_steps}: at least 1 is needed")
+    return num_denoising_steps
+
+
 def _one_session(frames: Any) -> np.ndarray:
     array = np.asarray(frames)
     if array.ndim != 4 or not len(array):
@@ -482,7 +575,8 @@ def _one_session(frames: Any) -> np.ndarray:
     return array[None]
 
 
-def _draw_seed(generator: torch.Generator) -> int:
+def draw_seed(generator: torch.Generator) -> int:
+    """The seed of a session that is given this generator."""
     return int(torch.randint(2**62, (1,), generator=generator, device=generator.device).item())
 
 

@@ -5,7 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinema.dynamics import NUM_BEFORE, Dynamics, DynamicsConfig, Values, _combine, two_stream_mask
+from kinema.dynamics import (
+    EXACT_PROPRIO,
+    NUM_BEFORE,
+    Dynamics,
+    DynamicsConfig,
+    Values,
+    _combine,
+    two_stream_mask,
+)
 
 from .worlds import dynamics_config, random_dynamics, random_tau, random_values
 
@@ -331,10 +339,13 @@ def test_what_the_response_has_exactly_is_what_the_network_would_give() -> None:
             assert dynamics.response is not None
             dynamics.response.proprio_error.fill_(error)
             foreseen = dynamics.foresee_proprio(at(frames, 3), sought, cache)
-            assert (foreseen is not None) == is_exact
+            assert (foreseen is not None) == (error < EXACT_PROPRIO)
             if foreseen is not None:
-                found = dynamics.step(at(frames, 3), sought, cache).proprio
-                torch.testing.assert_close(foreseen, found, atol=1e-4, rtol=0)
+                proprio, has_it = foreseen
+                assert (has_it == is_exact).all()
+                if is_exact:
+                    found = dynamics.step(at(frames, 3), sought, cache).proprio
+                    torch.testing.assert_close(proprio, found, atol=1e-4, rtol=0)
         dynamics.keep(at(frames, t), known, cache)
 
 

@@ -12,15 +12,16 @@ MANY_ROWS = 128
 kernel, which makes each one a task of its own."""
 
 
-def attend(q_RHTE: Tensor, k_RHSE: Tensor, v_RHSE: Tensor, mask_TS: Tensor | None = None) -> Tensor:
-    """Attention. On a CPU in single precision: over so few tokens that is several times faster than bf16."""
+def attend(q_RHTE: Tensor, k_RHSE: Tensor, v_RHSE: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention; ``mask`` (``T S``, or ``R 1 T S``) is True where a query sees a key. On a CPU in single
+    precision: over so few tokens that is several times faster than bf16."""
     if q_RHTE.device.type != "cpu":
-        return F.scaled_dot_product_attention(q_RHTE, k_RHSE, v_RHSE, attn_mask=mask_TS)
+        return F.scaled_dot_product_attention(q_RHTE, k_RHSE, v_RHSE, attn_mask=mask)
     with torch.autocast("cpu", enabled=False):
         q, k, v = q_RHTE.float(), k_RHSE.float(), v_RHSE.float()
         if torch.is_grad_enabled() or q.shape[0] * q.shape[1] < MANY_ROWS:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TS)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         scores_RHTS = (q * q.shape[-1] ** -0.5) @ k.mT
-        if mask_TS is not None:
-            scores_RHTS = scores_RHTS.masked_fill(~mask_TS, -torch.inf)
+        if mask is not None:
+            scores_RHTS = scores_RHTS.masked_fill(~mask, -torch.inf)
         return scores_RHTS.softmax(-1) @ v

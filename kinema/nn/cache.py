@@ -1,5 +1,6 @@
 """The past of streaming sessions in constant memory."""
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -65,6 +66,30 @@ class Ring:
         other.buffer = self.buffer.index_select(session_axis, indices.to(self.buffer.device))
         return other
 
+    @classmethod
+    def gather(cls, rings: Sequence[Self], session_axis: int) -> Self:
+        """The windows of sessions that have a ring each, side by side, for one frame more. Where some have
+        seen fewer frames than others, there are zeros before theirs."""
+        pasts = [ring.past() for ring in rings]
+        other = object.__new__(cls)
+        other.__dict__.update(rings[0].__dict__)
+        other.end = max(past.shape[-2] for past in pasts)
+        shape = list(pasts[0].shape)
+        # Room for two frames, and for one being kept without a turn of the ring.
+        shape[session_axis], shape[-2] = len(rings), other.end + cls.MAX_FRAMES + 1
+        other.buffer = pasts[0].new_zeros(shape)
+        for index, past in enumerate(pasts):
+            place = other.buffer.narrow(session_axis, index, 1)
+            place[..., other.end - past.shape[-2] : other.end, :] = past
+        return other
+
+    def scatter(self, rings: Sequence[Self], session_axis: int) -> None:
+        """Keep in each of the rings that were gathered the frame that was kept here last."""
+        last = self.buffer[..., self.end - 1 : self.end, :]
+        for ring, frame in zip(rings, last.split(1, session_axis), strict=True):
+            ring.with_frames(frame)
+            ring.keep()
+
 
 class LayerCache(Ring):
     """Keys (not rotated) and values of the past frames in one layer: ``2 B N H S E``."""
@@ -80,6 +105,8 @@ class LayerCache(Ring):
         max_rewind: int,
         like: Tensor,
     ):
+        self._num_missing: Tensor | None = None
+        """Places at the front of the buffer that hold nothing, by row (``R``); None where all do."""
         shape = (2, batch, tokens, num_heads, 1, head_dim)
         super().__init__(shape, window=window, max_rewind=max_rewind, like=like)
         ages = torch.arange(window + self.MAX_FRAMES - 1, -1, -1, device=like.device)
@@ -98,8 +125,24 @@ class LayerCache(Ring):
         keys, values = self.with_frames(frames).flatten(1, 2).unbind(0)
         num_frames, num_keys = q_RHTE.shape[-2], keys.shape[-2]
         keys = rotate(keys, self._cos[-num_keys:], self._sin[-num_keys:])
-        if num_frames == 1:
-            # Of age 0, so not turned, and all there is may be seen.
-            return attend(q_RHTE, keys, values)
-        queries = rotate(q_RHTE, self._cos[-num_frames:], self._sin[-num_frames:])
-        return attend(queries, keys, values, self._is_seen[-num_frames:, -num_keys:])
+        is_seen = None
+        if num_frames > 1:
+            # A single query is of age 0, so not turned, and may see all that there is.
+            q_RHTE = rotate(q_RHTE, self._cos[-num_frames:], self._sin[-num_frames:])
+            is_seen = self._is_seen[-num_frames:, -num_keys:]
+        if self._num_missing is not None:
+            place = torch.arange(num_keys, device=keys.device) + self.end + num_frames - num_keys
+            is_there = (place >= self._num_missing[:, None])[:, None, None]
+            is_seen = is_there if is_seen is None else is_there & is_seen
+        return attend(q_RHTE, keys, values, is_seen)
+
+    @classmethod
+    def of_sessions(cls, rings: Sequence[Self]) -> Self:
+        """The windows of sessions that have a cache each; what is not there is not seen."""
+        other = cls.gather(rings, 1)
+        num_missing = [other.end - ring.past().shape[-2] for ring in rings]
+        if any(num_missing):
+            num_tokens = other.buffer.shape[2]
+            by_session = torch.tensor(num_missing, device=other.buffer.device)
+            other._num_missing = by_session.repeat_interleave(num_tokens)
+        return other

@@ -1,0 +1,99 @@
+"""``kinema serve``: a world as a service."""
+
+import dataclasses
+import os
+import secrets
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+import uvicorn
+from fastapi import FastAPI
+
+from kinema.serve.app import create_app
+from kinema.serve.guard import LOOPBACK
+from kinema.serve.limits import Limits
+from kinema.serve.service import Service, find_recordings
+from kinema.simulation import load
+
+TOKEN_VARIABLE = "KINEMA_TOKEN"
+MAX_CONNECTIONS = 512
+MAX_MESSAGE = 2**20
+"""Bytes of a WebSocket message from a client."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    world: Annotated[str, tyro.conf.Positional] = "pusht"
+    """A bundled world, a folder, or a Hub id."""
+    data: Path | None = None
+    """Recorded episodes that sessions may begin in; by default those that the world brings."""
+    host: str = "127.0.0.1"
+    """Address to listen at. Any but this machine's own needs a token: KINEMA_TOKEN in the environment, or one
+    is made and printed."""
+    port: int = 8000
+    """Port to listen at; 0 for any that is free."""
+    device: str = "cpu"
+    """Where the networks run."""
+    limits: Annotated[Limits, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 65536:
+            raise ValueError(f"port={self.port}: it must be 0 to 65535")
+
+
+def serve(config: ServeConfig) -> None:
+    """Serve until Ctrl-C."""
+    token = find_token(config.host)
+    service = make_service(config)
+    app = create_app(service, token=token, hosts=(*LOOPBACK, config.host))
+    with bind(config.host, config.port) as listener:
+        url = f"http://{config.host}:{listener.getsockname()[1]}"
+        print(f"world '{service.world.name}' at {url}, documented at {url}/docs", flush=True)
+        print(f"up to {service.sessions.capacity} sessions; Ctrl-C stops the server", flush=True)
+        if token is not None:
+            known = os.environ.get(TOKEN_VARIABLE)
+            print(f"token: {f'the one in {TOKEN_VARIABLE}' if known else token}", flush=True)
+        print(f"to play in a browser: {url}/{f'#token={known or token}' if token else ''}", flush=True)
+        make_server(app).run(sockets=[listener])
+
+
+def make_service(config: ServeConfig) -> Service:
+    """The world of a configuration, with its recordings."""
+    world = load(config.world, device=config.device)
+    return Service(world, find_recordings(config.world, config.data), config.limits)
+
+
+def find_token(host: str) -> str | None:
+    """That of the environment; else none where only this machine can connect, and else a new one."""
+    return os.environ.get(TOKEN_VARIABLE) or (None if host in LOOPBACK else secrets.token_urlsafe(24))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ValueError where the port is taken or there is no such address."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ValueError(
+            f"cannot listen at {host}:{port} ({error.strerror or error}); choose another --port (0 for any)"
+        ) from error
+
+
+def make_server(app: FastAPI) -> uvicorn.Server:
+    """The HTTP server of an application, to be run with a listening socket."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=3,
+            ws_max_size=MAX_MESSAGE,
+            ws_max_queue=4,
+        )
+    )

@@ -1,0 +1,170 @@
+"""What requests and answers hold: the documentation of the HTTP interface is made from this."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e30, le=1e30)]
+Row = Annotated[list[Number], Field(min_length=1, max_length=1024)]
+Action = Annotated[Row, Field(description="One number for each of the world's actions, in its units.")]
+Seed = Annotated[int, Field(ge=0, lt=2**62)]
+Shown = Literal["jpeg", "png", "raw", "none"]
+Kind = Annotated[
+    Shown, Field(description="How pictures come back; raw is H W 3 bytes, row by row; none leaves them out.")
+]
+NumDenoisingSteps = Annotated[int, Field(ge=1, description="Network calls for a frame.")]
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Start(Request):
+    """Where a session begins: in a recorded episode, or from pictures of one's own."""
+
+    episode: int | None = Field(None, ge=0, description="A recorded episode of the server, by its position.")
+    row: int | None = Field(
+        None, ge=0, description="The last row of the episode that is shown; by default the 4th."
+    )
+    context: int = Field(4, ge=1, le=64, description="Rows of the episode that are shown, that one included.")
+    frames: dict[str, list[str]] | None = Field(
+        None, description="Pictures by camera, oldest first: JPEG or PNG files in base64."
+    )
+    actions: list[Row] | None = Field(None, description="The actions between those pictures, one fewer.")
+    proprio: list[Row] | None = Field(None, description="Proprioception of each picture, where it is known.")
+    seed: Seed = 0
+    num_denoising_steps: NumDenoisingSteps | None = None
+    beside: bool = Field(False, description="Run the real simulator beside, where there is one.")
+    format: Kind = "jpeg"
+
+
+class StepRequest(Request):
+    action: Action
+    format: Kind = "jpeg"
+
+
+class StepsRequest(Request):
+    """Several actions of one session, one after the other."""
+
+    actions: list[Row] = Field(min_length=1)
+    format: Kind = "jpeg"
+    only_last: bool = Field(False, description="Show the last step only.")
+
+
+class TogetherRequest(Request):
+    """One action for each of several sessions."""
+
+    sessions: list[str] = Field(min_length=1, max_length=1024)
+    actions: list[Row] = Field(min_length=1)
+    format: Kind = "jpeg"
+
+
+class RewindRequest(Request):
+    num_steps: int = Field(ge=0, description="Steps to undo.")
+    format: Kind = "jpeg"
+
+
+class ForkRequest(Request):
+    num: int = Field(1, ge=1, description="Futures to open.")
+    same_noise: bool = Field(
+        False, description="Copies, which under the same actions give the same frames as this session."
+    )
+
+
+class ChangeRequest(Request):
+    """What is left out stays as it is."""
+
+    seed: Seed | None = None
+    num_denoising_steps: NumDenoisingSteps | None = None
+
+
+class InferRequest(Request):
+    frames: dict[str, list[str]] = Field(description="As in Start.")
+    proprio: list[Row] | None = None
+
+
+class Picture(BaseModel):
+    format: Literal["jpeg", "png", "raw"]
+    height: int
+    width: int
+    data: str = Field(description="In base64.")
+
+
+class State(BaseModel):
+    """A session after a request."""
+
+    session: str
+    num_steps: int = Field(description="Steps simulated so far.")
+    num_rewindable: int = Field(description="Steps that it can go back.")
+    seed: int
+    num_denoising_steps: int
+    trust: float | None = Field(description="From 1 towards 0; null where the world cannot tell.")
+    proprio: list[float] | None
+    frames: dict[str, Picture] = Field(description="By camera.")
+    beside: dict[str, Picture] | None = Field(description="The same of the real simulator.")
+
+
+class States(BaseModel):
+    states: list[State]
+
+
+class Opened(BaseModel):
+    sessions: list[str]
+
+
+class Inferred(BaseModel):
+    actions: list[list[float]] = Field(description="The action between each picture and the next.")
+
+
+class Pictures(BaseModel):
+    num: int = Field(description="Pictures that are kept in all.")
+    shape: dict[str, list[int]] = Field(description="T H W 3 of this answer, by camera.")
+    data: dict[str, str] = Field(description="By camera: raw bytes in base64.")
+
+
+class EpisodeInfo(BaseModel):
+    index: int
+    num_rows: int
+
+
+class Episodes(BaseModel):
+    num: int
+    episodes: list[EpisodeInfo]
+
+
+class CameraInfo(BaseModel):
+    key: str
+    height: int
+    width: int
+
+
+class ActionInfo(BaseModel):
+    name: str
+    low: float = Field(description="What the recordings cover: from here")
+    high: float = Field(description="to here.")
+
+
+class WorldInfo(BaseModel):
+    """What a client has to know of the world."""
+
+    name: str
+    fps: float
+    cameras: list[CameraInfo]
+    actions: list[ActionInfo]
+    pointer: list[list[float]] | None = Field(
+        description="Where an action is a place in the picture: the actions of its top left and bottom right."
+    )
+    proprio_key: str | None
+    proprio_dim: int
+    num_denoising_steps: int
+    max_rewind: int
+    has_beside: bool
+    num_episodes: int
+    limits: dict[str, Any]
+
+
+class Health(BaseModel):
+    status: Literal["ok"]
+    world: str
+    sessions: int
+    capacity: int

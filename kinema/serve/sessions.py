@@ -1,0 +1,151 @@
+"""The sessions that clients have open: bounded, each used by one request at a time, closed when forgotten."""
+
+import asyncio
+import contextlib
+import dataclasses
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from kinema.serve.beside import Beside
+from kinema.serve.limits import Limits, Refusal
+from kinema.serve.metrics import Metrics
+from kinema.simulation import Simulation, Step
+
+
+@dataclasses.dataclass(eq=False)
+class Session:
+    """A simulation that a client has open."""
+
+    simulation: Simulation
+    client: str
+    """Address of who opened it."""
+    step: Step
+    """What was seen last."""
+    seed: int
+    beside: Beside | None = None
+    """The real simulator at the same place, where there is one."""
+    id: str = dataclasses.field(default_factory=lambda: secrets.token_urlsafe(16))
+    lock: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
+    num_waiting: int = 0
+    last_used: float = 0.0
+
+
+class Sessions:
+    """The open sessions, at most ``capacity``."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        metrics: Metrics,
+        *,
+        session_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """``session_bytes`` is what one takes. Raises ValueError where not even one is within the limits."""
+        self._limits, self._metrics, self._clock = limits, metrics, clock
+        in_memory = int(limits.max_memory_gb * 2**30 / session_bytes)
+        if in_memory < 1:
+            raise ValueError(
+                f"max_memory_gb={limits.max_memory_gb:g}: one session of this world takes "
+                f"{session_bytes / 2**30:.2f} GB; give more"
+            )
+        self.capacity = min(limits.max_sessions, in_memory)
+        self._sessions: dict[str, Session] = {}
+        self._num_reserved: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    @contextlib.contextmanager
+    def room(self, client: str, num: int = 1) -> Iterator[None]:
+        """Hold room for sessions that are being made. Raises Refusal where there is none."""
+        held = self._num_reserved.total()
+        if len(self) + held + num > self.capacity:
+            raise Refusal(
+                503,
+                f"{len(self) + held} of {self.capacity} sessions are open, so there is no room for {num} "
+                "more; close some, or try again later",
+                reason="sessions",
+                retry_after=10.0,
+            )
+        own = sum(session.client == client for session in self._sessions.values())
+        if own + self._num_reserved[client] + num > self._limits.max_sessions_per_client:
+            raise Refusal(
+                429,
+                f"you have {own} of {self._limits.max_sessions_per_client} sessions open, so there is no "
+                f"room for {num} more; close some",
+                reason="client-sessions",
+                retry_after=10.0,
+            )
+        self._num_reserved[client] += num
+        try:
+            yield
+        finally:
+            self._num_reserved[client] -= num
+            if not self._num_reserved[client]:
+                del self._num_reserved[client]
+
+    def add(self, session: Session) -> Session:
+        """Open a session that was made."""
+        session.last_used = self._clock()
+        self._sessions[session.id] = session
+        self._metrics.opened.inc()
+        self._metrics.sessions.set(len(self))
+        return session
+
+    def close(self, session_id: str) -> None:
+        """Close a session. Raises Refusal (404) where there is none."""
+        self._find(session_id)
+        self._remove(session_id)
+
+    @contextlib.asynccontextmanager
+    async def use(self, session_id: str) -> AsyncIterator[Session]:
+        """A session for oneself; whoever comes later waits. Raises Refusal: 404 where there is none, 429
+        where too many wait for it."""
+        session = self._find(session_id)
+        if session.num_waiting >= self._limits.max_waiting:
+            raise Refusal(
+                429,
+                f"{session.num_waiting} requests wait for this session already; wait for their answers first",
+                reason="waiting",
+                retry_after=1.0,
+            )
+        session.num_waiting += 1
+        try:
+            async with session.lock:
+                self._find(session_id)
+                yield session
+                session.last_used = self._clock()
+        finally:
+            session.num_waiting -= 1
+
+    def expire(self) -> None:
+        """Close the sessions that nobody used for long."""
+        oldest = self._clock() - 60.0 * self._limits.idle_minutes
+        for session in list(self._sessions.values()):
+            if session.last_used < oldest and not session.num_waiting:
+                self._remove(session.id)
+                self._metrics.expired.inc()
+
+    def close_all(self) -> None:
+        for session_id in list(self._sessions):
+            self._remove(session_id)
+
+    def _find(self, session_id: str) -> Session:
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise Refusal(
+                404,
+                f"no such session: it was closed, or nobody used it for {self._limits.idle_minutes:g} "
+                "minutes; open another",
+                reason="session",
+            )
+        return session
+
+    def _remove(self, session_id: str) -> None:
+        session = self._sessions.pop(session_id)
+        if session.beside is not None:
+            session.beside.close()
+        self._metrics.sessions.set(len(self))
