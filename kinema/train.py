@@ -277,8 +277,8 @@ def _manifold_stage(
         frame, other = rng.integers(0, phase.length, (2, phase.batch))
         each = np.arange(phase.batch)
         frame, other = torch.from_numpy(rows[each, frame]), torch.from_numpy(rows[each, other])
-        latents = values.latents[0]
-        return latents[frame].float(), latents[other].float(), values.proprio[0, frame].float()
+        latents, proprio = values.latents[0], values.proprio[0]
+        return latents[frame].float(), latents[other].float(), proprio[frame].float(), proprio[other].float()
 
     objective = ManifoldObjective(manifold)
     return Stage(name="manifold", objective=objective, schedule=recipe.manifold_schedule, draw=draw)

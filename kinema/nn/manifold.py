@@ -31,6 +31,11 @@ BLENDED_SHARE = 0.5
 all."""
 MAX_NOISE = 0.3
 """Deviation of noise on the latents, at most."""
+IMAGINED_SHARE = 0.3
+"""Share of the corrupted frames that are not recorded ones changed, but what the decoder makes of changed
+codes: between the frames that were recorded, the manifold has some that never were."""
+MAX_CODE_NOISE = 0.25
+"""Deviation of noise on those codes, at most."""
 CODE_WEIGHT = 0.3
 """Weight of the codes' error, a distance, against that of the latents, a square."""
 LEAST_CODE_ERROR = 0.01
@@ -210,11 +215,16 @@ class ManifoldObjective(nn.Module):
         latents: Float[Tensor, "N L Z"],
         other: Float[Tensor, "N L Z"],
         proprio: Float[Tensor, "N P"],
+        other_proprio: Float[Tensor, "N P"],
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics; ``other`` holds frames from other moments of the same episodes."""
         count = int(CORRUPTED_SHARE * len(latents))
-        corrupted = self._corrupt(latents[:count], other[:count], generator)
+        num_imagined = int(IMAGINED_SHARE * count)
+        given = [part[:num_imagined] for part in (latents, other, proprio, other_proprio)]
+        imagined = self._imagine(*given, generator=generator)
+        mixed = self._corrupt(latents[num_imagined:count], other[num_imagined:count], generator)
+        corrupted = torch.cat([imagined, mixed])
         code = self.manifold.encode(torch.cat([latents, corrupted]), torch.cat([proprio, proprio[:count]]))
         clean, from_corrupted = code[: len(latents)], code[len(latents) :]
         latent_error = (self.manifold.decode(clean, proprio) - latents).square().mean()
@@ -223,6 +233,30 @@ class ManifoldObjective(nn.Module):
         code_error = (square + LEAST_CODE_ERROR**2).sqrt().mean()
         metrics = {"latents": latent_error.detach(), "codes": code_error.detach()}
         return latent_error + CODE_WEIGHT * code_error, metrics
+
+    @torch.no_grad()
+    def _imagine(
+        self,
+        latents: Tensor,
+        other: Tensor,
+        proprio: Tensor,
+        other_proprio: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """What the decoder makes of codes that are on the way to another frame's, or noised."""
+        code, other_code = (
+            self.manifold.encode(frames, known)
+            for frames, known in ((latents, proprio), (other, other_proprio))
+        )
+
+        def random() -> Tensor:
+            return torch.rand(len(code), 1, generator=generator, device=code.device)
+
+        blended = torch.lerp(code, other_code, MAX_MIXED * random())
+        noise = torch.randn(code.shape, generator=generator, device=code.device)
+        noised = code + MAX_CODE_NOISE * random() * noise
+        changed = torch.where(random() < BLENDED_SHARE, blended, noised).clamp(-1.0, 1.0)
+        return self.manifold.decode(changed, proprio)
 
     def _corrupt(self, latents: Tensor, other: Tensor, generator: torch.Generator | None) -> Tensor:
         def random(*shape: int) -> Tensor:

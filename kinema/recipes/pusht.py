@@ -74,9 +74,9 @@ def pusht(dataset: Dataset) -> Recipe:
             learning_rate=1.5e-3,
             optimizer="muon",
         ),
-        manifold=ManifoldConfig(),
+        manifold=ManifoldConfig(radius_quantile=0.75),
         manifold_schedule=Schedule(
-            phases=(Phase(updates=5000, batch=640, length=16),), learning_rate=2e-3, decay_share=0.65
+            phases=(Phase(updates=9000, batch=640, length=16),), learning_rate=2e-3, decay_share=0.65
         ),
         decoder_schedule=Schedule(
             phases=(Phase(updates=5000, batch=64),), learning_rate=1e-3, decay_share=0.7

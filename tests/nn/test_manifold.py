@@ -30,7 +30,7 @@ def manifold() -> Manifold:
     objective = ManifoldObjective(manifold)
     for update in range(300):
         rows = torch.randint(0, 2000, (128,), generator=torch.Generator().manual_seed(update))
-        loss, _ = objective(latents[rows], latents[rows.flip(0)], proprio[rows])
+        loss, _ = objective(latents[rows], latents[rows.flip(0)], proprio[rows], proprio[rows.flip(0)])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -84,7 +84,7 @@ def test_a_world_without_proprioception() -> None:
     manifold = Manifold(CONFIG, latents=LATENTS, proprio_dim=0)
     latents, nothing = frames(10, 0)[0], torch.zeros(10, 0)
     manifold.fit_robot(latents, nothing)
-    loss, metrics = ManifoldObjective(manifold)(latents, latents.flip(0), nothing)
+    loss, metrics = ManifoldObjective(manifold)(latents, latents.flip(0), nothing, nothing)
     loss.backward()
     assert torch.isfinite(loss)
     assert set(metrics) == {"latents", "codes"}
@@ -100,7 +100,8 @@ def test_the_decoder_learns_from_clean_frames_alone() -> None:
     gradients = []
     for other in (latents, latents.flip(0)):
         manifold.zero_grad()
-        loss, _ = ManifoldObjective(manifold)(latents, other, proprio, torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        loss, _ = ManifoldObjective(manifold)(latents, other, proprio, proprio, generator)
         loss.backward()
         gradients.append(
             {key: p.grad.clone() for key, p in manifold.named_parameters() if p.grad is not None}
