@@ -1,8 +1,10 @@
 """What the machine does fast, and how to let it."""
 
+import contextlib
 import ctypes
 import functools
 import sys
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -28,6 +30,21 @@ def supports_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+@contextlib.contextmanager
+def one_thread(is_wanted: bool) -> Iterator[None]:
+    """Where it is wanted, PyTorch runs on one thread in here: what is small takes less time than waking
+    others up for it."""
+    num_threads = torch.get_num_threads()
+    if not is_wanted or num_threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 @functools.cache

@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from kinema.hardware import keep_freed_memory, supports_fast_bfloat16, uses_bfloat16
+from kinema.hardware import keep_freed_memory, one_thread, supports_fast_bfloat16, uses_bfloat16
 
 
 def test_auto_is_what_the_hardware_does_fast() -> None:
@@ -31,3 +31,19 @@ def test_freed_memory_is_kept() -> None:
     tensors = [torch.zeros(2**18) for _ in range(10)]
     assert mallinfo2().field3 == before
     del tensors
+
+
+def test_threads_come_back() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with one_thread(False):
+            assert torch.get_num_threads() == 2
+        with one_thread(True):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        with pytest.raises(KeyError), one_thread(True):
+            raise KeyError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,175 @@
+"""How fast is a simulated frame against other ways to make it? Times kinema and its peers in one run.
+
+    python benchmarks/streaming.py [--world pusht] [--streams 1 64] [--peers no-cache]
+
+Every peer simulates the same recorded start under the same actions and hands over decoded pictures. They take
+turns, step by step, so that whatever else the machine does hits all of them; what is compared is the ratio of
+their median times. A peer that claims to compute the same is also told how far its pictures lie from
+kinema's. A model of someone else's is a peer once it has an adapter: see ``Peer``.
+"""
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Annotated, Protocol
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from kinema import World, load
+from kinema.dynamics import NUM_BEFORE, Dynamics, Values
+from kinema.evaluation.rollout import Clip, load_clips, open_recordings
+from kinema.evaluation.speed import start_streams, stream_actions
+
+CONTEXT = 4
+"""Recorded frames to start from."""
+WARM_UP = 5
+"""Steps of each before the clock starts, beside those until the past is as long as it gets."""
+
+
+class Peer(Protocol):
+    """``num`` sessions that all begin with a clip."""
+
+    is_same: bool
+    """Whether it claims to compute what kinema computes."""
+
+    def step(self, actions: np.ndarray) -> np.ndarray:
+        """Pictures ``uint8`` ``num H W 3`` after actions ``num A`` in the units of the dataset."""
+        ...
+
+
+class Kinema:
+    """As users have it."""
+
+    is_same = True
+
+    def __init__(self, world: World, clip: Clip, num: int):
+        self.sessions = start_streams(world, clip, num, context=CONTEXT)
+
+    def step(self, actions: np.ndarray) -> np.ndarray:
+        frame = self.sessions.step(actions).frame
+        return np.concatenate(list(frame.values()), axis=2) if isinstance(frame, dict) else frame
+
+
+class NoCache(Kinema):
+    """Kinema without its cache: each call of the network goes through all frames that can matter."""
+
+    def __init__(self, world: World, clip: Clip, num: int):
+        world.dynamics = _Recomputed(world.dynamics)  # pyright: ignore[reportAttributeAccessIssue]
+        super().__init__(world, clip, num)
+
+
+PEERS: dict[str, Callable[[World, Clip, int], Peer]] = {"kinema": Kinema, "no-cache": NoCache}
+"""Each is given a world of its own."""
+
+
+class _Frames:
+    """Whole frames in place of keys and values."""
+
+    def __init__(self, reach: int):
+        self.kept: deque[tuple[Values, Tensor]] = deque(maxlen=reach)
+
+    def join(self, last: int) -> tuple[Values, Tensor]:
+        """The last frames kept, or those that there are, and their noise levels."""
+        frames, levels = zip(*list(self.kept)[-last:], strict=True)
+        joined = frames[0]
+        for frame in frames[1:]:
+            joined = joined.followed_by(frame)
+        return joined, torch.cat(levels, dim=1)
+
+    def past(self) -> tuple[Values, Tensor]:
+        return self.join(NUM_BEFORE + 1)
+
+    @property
+    def last_latents(self) -> Tensor:
+        return self.kept[-1][0].latents[:, -1]
+
+    @property
+    def last_proprio(self) -> Tensor:
+        return self.kept[-1][0].proprio[:, -1]
+
+
+class _Recomputed(nn.Module):
+    """The training path in place of the streaming one."""
+
+    def __init__(self, dynamics: Dynamics):
+        super().__init__()
+        self.dynamics = dynamics
+
+    @property
+    def token_bias(self) -> Tensor:
+        return self.dynamics.token_bias
+
+    def new_cache(self, batch: int, *, max_rewind: int = 0) -> _Frames:
+        return _Frames(self.dynamics.config.reach)
+
+    def foresee_proprio(self, frame: Values, tau: Tensor, cache: _Frames) -> object:
+        return self.dynamics.foresee_proprio(frame, tau, cache)  # pyright: ignore[reportArgumentType]
+
+    def step(self, frame: Values, tau: Tensor, cache: _Frames) -> Values:
+        past, past_tau = cache.join(len(cache.kept))
+        return self.dynamics(past, past_tau, frame, tau)
+
+    def keep(self, frame: Values, tau: Tensor, cache: _Frames) -> None:
+        cache.kept.append((frame, tau))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    world: str = "pusht"
+    """Name of a bundled world, folder of one, or its Hub id."""
+    data: str | None = None
+    """Recorded episodes to start from; by default what the world brings."""
+    streams: tuple[int, ...] = (1, 64)
+    """Numbers of sessions to step together."""
+    peers: Annotated[tuple[str, ...], tyro.conf.arg(metavar="{no-cache}")] = ("no-cache",)
+    """Whom to compare with."""
+    steps: int = 60
+    """Timed steps of each."""
+
+
+def main(config: Config) -> None:
+    unknown = [name for name in config.peers if name not in PEERS]
+    if unknown:
+        raise SystemExit(f"--peers {' '.join(unknown)}: choose of {', '.join(PEERS)}")
+    world = load(config.world)
+    dataset = open_recordings(config.world, config.data)
+    (clip,) = load_clips(world, dataset, num=1, length=CONTEXT + config.steps, probe=None)
+    names = ["kinema", *(name for name in config.peers if name != "kinema")]
+    print(f"world '{world.name}', {torch.get_num_threads()} threads, precision {world.precision}")
+    for num in config.streams:
+        peers = [PEERS[name](load(config.world), clip, num) for name in names]
+        seconds, distances = _measure(peers, clip, num, config.steps, fill=world.config.dynamics.reach)
+        for name, its_seconds, distance, peer in zip(names, seconds, distances, peers, strict=True):
+            line = f"{num:3d} streams  {name:10s} {num / np.median(its_seconds):8.1f} frames/s"
+            if peer is not peers[0]:
+                line += f"; kinema is {np.median(its_seconds) / np.median(seconds[0]):.1f}x as fast"
+                if peer.is_same:
+                    line += f"; pictures differ by {distance:.3f} levels of 255 in the mean"
+            print(line)
+
+
+def _measure(
+    peers: Sequence[Peer], clip: Clip, num: int, steps: int, *, fill: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds of each step, ``peers steps``, and mean distance of the pictures from the first peer's."""
+    seconds = np.zeros((len(peers), steps))
+    distances = np.zeros((len(peers), steps))
+    for step in tqdm(range(-fill - WARM_UP, steps), desc=f"{num} streams", unit=" steps"):
+        actions = stream_actions(clip, num, CONTEXT, step)
+        shown = []
+        for index, peer in enumerate(peers):
+            began = time.perf_counter()
+            shown.append(peer.step(actions).astype(np.float32))
+            if step >= 0:
+                seconds[index, step] = time.perf_counter() - began
+                distances[index, step] = np.abs(shown[index] - shown[0]).mean()
+    return seconds, distances.mean(axis=1)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
