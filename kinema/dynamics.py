@@ -219,6 +219,16 @@ class Cache:
         )
         self.is_pending = False
         """Whether the layers do not have the last frame kept."""
+        self.num_frames = torch.zeros(batch, dtype=torch.long, device=like.device)
+        """Frames that each session has kept so far."""
+
+    def rotary(self, num_frames: int) -> tuple[Tensor, Tensor]:
+        """Rotation ``R 1 T E/2`` of the next frames of the layers, by their numbers in their sessions."""
+        num_tokens, head_dim = self.layers[0].buffer.shape[2], self.layers[0].buffer.shape[-1]
+        next_frames = torch.arange(num_frames, device=self.num_frames.device) - int(self.is_pending)
+        tables = rotary_table(self.num_frames[:, None] + next_frames, head_dim)
+        cos, sin = (table.repeat_interleave(num_tokens, 0).unsqueeze(1) for table in tables)
+        return cos, sin
 
     def past(self) -> tuple[Values, Float[Tensor, "B T M"]]:
         """The frames kept last, one more than ``NUM_BEFORE`` if there are as many, and their noise levels."""
@@ -240,6 +250,7 @@ class Cache:
         assert not self.is_pending
         self.frames.with_frames(torch.cat([frame.pack(), tau], dim=-1))
         self.frames.keep()
+        self.num_frames = self.num_frames + 1
         self.is_pending = True
 
     @property
@@ -267,6 +278,7 @@ class Cache:
         for layer in self.layers:
             layer.rewind(num_frames + int(not self.is_pending))
         self.frames.rewind(num_frames)
+        self.num_frames = self.num_frames - num_frames
         self.is_pending = True
 
     def select(self, indices: Tensor) -> "Cache":
@@ -275,6 +287,7 @@ class Cache:
         other.__dict__.update(self.__dict__)
         other.layers = [layer.select(indices, 1) for layer in self.layers]
         other.frames = self.frames.select(indices, 0)
+        other.num_frames = self.num_frames[indices.to(self.num_frames.device)]
         return other
 
     @property
@@ -291,6 +304,7 @@ class Cache:
         layers = zip(*(cache.layers for cache in caches), strict=True)
         other.layers = [LayerCache.of_sessions(of_sessions) for of_sessions in layers]
         other.frames = Ring.gather([cache.frames for cache in caches], 0)
+        other.num_frames = torch.cat([cache.num_frames for cache in caches])
         return other
 
     def scatter(self, caches: "Sequence[Cache]") -> None:
@@ -300,6 +314,8 @@ class Cache:
         ):
             layer.scatter(of_sessions, 1)
         self.frames.scatter([cache.frames for cache in caches], 0)
+        for cache in caches:
+            cache.num_frames = cache.num_frames + 1
 
 
 class Dynamics(nn.Module):
@@ -416,10 +432,10 @@ class Dynamics(nn.Module):
         first = int(not cache.is_pending)
         past = self._past(frames, tau, self._before(cache)[:, first : first + NUM_BEFORE + tau.shape[1] - 1])
         x = self._embed(frames, tau, past)
-        layers = iter(cache.layers)
+        rotary, layers = cache.rotary(tau.shape[1]), iter(cache.layers)
         for block in self.blocks:
             assert isinstance(block, Block)
-            x = block.step(x, next(layers) if block.time is not None else None)
+            x = block.step(x, rotary, next(layers) if block.time is not None else None)
         return self._read(x[:, -1:], frames.map(_last), tau[:, -1:], past.map(_last))
 
     def _known(self, values: Values, tau: Tensor) -> Float[Tensor, "B T V"]:

@@ -200,7 +200,9 @@ class WorldModel(nn.Module):
                 its_guide = None if guide is None else guide[rows, of_camera]
                 with self.autocast():
                     pixels = self.tokenizer.decode(latents[rows, of_camera], its_guide)
-                pieces.append((pixels.float().clamp(-1.0, 1.0) + 1.0).mul(127.5).round().to(torch.uint8))
+                # Half a level more, and then cut, is rounded.
+                levels = pixels.float().mul_(127.5).add_(128.0)
+                pieces.append(levels.clamp_(0.0, 255.0).to(torch.uint8))
             pictures[key] = torch.cat(pieces).permute(0, 2, 3, 1).cpu().numpy()
         return pictures[self.cameras[0]] if len(pictures) == 1 else pictures
 

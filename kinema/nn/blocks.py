@@ -59,10 +59,10 @@ class TimeAttention(_Attention):
         y = self.merge(attend(q, k, v, mask_TS))
         return y.unflatten(0, (batch, tokens)).transpose(1, 2)
 
-    def step(self, x_BTND: Tensor, cache: LayerCache) -> Tensor:
+    def step(self, x_BTND: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache) -> Tensor:
         """The streaming path: new frames, which see the cached ones, those before them, and themselves."""
         q, k, v = self.project(x_BTND.transpose(1, 2).flatten(0, 1))
-        y = self.merge(cache.attend(q, k, v))
+        y = self.merge(cache.attend(q, k, v, rotary))
         return y.unflatten(0, (len(x_BTND), -1)).transpose(1, 2)
 
 
@@ -95,9 +95,9 @@ class Block(nn.Module):
             x_BTND = x_BTND + self.time(x_BTND, rotary, mask_TS)
         return x_BTND + self.mlp(x_BTND)
 
-    def step(self, x_BTND: Tensor, cache: LayerCache | None) -> Tensor:
+    def step(self, x_BTND: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache | None) -> Tensor:
         x_BTND = x_BTND + self.space(x_BTND)
         if self.time is not None:
             assert cache is not None
-            x_BTND = x_BTND + self.time.step(x_BTND, cache)
+            x_BTND = x_BTND + self.time.step(x_BTND, rotary, cache)
         return x_BTND + self.mlp(x_BTND)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kinema.nn.attention import attend
-from kinema.nn.embeddings import rotary_table, rotate
+from kinema.nn.embeddings import rotate
 
 
 class Ring:
@@ -92,7 +92,7 @@ class Ring:
 
 
 class LayerCache(Ring):
-    """Keys (not rotated) and values of the past frames in one layer: ``2 B N H S E``."""
+    """Keys (rotated) and values of the past frames in one layer: ``2 B N H S E``."""
 
     def __init__(
         self,
@@ -110,31 +110,26 @@ class LayerCache(Ring):
         shape = (2, batch, tokens, num_heads, 1, head_dim)
         super().__init__(shape, window=window, max_rewind=max_rewind, like=like)
         ages = torch.arange(window + self.MAX_FRAMES - 1, -1, -1, device=like.device)
-        self._cos, self._sin = (table.to(like.dtype) for table in rotary_table(-ages.float(), head_dim))
         gap = ages[-self.MAX_FRAMES :, None] - ages
         self._is_seen = (gap <= 0) & (gap >= -window)
 
-    def attend(self, q_RHTE: Tensor, k_RHTE: Tensor, v_RHTE: Tensor) -> Tensor:
+    def attend(self, q_RHTE: Tensor, k_RHTE: Tensor, v_RHTE: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Write frames without keeping them, and attend from each to those before it within the window and to
         itself. ``R`` is ``B * N``.
 
-        Keys are written before rotation and turned by their age, counted from the last frame, so positions
-        never grow.
+        Keys are written rotated by the frame's number in its session: only differences matter, so a key is
+        turned once and for all.
         """
-        frames = torch.stack([k_RHTE, v_RHTE]).unflatten(1, self.buffer.shape[1:3])
+        frames = torch.stack([rotate(k_RHTE, *rotary), v_RHTE]).unflatten(1, self.buffer.shape[1:3])
         keys, values = self.with_frames(frames).flatten(1, 2).unbind(0)
         num_frames, num_keys = q_RHTE.shape[-2], keys.shape[-2]
-        keys = rotate(keys, self._cos[-num_keys:], self._sin[-num_keys:])
-        is_seen = None
-        if num_frames > 1:
-            # A single query is of age 0, so not turned, and may see all that there is.
-            q_RHTE = rotate(q_RHTE, self._cos[-num_frames:], self._sin[-num_frames:])
-            is_seen = self._is_seen[-num_frames:, -num_keys:]
+        # A single frame may see all that there is.
+        is_seen = self._is_seen[-num_frames:, -num_keys:] if num_frames > 1 else None
         if self._num_missing is not None:
             place = torch.arange(num_keys, device=keys.device) + self.end + num_frames - num_keys
             is_there = (place >= self._num_missing[:, None])[:, None, None]
             is_seen = is_there if is_seen is None else is_there & is_seen
-        return attend(q_RHTE, keys, values, is_seen)
+        return attend(rotate(q_RHTE, *rotary), keys, values, is_seen)
 
     @classmethod
     def of_sessions(cls, rings: Sequence[Self]) -> Self:

@@ -1,7 +1,7 @@
 """Numbers as features: Fourier features of continuous values and rotary positions."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
@@ -33,19 +33,21 @@ class FourierFeatures(nn.Module):
         return torch.cat([values, phases.sin(), phases.cos()], dim=-1)
 
 
-def rotary_table(positions: Float[Tensor, " T"], head_dim: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, ``T E/2`` each, for positions that may be negative or fractional.
+def rotary_table(
+    positions: Float[Tensor, "*batch T"] | Int[Tensor, "*batch T"], head_dim: int
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, ``*batch T E/2`` each, for positions that may be negative or fractional.
 
     The slowest pair turns once in about 600 positions: windows are short, so a small base separates them
-    better than the 10,000 usual for text.
+    better than the 10,000 usual for text. In double precision, so that positions may grow without end.
     """
-    rates = 100.0 ** (-torch.arange(0, head_dim, 2, device=positions.device) / head_dim)
-    phases = positions[:, None].float() * rates
-    return phases.cos(), phases.sin()
+    pairs = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float64)
+    phases = positions.unsqueeze(-1) * 100.0 ** (-pairs / head_dim)
+    return phases.cos().float(), phases.sin().float()
 
 
 def rotate(
-    x: Float[Tensor, "*batch T E"], cos: Float[Tensor, "T e"], sin: Float[Tensor, "T e"]
+    x: Float[Tensor, "*batch T E"], cos: Float[Tensor, "*_ T e"], sin: Float[Tensor, "*_ T e"]
 ) -> Float[Tensor, "*batch T E"]:
     """Turn each pair (i, i + E/2) of the last axis by its position's angle (RoFormer, 2104.09864)."""
     first, second = x.chunk(2, dim=-1)

@@ -97,7 +97,8 @@ def test_streaming_a_block_gives_what_training_gives(is_temporal: bool) -> None:
         )
     for t in range(time):
         # With the next frame too, where there is one.
-        streamed = block.step(x[:, t : t + 2], cache)
+        rotary = rotary_table(torch.arange(t, min(t + 2, time)), WIDTH // HEADS)
+        streamed = block.step(x[:, t : t + 2], rotary, cache)
         if cache is not None:
             cache.keep()
         torch.testing.assert_close(streamed, together[:, t : t + 2], atol=1e-5, rtol=1e-5)

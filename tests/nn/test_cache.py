@@ -89,7 +89,8 @@ def test_a_layer_is_attended_by_age() -> None:
     )
     for time, num_frames in enumerate((1, 2, 2, 1, 1, 2, 2, 1, 2, 1, 1)):
         now = slice(time, time + num_frames)
-        found = cache.attend(queries[:, :, now], keys[:, :, now], values[:, :, now])
+        rotary = rotary_table(torch.arange(now.start, now.stop), HEAD_DIM)
+        found = cache.attend(queries[:, :, now], keys[:, :, now], values[:, :, now], rotary)
         for index in range(num_frames):
             seen = slice(max(0, time + index - window), time + index + 1)
             weights = turned_queries[:, :, [time + index]] @ turned_keys[:, :, seen].mT / HEAD_DIM**0.5
