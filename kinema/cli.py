@@ -91,6 +91,13 @@ COMMANDS = {
         function="play",
         after_interrupt="The page's sessions are gone.",
     ),
+    "mcp": Command(
+        summary="Give a language model a world as tools (Model Context Protocol).",
+        module="kinema.serve.mcp",
+        config="McpConfig",
+        function="serve_mcp",
+        after_interrupt="The server has stopped; its sessions are gone.",
+    ),
     "demo": Command(
         summary="Simulate the held-out recording of the bundled world: nothing else is needed.",
         module="kinema.demo",

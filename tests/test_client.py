@@ -90,6 +90,7 @@ def test_the_same_calls_give_the_same_steps(worlds: tuple[RemoteWorld, World], t
     assert_same(there.step(then[11]), here.step(then[11]))
     mine, theirs = there.pictures(), here.pictures()
     if isinstance(mine, dict):
+        assert isinstance(theirs, dict)
         mine, theirs = mine[SECOND_CAMERA], theirs[SECOND_CAMERA]
     assert np.abs(mine.astype(int) - theirs).max() <= 2
     there.save(tmp_path / "rollout.mp4")

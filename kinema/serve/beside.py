@@ -33,6 +33,10 @@ class Beside(Protocol):
         """The present picture by camera, ``H W C``."""
         ...
 
+    def proprio(self) -> np.ndarray | None:
+        """Proprioception ``P`` as it is recorded, where there is any."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -76,6 +80,9 @@ class PushTBeside:
 
     def look(self) -> Frames:
         return {self._camera: np.asarray(self._env.get_obs()["pixels"])}
+
+    def proprio(self) -> np.ndarray:
+        return np.array(self._env.agent.position, dtype=np.float32)
 
     def close(self) -> None:
         self._env.close()

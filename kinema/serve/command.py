@@ -5,11 +5,10 @@ import os
 import secrets
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 import uvicorn
-from fastapi import FastAPI
 
 from kinema.serve.app import create_app
 from kinema.serve.guard import LOOPBACK
@@ -53,9 +52,11 @@ def serve(config: ServeConfig) -> None:
         print(f"world '{service.world.name}' at {url}, documented at {url}/docs", flush=True)
         print(f"up to {service.sessions.capacity} sessions; Ctrl-C stops the server", flush=True)
         if token is not None:
-            known = os.environ.get(TOKEN_VARIABLE)
-            print(f"token: {f'the one in {TOKEN_VARIABLE}' if known else token}", flush=True)
-        print(f"to play in a browser: {url}/{f'#token={known or token}' if token else ''}", flush=True)
+            is_known = TOKEN_VARIABLE in os.environ
+            print(f"token: {f'the one in {TOKEN_VARIABLE}' if is_known else token}", flush=True)
+            print(f"to play in a browser: {url}/#token=TOKEN", flush=True)
+        else:
+            print(f"to play in a browser: {url}/", flush=True)
         make_server(app).run(sockets=[listener])
 
 
@@ -81,8 +82,8 @@ def bind(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def make_server(app: FastAPI) -> uvicorn.Server:
-    """The HTTP server of an application, to be run with a listening socket."""
+def make_server(app: Any) -> uvicorn.Server:
+    """The HTTP server of an ASGI application, to be run with a listening socket."""
     return uvicorn.Server(
         uvicorn.Config(
             app,

@@ -58,6 +58,9 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
+    def __contains__(self, session_id: str) -> bool:
+        return session_id in self._sessions
+
     @contextlib.contextmanager
     def room(self, client: str, num: int = 1) -> Iterator[None]:
         """Hold room for sessions that are being made. Raises Refusal where there is none."""
