@@ -220,13 +220,30 @@ class Cache:
         for ring in self.rings:
             ring.rewind(num_frames)
 
-    def select(self, indices: Tensor) -> "Cache":
-        """The past of some of the sessions."""
+    @property
+    def is_full(self) -> bool:
+        """Whether the window of every block that sees time is full."""
+        return all(ring.end >= ring.window for ring in self.rings)
+
+    def select(self, indices: Tensor, max_rewind: int | None = None) -> "Cache":
+        """The past of some of the sessions; with ``max_rewind`` in a cache made for that, which is cheaper
+        where it is less."""
         other = object.__new__(Cache)
         other.sizes = self.sizes
-        other.layers = [layer.select(indices, 1) for layer in self.layers]
-        other.frames = self.frames.select(indices, 0)
+        other.layers = [layer.select(indices, 1, max_rewind) for layer in self.layers]
+        of_frames = None
+        if max_rewind is not None:
+            of_frames = max_rewind + self.layers[0].window - NUM_BEFORE
+        other.frames = self.frames.select(indices, 0, of_frames)
         return other
+
+    def replace(self, indices: Tensor, other: "Cache") -> None:
+        """Give some sessions the past of those of another cache, in their order; both must be full."""
+        assert self.is_full
+        assert other.is_full
+        for layer, new in zip(self.layers, other.layers, strict=True):
+            layer.replace(indices, new, 1)
+        self.frames.replace(indices, other.frames, 0)
 
 
 class Dynamics(nn.Module):

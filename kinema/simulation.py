@@ -18,7 +18,14 @@ from torch import Tensor
 from kinema.dynamics import Cache, Values
 from kinema.sampler import solve
 from kinema.view import write_video
-from kinema.world_model import CONFIG_FILE, WEIGHTS_FILE, Pictures, WorldError, WorldModel
+from kinema.world_model import (
+    CONFIG_FILE,
+    HEADS_FILE,
+    WEIGHTS_FILE,
+    Pictures,
+    WorldError,
+    WorldModel,
+)
 
 HISTORY_BYTES = 64 * 2**20
 """Most memory that a session's past pictures take; older ones are forgotten."""
@@ -40,6 +47,10 @@ class Step:
     """How far the frame may be trusted, told without knowing what is true (``B`` of a batch): from 1 towards
     0, and one half once a frame of the session was found as far from the manifold as few recorded ones are.
     Mistakes stay, so it never rises. None where the world has no manifold."""
+    reward: Any = None
+    """The reward that the step is expected to give (``B`` of a batch); None where the world has no heads."""
+    termination: Any = None
+    """Probability that the step ended the episode (``B`` of a batch); None where the world has no heads."""
 
 
 class _Moment(NamedTuple):
@@ -54,7 +65,13 @@ class _Moment(NamedTuple):
 class SimulationBatch:
     """Many sessions of one world that step together. ``World`` is not changed by them."""
 
-    def __init__(self, world: WorldModel, seeds: Sequence[int], num_denoising_steps: int | None):
+    def __init__(
+        self,
+        world: WorldModel,
+        seeds: Sequence[int],
+        num_denoising_steps: int | None,
+        max_rewind: int = MAX_REWIND,
+    ):
         if num_denoising_steps is not None and num_denoising_steps < 1:
             raise WorldError(f"num_denoising_steps={num_denoising_steps}: at least 1 is needed")
         self.world = world
@@ -62,8 +79,11 @@ class SimulationBatch:
         self.num_steps = 0
         """Steps simulated so far."""
         self._seeds = list(seeds)
+        self._born = [0] * len(self._seeds)
+        """Steps that had been simulated when each session began: others may have taken the place of some."""
         self._generator = torch.Generator()
-        self._cache: Cache = world.dynamics.new_cache(len(seeds), max_rewind=MAX_REWIND)
+        self._max_rewind = max_rewind
+        self._cache: Cache = world.dynamics.new_cache(len(seeds), max_rewind=max_rewind)
         self._doubt = torch.zeros(len(seeds), device=world.device)
         """The furthest from the manifold that a frame of each session was found, in its radii."""
         self._history: deque[_Moment] = deque(maxlen=self._history_length())
@@ -134,6 +154,11 @@ class SimulationBatch:
             if doubt is not None:
                 self._doubt = torch.maximum(self._doubt, doubt)
             frame = Values(settled.unsqueeze(1), frame.proprio, action)
+        reward = termination = None
+        if world.heads is not None:
+            before = (self._cache.last_latents, self._cache.last_proprio)
+            judged = world.heads.judge(before, (frame.latents[:, 0], frame.proprio[:, 0]), action[:, 0])
+            reward, termination = (part.cpu().numpy() for part in judged)
         world.dynamics.keep(frame, world.tau(len(self), 1, action_tau=1.0), self._cache)
         self.num_steps += 1
         proprio = None
@@ -144,20 +169,60 @@ class SimulationBatch:
         trust = None
         if world.manifold is not None:
             trust = (1.0 / (1.0 + self._doubt.square())).cpu().numpy()
-        return Step(frame=pictures, proprio=proprio, trust=trust)
+        return Step(frame=pictures, proprio=proprio, trust=trust, reward=reward, termination=termination)
 
     @property
     def latents(self) -> Float[Tensor, "B L Z"]:
         """Latents of the present frame of every session."""
         return self._cache.last_latents.clone()
 
-    def fork(self, num: int) -> "SimulationBatch":
-        """``num`` futures of every session, ``B * num`` in all, each with its own noise from here on."""
+    @property
+    def normalized_proprio(self) -> Float[Tensor, "B P"]:
+        """Proprioception of the present frame of every session, as the networks have it."""
+        return self._cache.last_proprio.clone()
+
+    def fork(self, num: int, *, max_rewind: int | None = None) -> "SimulationBatch":
+        """``num`` futures of every session, ``B * num`` in all, each with its own noise from here on.
+
+        Args:
+            num: futures of each.
+            max_rewind: most steps that they shall be able to go back; less is cheaper, and by default it is
+                as many as here.
+        """
         if num < 1:
             raise WorldError(f"fork({num}): at least 1 future is needed")
+        _check_rewind(max_rewind)
         indices = torch.arange(len(self)).repeat_interleave(num)
-        seeds = [_mix(seed, self.num_steps, child + 1) for seed in self._seeds for child in range(num)]
-        return self._copy(indices, seeds)
+        seeds = [
+            _mix(seed, self.num_steps - born, child + 1)
+            for seed, born in zip(self._seeds, self._born, strict=True)
+            for child in range(num)
+        ]
+        return self._copy(indices, seeds, max_rewind)
+
+    def replace(self, indices: Sequence[int], others: "SimulationBatch") -> None:
+        """Let the sessions of another batch of the same world, in their order, take the place of some here.
+
+        What was before cannot be gone back to, by any session here. Each new one goes on as it would alone.
+
+        Raises:
+            WorldError: not as many sessions as places, or some session was shown fewer frames than attention
+                sees, so that the two cannot stand side by side.
+        """
+        if len(others) != len(indices) or len(set(indices)) != len(indices):
+            raise WorldError(f"replace: {len(others)} sessions for the places {list(indices)}")
+        if not (self._cache.is_full and others._cache.is_full):
+            raise WorldError(
+                f"replace: all sessions must have seen {self.world.config.dynamics.window} frames or more; "
+                "start them with that many"
+            )
+        places = torch.tensor(list(indices))
+        self._cache.replace(places, others._cache)
+        self._doubt = self._doubt.index_copy(0, places.to(self._doubt.device), others._doubt)
+        for place, seed, born in zip(indices, others._seeds, others._born, strict=True):
+            self._seeds[place], self._born[place] = seed, self.num_steps - (others.num_steps - born)
+        self._history.clear()
+        self._remember()
 
     def rewind(self, num_steps: int) -> None:
         """Undo the last steps: what follows is as if they had not been made.
@@ -168,7 +233,7 @@ class SimulationBatch:
         """
         possible = min(
             self.num_steps,
-            MAX_REWIND,
+            self._max_rewind,
             len(self._history) - 1,
             self._cache.num_rewindable,
         )
@@ -220,8 +285,8 @@ class SimulationBatch:
         """Noise ``B 1 size``, a function of each session's seed, step and stream alone: the same whatever the
         batch, and again after a rewind."""
         rows = []
-        for seed in self._seeds:
-            self._generator.manual_seed(_mix(seed, self.num_steps, -stream))
+        for seed, born in zip(self._seeds, self._born, strict=True):
+            self._generator.manual_seed(_mix(seed, self.num_steps - born, -stream))
             rows.append(torch.randn(1, size, generator=self._generator))
         return torch.stack(rows).to(self.world.device)
 
@@ -235,12 +300,16 @@ class SimulationBatch:
         latents = self._cache.last_latents.to(torch.float16)
         self._history.append(_Moment(latents, self._cache.last_proprio.clone(), self._doubt))
 
-    def _copy(self, indices: Tensor, seeds: list[int]) -> "SimulationBatch":
-        other = SimulationBatch(self.world, seeds, self.num_denoising_steps)
-        other._cache = self._cache.select(indices)
+    def _copy(self, indices: Tensor, seeds: list[int], max_rewind: int | None = None) -> "SimulationBatch":
+        other = SimulationBatch(self.world, seeds, self.num_denoising_steps, max_rewind=0)
+        other._cache = self._cache.select(indices, max_rewind)
+        other._max_rewind = self._max_rewind if max_rewind is None else max_rewind
+        other._history = deque(maxlen=other._history_length())
         other.num_steps = self.num_steps
+        other._born = [self._born[index] for index in indices.tolist()]
         other._doubt = self._doubt[indices]
-        other._history.extend(_Moment(*(part[indices] for part in moment)) for moment in self._history)
+        kept = list(self._history)[-(1 + max_rewind) :] if max_rewind is not None else self._history
+        other._history.extend(_Moment(*(part[indices] for part in moment)) for moment in kept)
         return other
 
 
@@ -277,11 +346,14 @@ class Simulation:
             frame=frame,
             proprio=None if step.proprio is None else step.proprio[0],
             trust=None if step.trust is None else float(step.trust[0]),
+            reward=None if step.reward is None else float(step.reward[0]),
+            termination=None if step.termination is None else float(step.termination[0]),
         )
 
-    def fork(self, num: int) -> SimulationBatch:
-        """``num`` futures from here, batched, each with its own noise."""
-        return self._batch.fork(num)
+    def fork(self, num: int, *, max_rewind: int | None = None) -> SimulationBatch:
+        """``num`` futures from here, batched, each with its own noise; they can go back by as many steps as
+        this session, or by ``max_rewind``, which is cheaper where it is less."""
+        return self._batch.fork(num, max_rewind=max_rewind)
 
     def rewind(self, num_steps: int) -> None:
         """Undo the last steps, at most ``MAX_REWIND``: what follows is as if they had not been made."""
@@ -307,6 +379,7 @@ class World(WorldModel):
         proprio: np.ndarray | None = None,
         generators: Sequence[torch.Generator] | None = None,
         num_denoising_steps: int | None = None,
+        max_rewind: int = MAX_REWIND,
     ) -> SimulationBatch:
         """Begin sessions from ``B`` recordings of ``T`` frames each.
 
@@ -318,10 +391,13 @@ class World(WorldModel):
             generators: one for each session, each asked once for a seed; by default sessions have seeds
                 0, 1, ...
             num_denoising_steps: network calls for a frame; the world's own by default.
+            max_rewind: most steps that the sessions shall be able to go back; with less they take less
+                memory, which matters for hundreds.
 
         Raises:
             WorldError: what is given does not fit the world.
         """
+        _check_rewind(max_rewind)
         if frames is None:
             self.by_camera(None)
             if proprio is None or np.ndim(proprio) != 3 or not np.size(proprio):
@@ -356,7 +432,7 @@ class World(WorldModel):
         if generators is not None and len(generators) != batch:
             raise WorldError(f"generators: {batch} sessions need {batch}, got {len(generators)}")
         seeds = [_draw_seed(g) for g in generators] if generators is not None else list(range(batch))
-        simulation = SimulationBatch(self, seeds, num_denoising_steps)
+        simulation = SimulationBatch(self, seeds, num_denoising_steps, max_rewind)
         normalized_proprio = self.normalized_proprio(proprio, batch, time)
         simulation.begin(latents, normalized_proprio, proprio is not None, normalized)
         return simulation
@@ -428,7 +504,7 @@ def _download(hub_id: str) -> Path:
             f"'{hub_id}' looks like a Hub id, which needs an extra: pip install 'kinema[hub]'"
         ) from error
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, HEADS_FILE]))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise WorldError(f"the world '{hub_id}' could not be downloaded: {error}") from error
 
@@ -441,6 +517,11 @@ def _one_session(frames: Any) -> np.ndarray:
             f"got {array.shape}"
         )
     return array[None]
+
+
+def _check_rewind(max_rewind: int | None) -> None:
+    if max_rewind is not None and not 0 <= max_rewind <= MAX_REWIND:
+        raise WorldError(f"max_rewind={max_rewind}: it must be from 0 to {MAX_REWIND}")
 
 
 def _draw_seed(generator: torch.Generator) -> int:

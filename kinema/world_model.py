@@ -18,13 +18,16 @@ from torch import Tensor, nn
 
 from kinema.data.segments import resize
 from kinema.dynamics import Dynamics, DynamicsConfig, Values
+from kinema.heads import Heads, HeadsConfig
 from kinema.nn.manifold import Manifold, ManifoldConfig
+from kinema.parts import load_part, save_part
 from kinema.sampler import session_noise, solve
 from kinema.tokenizers import ConvTokenizer, ConvTokenizerConfig, to_pixels
 
 FORMAT = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+HEADS_FILE = "heads.safetensors"
 MAX_PICTURES = 256
 """Most pictures that go through the tokenizer at once; more are done in parts, in the memory of these."""
 
@@ -128,6 +131,8 @@ class WorldModel(nn.Module):
         )
         self.action_normalizer = Normalizer(config.dynamics.action_dim)
         self.proprio_normalizer = Normalizer(config.dynamics.proprio_dim)
+        self.heads: Heads | None = None
+        """Reward, termination and steps to a goal, where they were learned (``kinema train --heads``)."""
 
     @property
     def name(self) -> str:
@@ -153,6 +158,29 @@ class WorldModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.action_normalizer.center.device
+
+    def new_heads(self, config: HeadsConfig) -> Heads:
+        """Heads of the right size for this world, with the weights that networks begin with."""
+        dynamics = self.config.dynamics
+        return Heads(
+            config,
+            latents=(dynamics.num_latents, dynamics.latent_dim),
+            proprio_dim=dynamics.proprio_dim,
+            action_dim=dynamics.action_dim,
+        )
+
+    def require_heads(self) -> Heads:
+        """The heads.
+
+        Raises:
+            WorldError: this world has none; it says how to get them.
+        """
+        if self.heads is None:
+            raise WorldError(
+                f"world '{self.name}' has no heads, so it foretells no reward, termination or steps to a "
+                "goal; learn them from recordings: kinema train DATA --out WORLD --heads"
+            )
+        return self.heads
 
     # Pixels and latents.
 
@@ -409,7 +437,8 @@ class WorldModel(nn.Module):
     # On disk.
 
     def save(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write the world: ``config.json`` and ``model.safetensors``, both beside and then renamed.
+        """Write the world: ``config.json`` and ``model.safetensors``, both beside and then renamed; its heads,
+        where it has any, go into a file of their own.
 
         Args:
             folder: created where it is missing.
@@ -425,6 +454,7 @@ class WorldModel(nn.Module):
         tensors = {
             key: value.to(dtype if key in matrices else value.dtype).contiguous()
             for key, value in self.state_dict().items()
+            if not key.startswith("heads.")
         }
         config = json.dumps({"format": FORMAT, **dataclasses.asdict(self.config)}, indent=2) + "\n"
         partial = [folder / f"{name}.partial" for name in (WEIGHTS_FILE, CONFIG_FILE)]
@@ -440,6 +470,16 @@ class WorldModel(nn.Module):
             ) from error
         partial[0].rename(folder / WEIGHTS_FILE)
         partial[1].rename(folder / CONFIG_FILE)
+        self.save_heads(folder)
+
+    def save_heads(self, folder: str | Path) -> None:
+        """Write the heads, where there are any, and nothing else.
+
+        Raises:
+            PartError: they cannot be written; those that were there are kept.
+        """
+        if self.heads is not None:
+            save_part(Path(folder) / HEADS_FILE, self.heads.config, self.heads)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Self:
@@ -464,6 +504,8 @@ class WorldModel(nn.Module):
             world.load_state_dict({key: value.float() for key, value in tensors.items()})
         except (RuntimeError, TypeError, ValueError) as error:
             raise WorldError(f"{folder / WEIGHTS_FILE}: does not fit {CONFIG_FILE} ({error})") from error
+        if (folder / HEADS_FILE).is_file():
+            world.heads = load_part(folder / HEADS_FILE, HeadsConfig, world.new_heads)
         return world.eval()
 
 
