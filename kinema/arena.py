@@ -24,8 +24,8 @@ class Outcome(NamedTuple):
 
 
 class Arena:
-    """An environment of Gymnasium, its observations taken apart as ``kinema record`` does, its pictures at the
-    size that the world shows."""
+    """An environment of Gymnasium, its observations taken apart as ``kinema record`` does, its pictures at
+    the size that the world shows."""
 
     def __init__(self, world: World, name: str, arguments: Mapping[str, Any] | None = None):
         """``name`` is ID or MODULE:ID.
@@ -91,6 +91,16 @@ class Arena:
             frames={camera: pictures[0] for camera, pictures in resized.items()},
             proprio=None if key is None else vectors[key],
         )
+
+    def observation(self, seen: Seen) -> Any:
+        """What the environment's own observation would be where this is seen: what its policies are given.
+
+        Raises:
+            RecordError: the environment observes more than the world knows.
+        """
+        key = self.world.config.proprio_key
+        vectors = {} if key is None or seen.proprio is None else {key: seen.proprio}
+        return self.reader.observation(seen.frames, vectors)
 
     def close(self) -> None:
         self.env.close()

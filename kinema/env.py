@@ -53,7 +53,9 @@ class _Rules:
         self.observe, self.max_steps, self.min_trust = observe, max_steps, min_trust
         normalizer = self.world.action_normalizer
         center, scale = (x.cpu().double().numpy() for x in (normalizer.center, normalizer.scale))
-        self.action_space = spaces.Box((center - scale).astype(np.float32), (center + scale).astype(np.float32))
+        self.action_space = spaces.Box(
+            (center - scale).astype(np.float32), (center + scale).astype(np.float32)
+        )
         self.observation_space = self._observation_space()
 
     def _observation_space(self) -> spaces.Space[Any]:
@@ -89,7 +91,7 @@ class _Rules:
         """What agents see after a step, batched."""
         if self.observe == "latents":
             return self.latents(sessions)
-        frames = step.frame if isinstance(step.frame, dict) else {k: step.frame for k in self.world.cameras}
+        frames = step.frame if isinstance(step.frame, dict) else dict.fromkeys(self.world.cameras, step.frame)
         seen = {short_name(key): pictures for key, pictures in frames.items()}
         return seen | ({"state": step.proprio} if self.world.proprio_dim else {})
 
@@ -190,8 +192,8 @@ class WorldEnv(gymnasium.Env[Any, np.ndarray]):
 
 
 class WorldVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
-    """Many environments like ``WorldEnv`` that step as one batch; environment ``i`` is seeded with ``seed + i``
-    and then does what a ``WorldEnv`` with that seed does.
+    """Many environments like ``WorldEnv`` that step as one batch; environment ``i`` is seeded with ``seed +
+    i`` and then does what a ``WorldEnv`` with that seed does.
 
     Args:
         num_envs: how many.
@@ -324,7 +326,8 @@ class WorldVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
 
 
 def short_name(camera: str) -> str:
-    """A camera's key without LeRobot's prefix and without dots: agent libraries make modules of these names."""
+    """A camera's key without LeRobot's prefix and without dots: agent libraries make modules of these
+    names."""
     return camera.removeprefix("observation.images.").replace(".", "_")
 
 

@@ -6,7 +6,7 @@ appendix B), so that large and small ones are learned alike.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,15 @@ def symlog(x: Tensor) -> Tensor:
 def symexp(x: Tensor) -> Tensor:
     """Undoes ``symlog``."""
     return x.sign() * x.abs().expm1()
+
+
+class PlaceSizes(NamedTuple):
+    """Numbers in a place, which is a frame as one vector: its latents, its normalised proprioception, and its
+    code in the manifold, which tells in few numbers how things stand."""
+
+    latents: int
+    proprio: int
+    code: int
 
 
 class TwoHot(nn.Module):
@@ -109,23 +118,39 @@ class ResidualMLP(nn.Module):
         return self.last(self.norm(x))
 
 
-class Heads(nn.Module):
-    """Reward and termination of a step, and the steps from a frame to a goal."""
+class PlaceFeatures(nn.Module):
+    """Features of places: see ``PlaceSizes``."""
 
-    def __init__(self, config: HeadsConfig, *, latents: tuple[int, int], proprio_dim: int, action_dim: int):
+    def __init__(self, sizes: PlaceSizes):
+        super().__init__()
+        self.sizes = sizes
+        self.proprio = FourierFeatures(sizes.proprio, 4)
+        self.code = FourierFeatures(sizes.code, 3)
+        self.size = sizes.latents + self.proprio.size + self.code.size
+
+    def forward(self, place: Float[Tensor, "N G"]) -> Float[Tensor, "N F"]:
+        latents, proprio, code = place.split(self.sizes, dim=-1)
+        return torch.cat([latents, self.proprio(proprio), self.code(code)], dim=-1)
+
+
+class Heads(nn.Module):
+    """Reward and termination of a step, the steps from a place to a goal, and proprioception by sight."""
+
+    def __init__(self, config: HeadsConfig, *, sizes: PlaceSizes, action_dim: int):
         super().__init__()
         self.config = config
-        size = latents[0] * latents[1]
+        size, proprio_dim = sizes.latents, sizes.proprio
         self.proprio_features = FourierFeatures(proprio_dim, 4)
         self.action_features = FourierFeatures(action_dim, 2)
+        self.place_features = PlaceFeatures(sizes)
         self.reward_bins = TwoHot(*config.reward_range, config.num_bins)
         self.distance_bins = TwoHot(0.0, float(config.max_steps), config.num_bins)
         frame = size + self.proprio_features.size
         step = 2 * frame + self.action_features.size
-        goal = size or proprio_dim
         shape = (config.width, config.depth)
         self.step = ResidualMLP(step, config.num_bins + 1, *shape)
-        self.to_goal = ResidualMLP(frame + 2 * goal, config.num_bins, *shape)
+        self.to_goal = ResidualMLP(2 * self.place_features.size + sum(sizes), config.num_bins, *shape)
+        self.to_proprio = ResidualMLP(size, proprio_dim, *shape) if size and proprio_dim else None
 
     def judge(
         self, before: Frame, after: Frame, action: Float[Tensor, "N A"]
@@ -135,10 +160,17 @@ class Heads(nn.Module):
         reward, termination = self.step_logits(before, after, action)
         return self.reward_bins.decode(reward), termination.float().sigmoid()
 
-    def distance(self, frame: Frame, goal: Float[Tensor, "N G"]) -> Float[Tensor, " N"]:
-        """Expected steps from frames to goals (``goal_of``), for one who acts as the recordings do;
-        ``max_steps`` at most."""
-        return self.distance_bins.decode(self.distance_logits(frame, goal))
+    def distance(self, here: Float[Tensor, "N G"], goal: Float[Tensor, "N G"]) -> Float[Tensor, " N"]:
+        """Expected steps from places to goals, for one who acts as the recordings do; ``max_steps`` at
+        most."""
+        return self.distance_bins.decode(self.distance_logits(here, goal))
+
+    def locate(self, latents: Float[Tensor, "N L Z"]) -> Float[Tensor, "N P"]:
+        """The normalised proprioception that a picture shows, where none is told: a goal is only a
+        picture."""
+        if self.to_proprio is None:
+            return latents.new_zeros(len(latents), self.place_features.sizes.proprio)
+        return self.to_proprio(latents.flatten(1)).float()
 
     def step_logits(
         self, before: Frame, after: Frame, action: Tensor
@@ -148,20 +180,13 @@ class Heads(nn.Module):
         found = self.step(torch.cat(features, dim=-1))
         return found[:, :-1], found[:, -1]
 
-    def distance_logits(self, frame: Frame, goal: Tensor) -> Float[Tensor, "N K"]:
+    def distance_logits(self, here: Tensor, goal: Tensor) -> Float[Tensor, "N K"]:
         """Logits of the bins of the steps to goals."""
-        offset = goal - goal_of(frame)
-        return self.to_goal(torch.cat([self._frame(frame), goal, offset], dim=-1))
+        features = [self.place_features(here), self.place_features(goal), goal - here]
+        return self.to_goal(torch.cat(features, dim=-1))
 
     def _frame(self, frame: Frame) -> Float[Tensor, "N V"]:
         return torch.cat([frame[0].flatten(1), self.proprio_features(frame[1])], dim=-1)
-
-
-def goal_of(frame: Frame) -> Float[Tensor, "N G"]:
-    """What a frame is as a goal: its latents, since a goal is given as a picture; its proprioception in a
-    world without cameras."""
-    latents, proprio = frame
-    return latents.flatten(1) if latents.numel() else proprio
 
 
 def to_device(batch: Any, device: torch.device) -> dict[str, Any]:
@@ -185,7 +210,7 @@ class HeadsBatch:
     reward: Float[Tensor, " N"]
     is_terminal: Bool[Tensor, " N"]
     """Whether the step ended the episode for good."""
-    start: Frame
+    start: Float[Tensor, "N G"]
     goal: Float[Tensor, "N G"]
     steps: Float[Tensor, " N"]
     """Steps from start to goal, as it turned out."""
@@ -201,6 +226,8 @@ class HeadsObjective(nn.Module):
 
     NOISE = 0.05
     """Deviation of that noise, at most."""
+    LOCATE_WEIGHT = 10.0
+    """Weight of the error of proprioception by sight, a square in halves of its range."""
 
     def __init__(self, heads: Heads):
         super().__init__()
@@ -210,9 +237,10 @@ class HeadsObjective(nn.Module):
         self, batch: HeadsBatch, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         heads = self.heads
-        before, after, start = (self._noised(f, generator) for f in (batch.before, batch.after, batch.start))
+        before, after = (self._noised(frame, generator) for frame in (batch.before, batch.after))
+        start, goal = (self._noised_place(place, generator) for place in (batch.start, batch.goal))
         reward, termination = heads.step_logits(before, after, batch.action)
-        distance = heads.distance_logits(start, batch.goal)
+        distance = heads.distance_logits(start, goal)
         reward_loss = heads.reward_bins.loss(reward, batch.reward).mean()
         termination_loss = F.binary_cross_entropy_with_logits(termination.float(), batch.is_terminal.float())
         distance_loss = heads.distance_bins.loss(distance, batch.steps).mean()
@@ -224,7 +252,19 @@ class HeadsObjective(nn.Module):
             "termination": termination_loss.detach(),
             "distance_error": distance_error,
         }
-        return reward_loss + termination_loss + distance_loss, metrics
+        loss = reward_loss + termination_loss + distance_loss
+        if heads.to_proprio is not None:
+            offset = heads.locate(after[0]) - after[1]
+            loss = loss + self.LOCATE_WEIGHT * offset.square().mean()
+            metrics["locate_error"] = offset.detach().abs().mean()
+        return loss, metrics
+
+    def _noised_place(self, place: Tensor, generator: torch.Generator | None) -> Tensor:
+        level = torch.rand(len(place), 1, generator=generator, device=place.device)
+        noise = torch.randn(place.shape, generator=generator, device=place.device)
+        # Proprioception is known exactly, and in finer units.
+        latents, proprio, code = noise.split(self.heads.place_features.sizes, dim=-1)
+        return place + self.NOISE * level * torch.cat([latents, 0.1 * proprio, 0.2 * code], dim=-1)
 
     def _noised(self, frame: Frame, generator: torch.Generator | None) -> Frame:
         latents, proprio = frame

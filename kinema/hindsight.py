@@ -1,4 +1,5 @@
-"""What recordings teach a world's heads and its cloned policy: rewarded steps, and goals that were reached."""
+"""What recordings teach a world's heads and its cloned policy: rewarded steps, and goals that were
+reached."""
 
 import numpy as np
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 from kinema.data.lerobot import DataError, Dataset
 from kinema.data.segments import Segments
 from kinema.dynamics import Values
-from kinema.heads import Frame, HeadsBatch, HeadsConfig, goal_of
+from kinema.heads import Frame, HeadsBatch, HeadsConfig
 from kinema.policies.cloned import CloneBatch, CloneConfig
 from kinema.simulation import SimulationBatch, World
 
@@ -31,7 +32,7 @@ class Hindsight:
                 path=dataset.root,
                 key=REWARD,
             )
-        self.segments = segments
+        self._world, self.segments = world, segments
         normalize = world.action_normalizer.normalize
         self._actions = normalize(torch.from_numpy(segments.actions).to(world.device)).cpu()
         self._rewards, is_terminal = _columns(dataset, first, len(segments.lengths))
@@ -71,8 +72,8 @@ class Hindsight:
             action=self._taken(before),
             reward=torch.from_numpy(self._rewards[before]),
             is_terminal=torch.from_numpy(self._is_terminal[drawn]),
-            start=self._frames(rows),
-            goal=goal_of(self._frames(goals)),
+            start=self._places(rows),
+            goal=self._places(goals),
             steps=torch.from_numpy(steps.astype(np.float32)),
         )
 
@@ -84,15 +85,20 @@ class Hindsight:
         ahead = np.minimum(rows[:, None] + np.arange(config.chunk), last[:, None])
         before = rows - self.segments.has_action[rows]
         return CloneBatch(
-            before=self._frames(before),
-            now=self._frames(rows),
-            goal=goal_of(self._frames(goals)),
+            before=self._places(before),
+            now=self._places(rows),
+            goal=self._places(goals),
             actions=self._taken(ahead.reshape(-1)).unflatten(0, ahead.shape),
         )
 
     def _frames(self, rows: np.ndarray) -> Frame:
         index = torch.from_numpy(rows)
         return self.latents[index].float(), self.proprio[index].float()
+
+    def _places(self, rows: np.ndarray) -> Tensor:
+        latents, proprio = (part.to(self._world.device) for part in self._frames(rows))
+        # Cloned outside inference mode, so that autograd may save them.
+        return self._world.place(latents, proprio).cpu().clone()
 
     def _taken(self, rows: np.ndarray) -> Tensor:
         """Normalised actions that were taken at rows; the values' own are those that led there."""

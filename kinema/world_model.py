@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kinema.data.segments import resize
 from kinema.dynamics import Dynamics, DynamicsConfig, Values
-from kinema.heads import Heads, HeadsConfig
+from kinema.heads import Heads, HeadsConfig, PlaceSizes
 from kinema.nn.manifold import Manifold, ManifoldConfig
 from kinema.parts import load_part, save_part
 from kinema.sampler import session_noise, solve
@@ -161,13 +161,22 @@ class WorldModel(nn.Module):
 
     def new_heads(self, config: HeadsConfig) -> Heads:
         """Heads of the right size for this world, with the weights that networks begin with."""
+        return Heads(config, sizes=self.place_sizes, action_dim=self.action_dim)
+
+    @property
+    def place_sizes(self) -> PlaceSizes:
+        """Numbers in a ``place``."""
         dynamics = self.config.dynamics
-        return Heads(
-            config,
-            latents=(dynamics.num_latents, dynamics.latent_dim),
-            proprio_dim=dynamics.proprio_dim,
-            action_dim=dynamics.action_dim,
-        )
+        code = self.manifold.config.code_dim if self.manifold is not None else 0
+        return PlaceSizes(dynamics.num_latents * dynamics.latent_dim, dynamics.proprio_dim, code)
+
+    @torch.inference_mode()
+    def place(self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]) -> Float[Tensor, "N G"]:
+        """Frames, their proprioception normalised, as heads and policies read them: each as one vector."""
+        parts = [latents.flatten(1), proprio]
+        if self.manifold is not None:
+            parts.append(self.manifold.encode(latents, proprio))
+        return torch.cat(parts, dim=-1)
 
     def require_heads(self) -> Heads:
         """The heads.
@@ -437,8 +446,8 @@ class WorldModel(nn.Module):
     # On disk.
 
     def save(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write the world: ``config.json`` and ``model.safetensors``, both beside and then renamed; its heads,
-        where it has any, go into a file of their own.
+        """Write the world: ``config.json`` and ``model.safetensors``, both beside and then renamed; its
+        heads, where it has any, go into a file of their own.
 
         Args:
             folder: created where it is missing.

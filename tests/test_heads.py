@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinema.heads import Heads, HeadsBatch, HeadsConfig, HeadsObjective, TwoHot, goal_of, symexp, symlog
+from kinema.heads import Heads, HeadsBatch, HeadsConfig, HeadsObjective, PlaceSizes, TwoHot, symexp, symlog
 from kinema.parts import PartError
 from kinema.simulation import load
 from kinema.world_model import HEADS_FILE, WEIGHTS_FILE, WorldError
@@ -40,7 +40,9 @@ def test_two_hot_holds_what_it_is_taught() -> None:
     found = two_hot.decode((two_hot.encode(values) + 1e-12).log())
     torch.testing.assert_close(found, values.clamp(max=100.0), rtol=0.01, atol=0.01)
     # A reward that never changes is foretold as that.
-    torch.testing.assert_close(TwoHot(2.0, 2.0, 9).decode(torch.zeros(1, 9)), torch.tensor([2.0]), rtol=1e-2, atol=0)
+    torch.testing.assert_close(
+        TwoHot(2.0, 2.0, 9).decode(torch.zeros(1, 9)), torch.tensor([2.0]), rtol=1e-2, atol=0
+    )
 
 
 def known_batch(rng: np.random.Generator, num: int) -> HeadsBatch:
@@ -57,8 +59,8 @@ def known_batch(rng: np.random.Generator, num: int) -> HeadsBatch:
         action=after - place,
         reward=(after - place)[:, 0],
         is_terminal=after[:, 0] > 0.8,
-        start=frame(place),
-        goal=goal_of(frame(goal)),
+        start=frame(place)[0].flatten(1),
+        goal=frame(goal)[0].flatten(1),
         steps=((goal - place).abs()[:, 0] / 0.05).round(),
     )
 
@@ -66,7 +68,7 @@ def known_batch(rng: np.random.Generator, num: int) -> HeadsBatch:
 def test_heads_learn_answers_that_are_known() -> None:
     torch.manual_seed(0)
     config = HeadsConfig(width=64, depth=1, max_steps=40, reward_range=(-2.0, 2.0))
-    heads = Heads(config, latents=(1, 2), proprio_dim=0, action_dim=1)
+    heads = Heads(config, sizes=PlaceSizes(2, 0, 0), action_dim=1)
     objective = HeadsObjective(heads)
     optimizer = torch.optim.AdamW(heads.parameters(), lr=3e-3)
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
@@ -142,14 +144,14 @@ def test_a_broken_file_of_heads_is_named(tmp_path: Path) -> None:
     with pytest.raises(PartError, match="cannot be used"):
         load(tmp_path)
     path.write_bytes(whole)
-    with full_disk(100), pytest.raises(PartError, match="could not be written .* make room"):
+    with full_disk(100), pytest.raises(PartError, match=r"could not be written .* make room"):
         random_heads(random_world(proprio_dim=2)).save_heads(tmp_path)
     assert path.read_bytes() == whole
     assert load(tmp_path).heads is not None
 
 
 def test_a_world_without_heads_says_how_to_get_them() -> None:
-    with pytest.raises(WorldError, match="has no heads, .* --heads"):
+    with pytest.raises(WorldError, match=r"has no heads, .* --heads"):
         random_world().require_heads()
 
 

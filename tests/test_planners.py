@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from kinema.arena import History
-from kinema.planners import PLANNERS, Controller, CrossEntropy, Goal, Planner, SearchConfig, WorldScore, check_planner
+from kinema.planners import (
+    PLANNERS,
+    Controller,
+    CrossEntropy,
+    Goal,
+    Planner,
+    SearchConfig,
+    WorldScore,
+    check_planner,
+)
 from kinema.planners.scores import normalize_actions, restore_actions
 from kinema.planners.search import WarmStart, between
 from kinema.policies.cloned import encode_goal
@@ -39,7 +48,9 @@ def test_planners_reach_the_optimum(name: str) -> None:
         places = candidates.cumsum(axis=1)
         return -np.linalg.norm(places - goal, axis=-1).mean(axis=1)
 
-    settings = SearchConfig(horizon=8, num_knots=8, candidates=256, iterations=40, elites=32, std=0.8, min_std=0.005, momentum=0.3)
+    settings = SearchConfig(
+        horizon=8, num_knots=8, candidates=256, iterations=40, elites=32, std=0.8, min_std=0.005, momentum=0.3
+    )
     found = PLANNERS[name](settings).plan(score, np.zeros((8, 2)), np.random.default_rng(1))
     best = np.array([[1.0, -0.5]] * 3 + [[0.0, 0.0]] * 5)
     assert found.score > 1.05 * float(score(best[None])[0])
@@ -63,7 +74,7 @@ def test_a_check_finds_what_breaks_the_contract() -> None:
     class Lazy:
         config: SearchConfig
 
-        def plan(self, score, start, rng):  # noqa: ANN001, ANN202  # pyright: ignore[reportMissingParameterType]
+        def plan(self, score, start, rng):  # pyright: ignore[reportMissingParameterType]
             found = CrossEntropy(self.config).plan(score, start, rng)
             return dataclasses.replace(found, actions=start)
 
@@ -75,7 +86,9 @@ def test_a_check_finds_what_breaks_the_contract() -> None:
 
 def test_a_score_that_is_no_number_is_refused() -> None:
     with pytest.raises(ValueError, match="one number for each of 8 candidates"):
-        CrossEntropy(SMALL).plan(lambda c: np.full(len(c), np.nan), np.zeros((6, 2)), np.random.default_rng(0))
+        CrossEntropy(SMALL).plan(
+            lambda c: np.full(len(c), np.nan), np.zeros((6, 2)), np.random.default_rng(0)
+        )
 
 
 def test_actions_between_knots_are_on_straight_lines() -> None:
@@ -107,7 +120,9 @@ def candidates_of(num: int, horizon: int = 4) -> np.ndarray:
 
 @pytest.mark.parametrize("max_batch", [256, 2])
 @pytest.mark.parametrize("measure", ["steps", "latents"])
-def test_a_candidate_is_scored_by_what_its_session_comes_to(world: World, measure: str, max_batch: int) -> None:
+def test_a_candidate_is_scored_by_what_its_session_comes_to(
+    world: World, measure: str, max_batch: int
+) -> None:
     session = world.start(random_frames(3), random_actions(2))
     target = encode_goal(world, random_frames(1, seed=5)[0])
     goal = Goal(target=target, measure=measure, reward_weight=0.7, end_share=0.25)  # pyright: ignore[reportArgumentType]
@@ -151,9 +166,11 @@ def test_what_cannot_be_trusted_brings_nothing(world: World) -> None:
     strict = dataclasses.replace(free, min_trust=0.999)
     candidates = candidates_of(6)
     first = WorldScore(session, free)(candidates[:, :1])
-    # Every step of this world is far from its manifold: what comes after the first is as good as its distance.
-    lost = WorldScore(session, strict)(candidates)
-    rewards = np.array([session.fork(6)[i].step(restore_actions(world, candidates)[i, 0]).reward for i in range(6)])
+    # Every step of this world is far from its manifold: what comes after the first is as good as its
+    distance.lost = WorldScore(session, strict)(candidates)
+    rewards = np.array(
+        [session.fork(6)[i].step(restore_actions(world, candidates)[i, 0]).reward for i in range(6)]
+    )
     np.testing.assert_allclose(lost, first - rewards, atol=2e-3)
 
 
@@ -182,7 +199,9 @@ def test_a_controller_plans_from_what_was_seen(world: World) -> None:
     for t in range(3):
         history.add(actions[t], Seen(frames={world.cameras[0]: frames[t + 1]}, proprio=proprio[t + 1]))
     # Only the last three are kept: a session from here is one from those.
-    direct = world.start(frames[1:], actions[1:], proprio=proprio[1:], generator=torch.Generator().manual_seed(9))
+    direct = world.start(
+        frames[1:], actions[1:], proprio=proprio[1:], generator=torch.Generator().manual_seed(9)
+    )
     then = random_actions(seed=4)
     assert np.array_equal(history.start(seed=9).step(then).frame, direct.step(then).frame)
     goal = Goal(target=encode_goal(world, random_frames(1, seed=5)[0]))

@@ -147,7 +147,9 @@ def random_world(
 def random_heads(world: World, *, termination_bias: float = 0.0, seed: int = 3) -> World:
     """The world with heads that nobody trained; ``termination_bias`` makes ends of episodes rarer or more
     frequent."""
-    heads = world.new_heads(HeadsConfig(width=16, depth=1, num_bins=9, max_steps=20, reward_range=(-1.0, 2.0)))
+    heads = world.new_heads(
+        HeadsConfig(width=16, depth=1, num_bins=9, max_steps=20, reward_range=(-1.0, 2.0))
+    )
     randomize(heads, seed)
     with torch.no_grad():
         heads.step.last.bias[-1] += termination_bias

@@ -120,8 +120,8 @@ class Segments:
     def draw_goals(
         self, rng: np.random.Generator, batch: int, max_steps: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows, rows of the same episodes that came later, and how many steps later (``batch`` each): from 0 to
-        ``max_steps``, small numbers as often as large ones (evenly spread in ``log1p``), where the episode
+        """Rows, rows of the same episodes that came later, and how many steps later (``batch`` each): from 0
+        to ``max_steps``, small numbers as often as large ones (evenly spread in ``log1p``), where the episode
         goes on for so long."""
         rows = rng.integers(0, self.num_rows, batch)
         most = np.minimum(max_steps, self.last_rows(rows) - rows)

@@ -1,4 +1,5 @@
-"""Search for actions: planners propose candidates, a score judges them, and that is all they know of each other."""
+"""Search for actions: planners propose candidates, a score judges them, and that is all they know of each
+other."""
 
 from kinema.planners.controller import Controller, Plan
 from kinema.planners.cross_entropy import CrossEntropy

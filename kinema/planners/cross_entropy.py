@@ -12,7 +12,7 @@ from kinema.planners.search import Found, Score, SearchConfig, search
 class CrossEntropy:
     """Mean and deviation of the elites are those of the next candidates."""
 
-    config: SearchConfig = SearchConfig()
+    config: SearchConfig = dataclasses.field(default_factory=SearchConfig)
 
     def plan(self, score: Score, start: Float[np.ndarray, "H A"], rng: np.random.Generator) -> Found:
         def refit(knots: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from kinema.planners.search import Found, Score, SearchConfig, search
 class MPPI:
     """Elites weigh ``exp(advantage / temperature)``, their scores brought to [0, 1] before."""
 
-    config: SearchConfig = SearchConfig()
+    config: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     temperature: float = 0.3
 
     def __post_init__(self) -> None:

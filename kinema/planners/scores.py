@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kinema.heads import goal_of
 from kinema.simulation import Simulation, SimulationBatch, World
 from kinema.world_model import WorldError
 
@@ -21,19 +20,21 @@ class Goal:
     """The goal as ``kinema.policies.cloned.encode_goal`` gives it."""
     measure: Literal["steps", "latents"] = "steps"
     """How far a frame is from the target: the steps that the heads foretell, or the root mean square
-    difference of latents, which needs no heads."""
+    difference of latents (of proprioception, in a world without cameras), which needs no heads."""
     reward_weight: float = 0.0
     """Weight of the sum of rewards, beside a weight of one for the distance."""
     end_share: float = 0.5
     """How much of the distance is that of the last step; the rest is the mean over the steps, so that of two
     plans that arrive the faster one is better."""
     min_trust: float | None = None
-    """From the step on where trust falls under this, a candidate counts as far from the goal as it has been at
-    most, and as without reward."""
+    """From the step on where trust falls under this, a candidate counts as far from the goal as it has been
+    at most, and as without reward."""
 
     def __post_init__(self) -> None:
         if self.target is None and not self.reward_weight:
-            raise ValueError("target=None and reward_weight=0: there is nothing to plan for; give one of them")
+            raise ValueError(
+                "target=None and reward_weight=0: there is nothing to plan for; give one of them"
+            )
         if not 0.0 <= self.end_share <= 1.0:
             raise ValueError(f"end_share={self.end_share}: it is a share, from 0 to 1")
 
@@ -47,12 +48,14 @@ class Goal:
     def distance(self, world: World, sessions: SimulationBatch) -> Float[np.ndarray, " B"]:
         """How far the present frames of sessions are from the target."""
         assert self.target is not None
-        frame = (sessions.latents, sessions.normalized_proprio)
+        here = world.place(sessions.latents, sessions.normalized_proprio)
         target = self.target.expand(len(sessions), -1)
         if self.measure == "latents":
-            return (goal_of(frame) - target).square().mean(-1).sqrt().cpu().numpy()
+            sizes = world.place_sizes
+            offset = (here - target)[:, : sizes.latents or sizes.proprio]
+            return offset.square().mean(-1).sqrt().cpu().numpy()
         with torch.inference_mode():
-            return world.require_heads().distance(frame, target).cpu().numpy()
+            return world.require_heads().distance(here, target).cpu().numpy()
 
 
 class WorldScore:

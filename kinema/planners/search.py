@@ -34,7 +34,13 @@ class SearchConfig:
     """Share of the mean and deviation before that is kept in each iteration."""
 
     def __post_init__(self) -> None:
-        for name, least in (("horizon", 1), ("num_knots", 1), ("candidates", 2), ("iterations", 1), ("elites", 2)):
+        for name, least in (
+            ("horizon", 1),
+            ("num_knots", 1),
+            ("candidates", 2),
+            ("iterations", 1),
+            ("elites", 2),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: at least {least} is needed")
         if self.num_knots > self.horizon:
@@ -164,6 +170,8 @@ def check_planner(planner: Planner) -> None:
     scores = score(tried)
     assert np.isclose(found.score, scores.max()), "the best candidate is given, with its score"
     assert np.allclose(score(found.actions[None]), found.score), "the score is that of the actions"
-    assert found.score > 0.5 * float(score(start[None])[0]), "the plan is nearer to the best than the start is"
+    assert found.score > 0.5 * float(score(start[None])[0]), (
+        "the plan is nearer to the best than the start is"
+    )
     again = planner.plan(score, start, np.random.default_rng(0))
     assert np.array_equal(again.actions, found.actions), "the same generator gives the same plan"

@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from kinema.heads import Frame, ResidualMLP, goal_of, to_device
-from kinema.nn.embeddings import FourierFeatures
+from kinema.heads import PlaceFeatures, PlaceSizes, ResidualMLP, to_device
 from kinema.parts import load_part
 from kinema.simulation import World, load
 from kinema.types import Seen
@@ -54,26 +53,22 @@ class Clone(nn.Module):
 
     LOWEST_LOG_STD = -4.0
 
-    def __init__(self, config: CloneConfig, *, latents: tuple[int, int], proprio_dim: int, action_dim: int):
+    def __init__(self, config: CloneConfig, *, sizes: PlaceSizes, action_dim: int):
         super().__init__()
         self.config = config
         self.action_dim = action_dim
-        size = latents[0] * latents[1]
-        self.goal_dim = size or proprio_dim
-        self.proprio_features = FourierFeatures(proprio_dim, 4)
-        frame = size + self.proprio_features.size
+        self.features = PlaceFeatures(sizes)
         self.num_numbers = config.chunk * action_dim
+        num_inputs = 2 * self.features.size + 2 * sum(sizes) + 1
         num_outputs = config.num_modes * (2 * self.num_numbers + 1)
-        self.network = ResidualMLP(
-            frame + size + proprio_dim + 2 * self.goal_dim + 1, num_outputs, config.width, config.depth
-        )
+        self.network = ResidualMLP(num_inputs, num_outputs, config.width, config.depth)
         # Modes that begin alike stay alike.
         nn.init.normal_(self.network.last.bias, std=0.3)
 
     def forward(
         self,
-        before: Frame,
-        now: Frame,
+        before: Float[Tensor, "N G"],
+        now: Float[Tensor, "N G"],
         goal: Float[Tensor, "N G"],
         has_goal: Bool[Tensor, " N"],
     ) -> torch.distributions.MixtureSameFamily:
@@ -81,12 +76,10 @@ class Clone(nn.Module):
         known = has_goal.unsqueeze(-1).to(goal.dtype)
         features = torch.cat(
             [
-                now[0].flatten(1),
-                self.proprio_features(now[1]),
-                (now[0] - before[0]).flatten(1),
-                10.0 * (now[1] - before[1]),
-                known * goal,
-                known * (goal - goal_of(now)),
+                self.features(now),
+                now - before,
+                known * self.features(goal),
+                known * (goal - now),
                 known,
             ],
             dim=-1,
@@ -104,8 +97,8 @@ class Clone(nn.Module):
 class CloneBatch:
     """Moments, their goals, and what was done."""
 
-    before: Frame
-    now: Frame
+    before: Float[Tensor, "N G"]
+    now: Float[Tensor, "N G"]
     goal: Float[Tensor, "N G"]
     actions: Float[Tensor, "N C A"]
     """Normalised actions from this moment on."""
@@ -178,21 +171,23 @@ class ClonedPolicy:
         Raises:
             WorldError: the picture does not fit the world.
         """
+        if goal is not None and self.world.cameras and self.world.proprio_dim:
+            self.world.require_heads()  # They tell the goal's proprioception.
         self._goal = None if goal is None else encode_goal(self.world, goal)
 
     def begin(self, rng: np.random.Generator) -> None:
         """Begin an episode."""
         self._rng = rng
-        self._last: Frame | None = None
+        self._last: Tensor | None = None
         self._plan: list[np.ndarray] = []
 
     def choose(self, seen: Seen) -> Float[np.ndarray, " A"]:
         """The action for what is seen, in the units of the dataset. A chunk is half used before the next is
         made."""
-        frame = self._encode(seen)
+        here = encode_place(self.world, seen)
         if len(self._plan) <= self.clone.config.chunk // 2:
-            self._plan = list(self._foretell(frame))
-        self._last = frame
+            self._plan = list(self._foretell(here))
+        self._last = here
         return self._plan.pop(0)
 
     def reset(self, rng: np.random.Generator, info: Mapping[str, Any]) -> None:
@@ -206,12 +201,11 @@ class ClonedPolicy:
         return self.choose(Seen(frames=self._reader.frames(observation), proprio=proprio))
 
     @torch.inference_mode()
-    def _foretell(self, frame: Frame) -> Float[np.ndarray, "C A"]:
-        goal = torch.zeros(1, self.clone.goal_dim, device=self.world.device)
-        if self._goal is not None:
-            goal = self._goal
+    def _foretell(self, here: Float[Tensor, "1 G"]) -> Float[np.ndarray, "C A"]:
+        goal = here if self._goal is None else self._goal
+        before = here if self._last is None else self._last
         has_goal = torch.tensor([self._goal is not None], device=self.world.device)
-        found = self.clone(self._last or frame, frame, goal, has_goal)
+        found = self.clone(before, here, goal, has_goal)
         if self.is_greedy:
             actions = most_likely(found)
         else:
@@ -224,12 +218,10 @@ class ClonedPolicy:
         actions = actions + self.noise * torch.from_numpy(self._rng.normal(size=actions.shape)).to(actions)
         return self.world.action_normalizer.restore(actions.clamp(-1.0, 1.0)).cpu().numpy()
 
-    def _encode(self, seen: Seen) -> Frame:
-        return encode_frame(self.world, seen)
 
-
-def encode_frame(world: World, seen: Seen) -> Frame:
-    """Latents ``1 L Z`` and normalised proprioception ``1 P`` of what is seen.
+def encode_place(world: World, seen: Seen) -> Float[Tensor, "1 G"]:
+    """What is seen as heads and policies read it; proprioception that is not told is taken from the picture,
+    by the world's heads.
 
     Raises:
         WorldError: it does not fit the world.
@@ -237,8 +229,13 @@ def encode_frame(world: World, seen: Seen) -> Frame:
     latents = world.encode({key: frame[None] for key, frame in seen.frames.items()} or None)
     if not world.cameras:
         latents = torch.zeros(1, 0, world.config.dynamics.latent_dim, device=world.device)
-    proprio = None if seen.proprio is None else np.asarray(seen.proprio)[None, None]
-    return latents, world.normalized_proprio(proprio, 1, 1)[:, 0]
+    if seen.proprio is None and world.heads is not None:
+        with torch.inference_mode():
+            proprio = world.heads.locate(latents)
+    else:
+        given = None if seen.proprio is None else np.asarray(seen.proprio)[None, None]
+        proprio = world.normalized_proprio(given, 1, 1)[:, 0]
+    return world.place(latents, proprio)
 
 
 def encode_goal(world: World, goal: Any) -> Float[Tensor, "1 G"]:
@@ -249,26 +246,19 @@ def encode_goal(world: World, goal: Any) -> Float[Tensor, "1 G"]:
         WorldError: it does not fit the world.
     """
     if not world.cameras:
-        vector = np.asarray(goal, dtype=np.float32)
-        return goal_of(encode_frame(world, Seen(frames={}, proprio=vector)))
+        return encode_place(world, Seen(frames={}, proprio=np.asarray(goal, dtype=np.float32)))
     pictures = goal if isinstance(goal, Mapping) else {world.cameras[0]: goal}
     if not isinstance(goal, Mapping) and len(world.cameras) > 1:
         raise WorldError(
-            f"world '{world.name}' has {len(world.cameras)} cameras: give the goal as a dict of pictures with "
-            f"the keys {', '.join(world.cameras)}"
+            f"world '{world.name}' has {len(world.cameras)} cameras: give the goal as a dict of pictures "
+            f"with the keys {', '.join(world.cameras)}"
         )
-    return goal_of(encode_frame(world, Seen(frames=dict(pictures), proprio=None)))
+    return encode_place(world, Seen(frames=dict(pictures), proprio=None))
 
 
 def new_clone(world: World, config: CloneConfig) -> Clone:
     """A network of the right size for a world, with the weights that networks begin with."""
-    dynamics = world.config.dynamics
-    return Clone(
-        config,
-        latents=(dynamics.num_latents, dynamics.latent_dim),
-        proprio_dim=dynamics.proprio_dim,
-        action_dim=dynamics.action_dim,
-    )
+    return Clone(config, sizes=world.place_sizes, action_dim=world.action_dim)
 
 
 def load_clone(world: World, folder: str | Path) -> Clone:
@@ -288,8 +278,8 @@ def load_clone(world: World, folder: str | Path) -> Clone:
 
 
 def make(observation_space: Any, *, world: str, goal: str | None = None, noise: float = 0.0) -> ClonedPolicy:
-    """The policy from plain arguments, as ``kinema record --policy cloned --policy-args`` has them: the folder
-    of a world with a clone, the file of a goal picture, and the deviation of noise on the actions."""
+    """The policy from plain arguments, as ``kinema record --policy cloned --policy-args`` has them: the
+    folder of a world with a clone, the file of a goal picture, and the deviation of noise on the actions."""
     from kinema.view import read_picture
 
     loaded = load(world)
