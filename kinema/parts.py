@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-FORMAT = "1"
+FORMAT = 1
 
 Config = TypeVar("Config")
 Module = TypeVar("Module", bound=nn.Module)
@@ -31,8 +31,9 @@ def save_part(path: Path, config: Any, module: nn.Module) -> None:
     partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {"format": FORMAT, "config": json.dumps(dataclasses.asdict(config))}
-        save_file(tensors, partial, metadata=metadata)
+        # One entry, since several would be written in any order, and the same module as different bytes.
+        content = json.dumps({"format": FORMAT, "config": dataclasses.asdict(config)})
+        save_file(tensors, partial, metadata={"kinema": content})
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise PartError(
@@ -49,11 +50,11 @@ def load_part(path: Path, config_class: type[Config], build: Callable[[Config], 
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
+            content = json.loads((file.metadata() or {})["kinema"])
+        if content["format"] != FORMAT:
             raise ValueError(f"written by another version of kinema; this one reads format {FORMAT}")
-        fields = json.loads(metadata["config"])
-        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        fields = content["config"].items()
+        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields}
         module = build(config_class(**fields))
         module.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:

@@ -199,7 +199,6 @@ def test_a_clone_does_what_the_goal_shows(tmp_path: Path) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.0
     world.heads = world.new_heads(HeadsConfig(width=16, depth=1)).eval()
     policy = ClonedPolicy(world, objective.clone.eval())
     asked = np.array([[4.5, 1.8], [-1.0, 1.2]], dtype=np.float32)
