@@ -2,8 +2,8 @@
 
     python benchmarks/imagined_steps.py [--world pusht] [--sessions 1 16 64 256]
 
-Prints imagined steps a second for each number of sessions, their ratio to one session alone, and what a plan of
-the default search costs, all in one run.
+Prints imagined steps a second for each number of sessions, their ratio to one session alone, and what a plan
+of the default search costs, all in one run.
 """
 
 import dataclasses

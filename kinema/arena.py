@@ -9,7 +9,7 @@ import torch
 from kinema.data.environment import make_environment
 from kinema.data.record import RENDER_KEY
 from kinema.data.spaces import ActionReader, ObservationReader, RecordError, to_picture
-from kinema.simulation import Simulation, World
+from kinema.simulation import Simulation, Step, World
 from kinema.types import Seen
 
 
@@ -104,6 +104,14 @@ class Arena:
 
     def close(self) -> None:
         self.env.close()
+
+
+def seen_after(world: World, step: Step) -> Seen:
+    """What there is to see after a step of a single session."""
+    frames: dict[str, np.ndarray] = dict.fromkeys(world.cameras, step.frame)
+    if isinstance(step.frame, dict):
+        frames = step.frame
+    return Seen(frames=frames, proprio=step.proprio)
 
 
 class History:

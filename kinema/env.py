@@ -10,6 +10,7 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
@@ -84,7 +85,7 @@ class _Rules:
         if self.observe == "latents":
             return self.latents(sessions)
         frames = {short_name(k): np.stack([s.last.frames[k] for s in starts]) for k in self.world.cameras}
-        proprio = [start.last.proprio for start in starts]
+        proprio = [start.proprio[-1] for start in starts if start.proprio is not None]
         return frames | ({"state": np.stack(proprio)} if self.world.proprio_dim else {})
 
     def observation(self, sessions: SimulationBatch, step: Step) -> Any:
@@ -180,7 +181,7 @@ class WorldEnv(gymnasium.Env[Any, np.ndarray]):
         observation = _row(self._rules.observation(sessions, step), 0)
         return observation, float(step.reward[0]), terminated, truncated, info
 
-    def render(self) -> np.ndarray | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def render(self) -> np.ndarray | None:
         if self.render_mode is None:
             return None
         return self._rules.picture(self._running(), 0)
@@ -261,7 +262,7 @@ class WorldVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             raise ValueError(f"seed: {len(seeds)} seeds for {self.num_envs} environments")
         known = self._rngs or [None] * self.num_envs
         self._rngs = [
-            rng if one is None and rng is not None else gymnasium.utils.seeding.np_random(one)[0]
+            rng if one is None and rng is not None else np_random(one)[0]
             for one, rng in zip(seeds, known, strict=True)
         ]
         self._sessions, starts = self._rules.begin(self._rngs)

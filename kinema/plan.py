@@ -13,11 +13,12 @@ import tyro
 from tqdm import tqdm
 
 from kinema import view
-from kinema.arena import Arena, History
+from kinema.arena import Arena, History, seen_after
 from kinema.data.options import JsonObject
 from kinema.evaluation.probe import errors, find_probe
 from kinema.evaluation.table import align
 from kinema.planners import PLANNERS, Controller, Goal, Plan, SearchConfig
+from kinema.planners.scores import resolve_measure
 from kinema.policies.cloned import encode_goal
 from kinema.simulation import World, load
 from kinema.types import Seen
@@ -93,9 +94,7 @@ def plan(config: PlanConfig) -> int:
     """
     world = load(config.world, device=config.device)
     picture = None if config.goal is None else view.read_picture(config.goal)
-    measure = config.measure
-    if measure == "auto":
-        measure = "latents" if world.heads is None else "steps"
+    measure = resolve_measure(world, config.measure)
     goal = Goal(
         target=None if picture is None else encode_goal(world, picture),
         measure=measure,
@@ -157,8 +156,7 @@ def imagine(world: World, made: Plan, num: int) -> list[Seen]:
     imagined = []
     for action in made.actions[:num]:
         step = future.step(action)
-        frames = step.frame if isinstance(step.frame, dict) else dict.fromkeys(world.cameras, step.frame)
-        imagined.append(Seen(frames=frames, proprio=step.proprio))
+        imagined.append(seen_after(world, step))
     return imagined
 
 

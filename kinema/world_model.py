@@ -31,6 +31,9 @@ HEADS_FILE = "heads.safetensors"
 MAX_PICTURES = 256
 """Most pictures that go through the tokenizer at once; more are done in parts, in the memory of these."""
 
+LOCATE_DRAWS, LOCATE_ROUNDS, LOCATE_SPREAD = 256, 7, 1.0
+"""Of the search for what proprioception a picture shows."""
+
 Pictures = np.ndarray | Mapping[str, np.ndarray] | None
 """One array where a world has one camera, else arrays by camera."""
 
@@ -190,6 +193,39 @@ class WorldModel(nn.Module):
                 "goal; learn them from recordings: kinema train DATA --out WORLD --heads"
             )
         return self.heads
+
+    @torch.inference_mode()
+    def locate(self, latents: Float[Tensor, "N L Z"]) -> Float[Tensor, "N P"]:
+        """The normalised proprioception that pictures show, where none is told: what the heads guess, or the
+        middle, and from there what fits the picture best, which the manifold knows (by the cross-entropy
+        method)."""
+        guess = latents.new_zeros(len(latents), self.proprio_dim)
+        spread = LOCATE_SPREAD
+        if self.heads is not None:
+            guess, spread = self.heads.locate(latents), LOCATE_SPREAD / 3
+        if self.manifold is None or not self.proprio_dim:
+            return guess
+        return torch.stack(
+            [self._fit_proprio(picture, at, spread) for picture, at in zip(latents, guess, strict=True)]
+        )
+
+    def _fit_proprio(
+        self, latents: Float[Tensor, "L Z"], guess: Float[Tensor, " P"], spread: float
+    ) -> Tensor:
+        assert self.manifold is not None
+        generator = torch.Generator().manual_seed(0)
+        mean, std = guess, torch.full_like(guess, spread)
+        best, least = guess, torch.inf
+        for _ in range(LOCATE_ROUNDS):
+            draws = torch.randn(LOCATE_DRAWS, len(guess), generator=generator).to(guess.device)
+            tried = mean + std * draws
+            tried[0] = best
+            distance, _ = self.manifold.distance(latents.expand(len(tried), -1, -1), tried)
+            order = distance.argsort()[: LOCATE_DRAWS // 20]
+            if distance[order[0]] < least:
+                best, least = tried[order[0]], float(distance[order[0]])
+            mean, std = tried[order].mean(0), tried[order].std(0).clamp_min(1e-3)
+        return best
 
     # Pixels and latents.
 

@@ -17,7 +17,7 @@ from kinema.planners import (
     WorldScore,
     check_planner,
 )
-from kinema.planners.scores import normalize_actions, restore_actions
+from kinema.planners.scores import Measure, normalize_actions, restore_actions
 from kinema.planners.search import WarmStart, between
 from kinema.policies.cloned import encode_goal
 from kinema.simulation import World
@@ -121,11 +121,11 @@ def candidates_of(num: int, horizon: int = 4) -> np.ndarray:
 @pytest.mark.parametrize("max_batch", [256, 2])
 @pytest.mark.parametrize("measure", ["steps", "latents"])
 def test_a_candidate_is_scored_by_what_its_session_comes_to(
-    world: World, measure: str, max_batch: int
+    world: World, measure: Measure, max_batch: int
 ) -> None:
     session = world.start(random_frames(3), random_actions(2))
     target = encode_goal(world, random_frames(1, seed=5)[0])
-    goal = Goal(target=target, measure=measure, reward_weight=0.7, end_share=0.25)  # pyright: ignore[reportArgumentType]
+    goal = Goal(target=target, measure=measure, reward_weight=0.7, end_share=0.25)
     score = WorldScore(session, goal, max_batch=max_batch)
     candidates = candidates_of(5)
     scores = score(candidates)
@@ -166,8 +166,8 @@ def test_what_cannot_be_trusted_brings_nothing(world: World) -> None:
     strict = dataclasses.replace(free, min_trust=0.999)
     candidates = candidates_of(6)
     first = WorldScore(session, free)(candidates[:, :1])
-    # Every step of this world is far from its manifold: what comes after the first is as good as its
-    distance.lost = WorldScore(session, strict)(candidates)
+    # Every step of this world is far from its manifold, so what comes after the first brings nothing.
+    lost = WorldScore(session, strict)(candidates)
     rewards = np.array(
         [session.fork(6)[i].step(restore_actions(world, candidates)[i, 0]).reward for i in range(6)]
     )

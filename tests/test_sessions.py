@@ -20,8 +20,8 @@ def seeded(*seeds: int) -> list[torch.Generator]:
 
 
 def latents(sessions: SimulationBatch, actions: np.ndarray) -> torch.Tensor:
-    """``T B L Z`` of some steps, ``actions`` being ``T B A``."""
-    found = []
+    """``T+1 B L Z`` before and after some steps, ``actions`` being ``T B A``."""
+    found = [sessions.latents]
     for action in actions:
         sessions.step(action, decode=False)
         found.append(sessions.latents)
@@ -93,12 +93,12 @@ def test_new_sessions_take_the_place_of_old_ones(world: World) -> None:
 
     stayed = old(1)
     latents(stayed, before[:, 1:2])
-    torch.testing.assert_close(found[:, 1:2], latents(stayed, after[:, 1:2]), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found[:, 1:2], latents(stayed, after[:, 1:2]), atol=2e-2, rtol=1e-3)
     for place, index in ((2, 0), (0, 1)):
         alone = new(index)
         alone.step(random_actions(2, seed=4)[index : index + 1])
         expected = latents(alone, after[:, place : place + 1])
-        torch.testing.assert_close(found[:, place : place + 1], expected, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(found[:, place : place + 1], expected, atol=2e-2, rtol=1e-3)
         one = together[place]
         assert one.step(after[0, place]).trust == pytest.approx(
             float(alone.step(after[:1, place]).trust[0]), abs=1e-3

@@ -203,6 +203,7 @@ def test_a_clone_does_what_the_goal_shows(tmp_path: Path) -> None:
     policy = ClonedPolicy(world, objective.clone.eval())
     asked = np.array([[4.5, 1.8], [-1.0, 1.2]], dtype=np.float32)
     done = []
+    seen = Seen(frames={CAMERA: draw(np.array([[2.0, 1.5]]))[0]}, proprio=np.array([2.0, 1.5], np.float32))
     for place in asked:
         policy.set_goal(draw(place[None])[0])
         # These heads never learned to read proprioception from pictures.
@@ -212,9 +213,6 @@ def test_a_clone_does_what_the_goal_shows(tmp_path: Path) -> None:
         latents = policy._goal[:, : sizes.latents].unflatten(-1, (-1, world.config.dynamics.latent_dim))
         policy._goal = world.place(latents, normalized)
         policy.begin(np.random.default_rng(0))
-        seen = Seen(
-            frames={CAMERA: draw(np.array([[2.0, 1.5]]))[0]}, proprio=np.array([2.0, 1.5], np.float32)
-        )
         done.append(policy.choose(seen))
     scale = world.action_normalizer.scale.numpy()
     assert (np.abs(np.stack(done) - asked) / scale).mean() < 0.3

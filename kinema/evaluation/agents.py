@@ -11,7 +11,7 @@ from kinema.arena import History
 from kinema.evaluation.tasks import PushTReality, SimulatorScore, Task
 from kinema.planners import Controller, Goal, Planner
 from kinema.planners.controller import last_action
-from kinema.planners.scores import restore_actions
+from kinema.planners.scores import Measure, restore_actions
 from kinema.planners.search import WarmStart
 from kinema.policies.cloned import ClonedPolicy, encode_goal
 from kinema.simulation import World
@@ -74,14 +74,19 @@ class CloneAgent:
 class PlannerAgent:
     """A planner in the world, told the goal picture."""
 
-    def __init__(self, name: str, world: World, planner: Planner, goal: Goal, *, chunk: int, context: int):
-        """``goal`` says all but the target, which is the task's."""
+    def __init__(
+        self, name: str, world: World, planner: Planner, *, measure: Measure, chunk: int, context: int
+    ):
+        """Raises WorldError where the world has no heads and steps are the measure."""
+        if measure == "steps":
+            world.require_heads()
         self.name = name
-        self._world, self._planner, self._goal = world, planner, goal
+        self._world, self._planner = world, planner
+        self._measure: Measure = measure
         self._chunk, self._context = chunk, context
 
     def begin(self, task: Task, rng: np.random.Generator) -> None:
-        goal = dataclasses.replace(self._goal, target=encode_goal(self._world, task.goal_frame))
+        goal = Goal(target=encode_goal(self._world, task.goal_frame), measure=self._measure)
         self._controller = Controller(
             self._world, self._planner, goal, chunk=self._chunk, context=self._context
         )

@@ -22,7 +22,8 @@ from kinema.evaluation.agents import Agent, CloneAgent, Cost, PlannerAgent, Rand
 from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.table import Row
 from kinema.evaluation.tasks import ANGLE, POSITION, PushTReality, Task, draw_tasks, is_met
-from kinema.planners import PLANNERS, Goal, SearchConfig
+from kinema.planners import PLANNERS, SearchConfig
+from kinema.planners.scores import END_SHARE, resolve_measure
 from kinema.policies.cloned import CLONE_FILE, ClonedPolicy, load_clone
 from kinema.simulation import World, load
 
@@ -118,11 +119,7 @@ def planning(config: PlanningConfig) -> int:
 
 def make_agents(world: World, config: PlanningConfig) -> tuple[list[Agent], list[str]]:
     """Those who are compared, and what is to be said about them."""
-    measure = config.measure
-    if measure == "auto":
-        measure = "steps" if world.heads is not None else "latents"
-    # The target is each task's; a reward of no weight stands in until then.
-    goal = Goal(measure=measure, reward_weight=1e-9)
+    measure = resolve_measure(world, config.measure)
     notes = [f"Planners measure how far they are from the goal in {measure}."]
     agents: list[Agent] = [RandomAgent(world)]
     folder = Path(config.clone or config.world)
@@ -132,13 +129,13 @@ def make_agents(world: World, config: PlanningConfig) -> tuple[list[Agent], list
         notes.append("No cloned policy: kinema train DATA --out WORLD --clone makes one.")
     for name in config.planners:
         planner = PLANNERS[name](config.search)
-        agents.append(PlannerAgent(name, world, planner, goal, chunk=config.chunk, context=config.context))
+        agents.append(
+            PlannerAgent(name, world, planner, measure=measure, chunk=config.chunk, context=config.context)
+        )
     for name in config.planners if config.ceiling else ():
         planner = PLANNERS[name](config.search)
         agents.append(
-            SimulatorAgent(
-                f"{name}, real simulator", world, planner, chunk=config.chunk, end_share=goal.end_share
-            )
+            SimulatorAgent(f"{name}, real simulator", world, planner, chunk=config.chunk, end_share=END_SHARE)
         )
     return agents, notes
 

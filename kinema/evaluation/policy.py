@@ -17,7 +17,7 @@ import tyro
 from tqdm import tqdm
 
 from kinema import view
-from kinema.arena import Arena
+from kinema.arena import Arena, seen_after
 from kinema.data.environment import Policy, check_policy_name, make_policy
 from kinema.data.options import JsonObject
 from kinema.data.spaces import ActionReader
@@ -27,7 +27,6 @@ from kinema.evaluation.plot import Point, scatter
 from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.table import Row
 from kinema.simulation import World, load
-from kinema.types import Seen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,8 +178,7 @@ def run_simulated(world: World, arena: Arena, one: Policy, config: PolicyConfig)
             returns[index] += step.reward
             if step.termination > 0.5:
                 break
-            frames = step.frame if isinstance(step.frame, dict) else dict.fromkeys(world.cameras, step.frame)
-            seen = Seen(frames=frames, proprio=step.proprio)
+            seen = seen_after(world, step)
     return returns
 
 

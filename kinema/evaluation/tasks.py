@@ -47,15 +47,15 @@ def pose_errors(
     state: Float[np.ndarray, "*n 5"], goal: Float[np.ndarray, " 5"]
 ) -> tuple[np.ndarray, np.ndarray]:
     """How far a state is from a goal: position of agent and block together, and angle of the block."""
-    position = np.linalg.norm(state[..., :4] - goal[:4], axis=-1)
-    turn = np.abs((state[..., 4] - goal[4] + np.pi) % (2 * np.pi) - np.pi)
+    position = np.asarray(np.linalg.norm(state[..., :4] - goal[:4], axis=-1))
+    turn = np.asarray(np.abs((state[..., 4] - goal[4] + np.pi) % (2 * np.pi) - np.pi))
     return position, turn
 
 
 def is_met(state: Float[np.ndarray, "*n 5"], goal: Float[np.ndarray, " 5"]) -> np.ndarray:
     """Whether a state is near enough to a goal."""
     position, turn = pose_errors(state, goal)
-    return (position < POSITION) & (turn < ANGLE)
+    return np.asarray((position < POSITION) & (turn < ANGLE))
 
 
 def draw_tasks(
@@ -211,7 +211,7 @@ class SimulatorScore:
                 advance(self._environment, action)
                 agent, block, *_ = get_bodies(self._environment)
                 states[candidate, t] = [*agent, *block]
-        self.num_steps += states.shape[0] * states.shape[1]
+        self.num_steps += len(states) * actions.shape[1]
         position, turn = pose_errors(states, self._goal)
         each = position / POSITION + turn / ANGLE
         return -self._end_share * each[:, -1] - (1.0 - self._end_share) * each.mean(axis=1)

@@ -8,8 +8,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kinema.simulation import Simulation, SimulationBatch, World
-from kinema.world_model import WorldError
+from kinema.simulation import Simulation, SimulationBatch
+from kinema.world_model import WorldError, WorldModel
+
+Measure = Literal["steps", "latents"]
+END_SHARE = 0.5
+
+
+def resolve_measure(world: WorldModel, measure: Literal["auto", "steps", "latents"]) -> Measure:
+    """``auto`` is steps where the world has heads to tell them, else latents."""
+    if measure != "auto":
+        return measure
+    return "latents" if world.heads is None else "steps"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,12 +28,12 @@ class Goal:
 
     target: Float[Tensor, "1 G"] | None = None
     """The goal as ``kinema.policies.cloned.encode_goal`` gives it."""
-    measure: Literal["steps", "latents"] = "steps"
+    measure: Measure = "steps"
     """How far a frame is from the target: the steps that the heads foretell, or the root mean square
     difference of latents (of proprioception, in a world without cameras), which needs no heads."""
     reward_weight: float = 0.0
     """Weight of the sum of rewards, beside a weight of one for the distance."""
-    end_share: float = 0.5
+    end_share: float = END_SHARE
     """How much of the distance is that of the last step; the rest is the mean over the steps, so that of two
     plans that arrive the faster one is better."""
     min_trust: float | None = None
@@ -38,14 +48,14 @@ class Goal:
         if not 0.0 <= self.end_share <= 1.0:
             raise ValueError(f"end_share={self.end_share}: it is a share, from 0 to 1")
 
-    def check(self, world: World) -> None:
+    def check(self, world: WorldModel) -> None:
         """Raises WorldError where the world has not what this needs."""
         if self.reward_weight or (self.target is not None and self.measure == "steps"):
             world.require_heads()
         if self.min_trust is not None and world.manifold is None:
             raise WorldError(f"min_trust={self.min_trust}: world '{world.name}' does not tell trust")
 
-    def distance(self, world: World, sessions: SimulationBatch) -> Float[np.ndarray, " B"]:
+    def distance(self, world: WorldModel, sessions: SimulationBatch) -> Float[np.ndarray, " B"]:
         """How far the present frames of sessions are from the target."""
         assert self.target is not None
         here = world.place(sessions.latents, sessions.normalized_proprio)
@@ -116,13 +126,17 @@ class WorldScore:
         return scores
 
 
-def restore_actions(world: World, actions: Float[np.ndarray, "*batch A"]) -> Float[np.ndarray, "*batch A"]:
+def restore_actions(
+    world: WorldModel, actions: Float[np.ndarray, "*batch A"]
+) -> Float[np.ndarray, "*batch A"]:
     """Normalised actions in the units of the dataset."""
     tensor = torch.from_numpy(np.asarray(actions, dtype=np.float32)).to(world.device)
     return world.action_normalizer.restore(tensor).cpu().numpy()
 
 
-def normalize_actions(world: World, actions: Float[np.ndarray, "*batch A"]) -> Float[np.ndarray, "*batch A"]:
+def normalize_actions(
+    world: WorldModel, actions: Float[np.ndarray, "*batch A"]
+) -> Float[np.ndarray, "*batch A"]:
     """Actions in the units of the dataset, normalised."""
     tensor = torch.from_numpy(np.asarray(actions, dtype=np.float32)).to(world.device)
     return world.action_normalizer.normalize(tensor).cpu().double().numpy()

@@ -171,8 +171,6 @@ class ClonedPolicy:
         Raises:
             WorldError: the picture does not fit the world.
         """
-        if goal is not None and self.world.cameras and self.world.proprio_dim:
-            self.world.require_heads()  # They tell the goal's proprioception.
         self._goal = None if goal is None else encode_goal(self.world, goal)
 
     def begin(self, rng: np.random.Generator) -> None:
@@ -220,8 +218,8 @@ class ClonedPolicy:
 
 
 def encode_place(world: World, seen: Seen) -> Float[Tensor, "1 G"]:
-    """What is seen as heads and policies read it; proprioception that is not told is taken from the picture,
-    by the world's heads.
+    """What is seen as heads and policies read it; proprioception that is not told is found in the picture
+    (``World.locate``).
 
     Raises:
         WorldError: it does not fit the world.
@@ -229,12 +227,10 @@ def encode_place(world: World, seen: Seen) -> Float[Tensor, "1 G"]:
     latents = world.encode({key: frame[None] for key, frame in seen.frames.items()} or None)
     if not world.cameras:
         latents = torch.zeros(1, 0, world.config.dynamics.latent_dim, device=world.device)
-    if seen.proprio is None and world.heads is not None:
-        with torch.inference_mode():
-            proprio = world.heads.locate(latents)
+    if seen.proprio is None:
+        proprio = world.locate(latents)
     else:
-        given = None if seen.proprio is None else np.asarray(seen.proprio)[None, None]
-        proprio = world.normalized_proprio(given, 1, 1)[:, 0]
+        proprio = world.normalized_proprio(np.asarray(seen.proprio)[None, None], 1, 1)[:, 0]
     return world.place(latents, proprio)
 
 

@@ -132,7 +132,7 @@ def test_the_simulator_scores_by_the_true_distance() -> None:
     assert scores[0] > scores[1] > scores[2]
     assert score.num_steps == 36
     # Each candidate begins anew.
-    np.testing.assert_allclose(score(there), scores[:1], atol=1e-6)
+    np.testing.assert_allclose(score(there), scores[:1], atol=1e-3)
 
 
 def test_what_cannot_be_judged_is_explained(world: World, recording: Dataset, tmp_path: Path) -> None:
