@@ -56,6 +56,13 @@ COMMANDS = {
         function="simulate",
         after_interrupt="The same command starts again.",
     ),
+    "plan": Command(
+        summary="Plan in a world towards a goal picture, and do it in the real environment.",
+        module="kinema.plan",
+        config="PlanConfig",
+        function="plan",
+        after_interrupt="The same command starts again.",
+    ),
     "evaluate horizon": Command(
         summary="Measure how long a world stays possible and right, beside reality.",
         module="kinema.evaluation.horizon",
@@ -68,6 +75,20 @@ COMMANDS = {
         module="kinema.evaluation.control",
         config="ControlConfig",
         function="control",
+        after_interrupt="The same command starts again.",
+    ),
+    "evaluate planning": Command(
+        summary="Measure whether goals are reached by planning in a world.",
+        module="kinema.evaluation.planning",
+        config="PlanningConfig",
+        function="planning",
+        after_interrupt="The same command starts again.",
+    ),
+    "evaluate policy": Command(
+        summary="Measure whether a world ranks policies as the real environment does.",
+        module="kinema.evaluation.policy",
+        config="PolicyConfig",
+        function="policy",
         after_interrupt="The same command starts again.",
     ),
     "evaluate speed": Command(
@@ -116,6 +137,7 @@ EXTRA_OF_MODULE = {
     "huggingface_hub": "hub",
     "mcp": "mcp",
     "prometheus_client": "serve",
+    "stable_baselines3": "agents",
     "tensorboard": "train",
     "uvicorn": "serve",
     "websockets": "serve",

@@ -92,6 +92,11 @@ class DynamicsConfig:
         return len(self.grids) + (self.proprio_dim > 0) + 1
 
     @property
+    def frames_to_fill(self) -> int:
+        """Frames to show a session until its windows are full: the last comes into them with the next."""
+        return self.window + 1
+
+    @property
     def reach(self) -> int:
         """Past frames that can matter: each block that sees time hands on what the one before it saw, and
         the oldest frame seen was given those before it."""
@@ -210,17 +215,21 @@ class Cache:
             config.action_dim,
             config.num_modalities,
         ]
-        num_kept = max_rewind + max(config.window, NUM_BEFORE + 1)
         self.frames = Ring(
             (batch, 1, sum(self.sizes)),
             window=NUM_BEFORE + 1,
-            max_rewind=num_kept - NUM_BEFORE - 1,
+            max_rewind=self._frames_rewind(config.window, max_rewind),
             like=like,
         )
         self.is_pending = False
         """Whether the layers do not have the last frame kept."""
         self.num_frames = torch.zeros(batch, dtype=torch.long, device=like.device)
         """Frames that each session has kept so far."""
+
+    @staticmethod
+    def _frames_rewind(window: int, max_rewind: int) -> int:
+        """How far the frames must be able to go back: as far as the layers, whose window is another."""
+        return max_rewind + max(window - NUM_BEFORE - 1, 0)
 
     def rotary(self, num_frames: int) -> tuple[Tensor, Tensor]:
         """Rotation ``R 1 T E/2`` of the next frames of the layers, by their numbers in their sessions."""
@@ -281,14 +290,32 @@ class Cache:
         self.num_frames = self.num_frames - num_frames
         self.is_pending = True
 
-    def select(self, indices: Tensor) -> "Cache":
-        """The past of some of the sessions."""
+    @property
+    def is_full(self) -> bool:
+        """Whether the window of every block that sees time is full."""
+        return all(ring.end >= ring.window for ring in self.rings)
+
+    def select(self, indices: Tensor, max_rewind: int | None = None) -> "Cache":
+        """The past of some of the sessions; with ``max_rewind`` in a cache made for that, which is cheaper
+        where it is less."""
         other = object.__new__(Cache)
         other.__dict__.update(self.__dict__)
-        other.layers = [layer.select(indices, 1) for layer in self.layers]
-        other.frames = self.frames.select(indices, 0)
+        other.layers = [layer.select(indices, 1, max_rewind) for layer in self.layers]
+        of_frames = None if max_rewind is None else self._frames_rewind(self.layers[0].window, max_rewind)
+        other.frames = self.frames.select(indices, 0, of_frames)
         other.num_frames = self.num_frames[indices.to(self.num_frames.device)]
         return other
+
+    def replace(self, indices: Tensor, other: "Cache") -> None:
+        """Give some sessions the past of those of another cache, in their order; both must be full."""
+        assert self.is_full
+        assert other.is_full
+        assert self.is_pending == other.is_pending
+        for layer, new in zip(self.layers, other.layers, strict=True):
+            layer.replace(indices, new, 1)
+        self.frames.replace(indices, other.frames, 0)
+        places = indices.to(self.num_frames.device)
+        self.num_frames = self.num_frames.index_copy(0, places, other.num_frames)
 
     @property
     def num_bytes(self) -> int:

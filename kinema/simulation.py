@@ -20,7 +20,14 @@ from kinema.dynamics import Cache, Values
 from kinema.hardware import Precision, keep_freed_memory, one_thread, uses_bfloat16
 from kinema.sampler import solve
 from kinema.view import write_video
-from kinema.world_model import CONFIG_FILE, WEIGHTS_FILE, Pictures, WorldError, WorldModel
+from kinema.world_model import (
+    CONFIG_FILE,
+    HEADS_FILE,
+    WEIGHTS_FILE,
+    Pictures,
+    WorldError,
+    WorldModel,
+)
 
 HISTORY_BYTES = 64 * 2**20
 """Most memory that a session's past pictures take; older ones are forgotten."""
@@ -44,6 +51,10 @@ class Step:
     """How far the frame may be trusted, told without knowing what is true (``B`` of a batch): from 1 towards
     0, and one half once a frame of the session was found as far from the manifold as few recorded ones are.
     Mistakes stay, so it never rises. None where the world has no manifold."""
+    reward: Any = None
+    """The reward that the step is expected to give (``B`` of a batch); None where the world has no heads."""
+    termination: Any = None
+    """Probability that the step ended the episode (``B`` of a batch); None where the world has no heads."""
 
     def of_session(self, index: int) -> "Step":
         """The step of one session of a batch."""
@@ -56,6 +67,8 @@ class Step:
             frame=frame,
             proprio=None if self.proprio is None else self.proprio[index],
             trust=None if self.trust is None else float(self.trust[index]),
+            reward=None if self.reward is None else float(self.reward[index]),
+            termination=None if self.termination is None else float(self.termination[index]),
         )
 
 
@@ -76,6 +89,7 @@ class SimulationBatch:
         world: "World",
         seeds: Sequence[int],
         num_denoising_steps: int | None,
+        max_rewind: int | None = None,
         max_pictures: int | None = None,
     ):
         if num_denoising_steps is None:
@@ -87,8 +101,11 @@ class SimulationBatch:
         """Steps simulated so far."""
         self.max_pictures = max_pictures
         self._seeds = list(seeds)
+        self._born = [0] * len(self._seeds)
+        """Steps that had been simulated when each session began: others may have taken the place of some."""
         self._generator = torch.Generator()
-        self._cache: Cache = world.dynamics.new_cache(len(seeds), max_rewind=MAX_REWIND)
+        self._max_rewind = MAX_REWIND if max_rewind is None else max_rewind
+        self._cache: Cache = world.dynamics.new_cache(len(seeds), max_rewind=self._max_rewind)
         self._doubt = torch.zeros(len(seeds), device=world.device)
         """The furthest from the manifold that a frame of each session was found, in its radii."""
         self._history: deque[_Moment] = deque(maxlen=self._history_length())
@@ -168,10 +185,16 @@ class SimulationBatch:
             if doubt is not None:
                 self._doubt = torch.maximum(self._doubt, doubt)
             frame = Values(settled.unsqueeze(1), frame.proprio, action)
+        reward = termination = None
+        if self.world.heads is not None:
+            before = (self._cache.last_latents, self._cache.last_proprio)
+            judged = self.world.heads.judge(before, (frame.latents[:, 0], frame.proprio[:, 0]), action[:, 0])
+            reward, termination = (part.cpu().numpy() for part in judged)
         world.dynamics.keep(frame, world.tau(len(self), 1, action_tau=1.0), self._cache)
         self.num_steps += 1
         self._remember()
-        return self.look(decode=decode)
+        step = self.look(decode=decode)
+        return dataclasses.replace(step, reward=reward, termination=termination)
 
     @torch.inference_mode()
     def look(self, *, decode: bool = True) -> Step:
@@ -203,18 +226,59 @@ class SimulationBatch:
         """Latents of the present frame of every session."""
         return self._cache.last_latents.clone()
 
-    def fork(self, num: int) -> "SimulationBatch":
-        """``num`` futures of every session, ``B * num`` in all, each with its own noise from here on."""
+    @property
+    def normalized_proprio(self) -> Float[Tensor, "B P"]:
+        """Proprioception of the present frame of every session, as the networks have it."""
+        return self._cache.last_proprio.clone()
+
+    def fork(self, num: int, *, max_rewind: int | None = None) -> "SimulationBatch":
+        """``num`` futures of every session, ``B * num`` in all, each with its own noise from here on.
+
+        Args:
+            num: futures of each.
+            max_rewind: most steps that they shall be able to go back; less is cheaper, and by default it is
+                as many as here.
+        """
         if num < 1:
             raise WorldError(f"fork({num}): at least 1 future is needed")
+        _check_rewind(max_rewind)
         indices = torch.arange(len(self)).repeat_interleave(num)
-        seeds = [_mix(seed, self.num_steps, child + 1) for seed in self._seeds for child in range(num)]
-        return self._copy(indices, seeds)
+        ages = self._ages()
+        seeds = [
+            _mix(seed, age, child + 1)
+            for seed, age in zip(self._seeds, ages, strict=True)
+            for child in range(num)
+        ]
+        return self._copy(indices, seeds, max_rewind)
+
+    def replace(self, indices: Sequence[int], others: "SimulationBatch") -> None:
+        """Let the sessions of another batch of the same world, in their order, take the place of some here.
+
+        What was before cannot be gone back to, by any session here. Each new one goes on as it would alone.
+
+        Raises:
+            WorldError: not as many sessions as places, or some session was shown fewer frames than attention
+                sees, so that the two cannot stand side by side.
+        """
+        if len(others) != len(indices) or len(set(indices)) != len(indices):
+            raise WorldError(f"replace: {len(others)} sessions for the places {list(indices)}")
+        if not (self._cache.is_full and others._cache.is_full):
+            least = self.world.config.dynamics.frames_to_fill
+            raise WorldError(
+                f"replace: all sessions must have seen {least} frames or more; start them with that many"
+            )
+        places = torch.tensor(list(indices))
+        self._cache.replace(places, others._cache)
+        self._doubt = self._doubt.index_copy(0, places.to(self._doubt.device), others._doubt)
+        for place, seed, born in zip(indices, others._seeds, others._born, strict=True):
+            self._seeds[place], self._born[place] = seed, self.num_steps - (others.num_steps - born)
+        self._history.clear()
+        self._remember()
 
     @property
     def num_rewindable(self) -> int:
         """Steps that ``rewind`` can go back."""
-        return min(self.num_steps, MAX_REWIND, len(self._history) - 1, self._cache.num_rewindable)
+        return min(self.num_steps, self._max_rewind, len(self._history) - 1, self._cache.num_rewindable)
 
     def rewind(self, num_steps: int) -> None:
         """Undo the last steps: what follows is as if they had not been made.
@@ -289,7 +353,7 @@ class SimulationBatch:
 
     def _ages(self) -> list[int]:
         """Steps that each session has made."""
-        return [self.num_steps] * len(self)
+        return [self.num_steps - born for born in self._born]
 
     def _history_length(self) -> int:
         config = self.world.config.dynamics
@@ -301,12 +365,15 @@ class SimulationBatch:
         latents = self._cache.last_latents.to(torch.float16)
         self._history.append(_Moment(latents, self._cache.last_proprio.clone(), self._doubt))
 
-    def _copy(self, indices: Tensor, seeds: list[int]) -> "SimulationBatch":
-        other = SimulationBatch(self.world, seeds, self.num_denoising_steps, self.max_pictures)
-        other._cache = self._cache.select(indices)
+    def _copy(self, indices: Tensor, seeds: list[int], max_rewind: int | None = None) -> "SimulationBatch":
+        other = SimulationBatch(self.world, seeds, self.num_denoising_steps, 0, self.max_pictures)
+        other._cache = self._cache.select(indices, max_rewind)
+        other._max_rewind = self._max_rewind if max_rewind is None else max_rewind
         other.num_steps = self.num_steps
+        other._born = [self._born[index] for index in indices.tolist()]
         other._doubt = self._doubt[indices]
-        other._history.extend(_Moment(*(part[indices] for part in moment)) for moment in self._history)
+        kept = list(self._history)[-(1 + max_rewind) :] if max_rewind is not None else self._history
+        other._history.extend(_Moment(*(part[indices] for part in moment)) for moment in kept)
         return other
 
 
@@ -350,7 +417,9 @@ class Simulation:
 
     def future(self, index: int) -> "Simulation":
         """The future that stands at ``index`` in every fork of more than ``index``."""
-        return Simulation(self._batch._copy(torch.tensor([0]), [_mix(self.seed, self.num_steps, index + 1)]))
+        return Simulation(
+            self._batch._copy(torch.tensor([0]), [_mix(self.seed, self._batch._ages()[0], index + 1)])
+        )
 
     @property
     def seed(self) -> int:
@@ -362,9 +431,10 @@ class Simulation:
         """Network calls for a frame."""
         return self._batch.num_denoising_steps
 
-    def fork(self, num: int) -> SimulationBatch:
-        """``num`` futures from here, batched, each with its own noise."""
-        return self._batch.fork(num)
+    def fork(self, num: int, *, max_rewind: int | None = None) -> SimulationBatch:
+        """``num`` futures from here, batched, each with its own noise; they can go back by as many steps as
+        this session, or by ``max_rewind``, which is cheaper where it is less."""
+        return self._batch.fork(num, max_rewind=max_rewind)
 
     def rewind(self, num_steps: int) -> None:
         """Undo the last steps, at most ``MAX_REWIND``: what follows is as if they had not been made."""
@@ -407,7 +477,9 @@ class World(WorldModel):
                     module.to(torch.bfloat16)
                 elif isinstance(module, nn.Conv2d):
                     # As its inputs are laid out, or the weights are brought into that order in every call.
-                    module.to(torch.bfloat16, memory_format=torch.channels_last)
+                    module.to(torch.bfloat16)
+                    weight = module.weight.data
+                    module.weight.data = weight.contiguous(memory_format=torch.channels_last)
             # Not as a module of this one: it is saved and moved by itself.
             self.__dict__["_networks"] = found
         return found
@@ -421,6 +493,7 @@ class World(WorldModel):
         generators: Sequence[torch.Generator] | None = None,
         seeds: Sequence[int] | None = None,
         num_denoising_steps: int | None = None,
+        max_rewind: int | None = None,
         max_pictures: int | None = None,
     ) -> SimulationBatch:
         """Begin sessions from ``B`` recordings of ``T`` frames each.
@@ -434,12 +507,15 @@ class World(WorldModel):
                 0, 1, ...
             seeds: those seeds themselves, in place of generators.
             num_denoising_steps: network calls for a frame; the world's own by default.
+            max_rewind: most steps that the sessions shall be able to go back, ``MAX_REWIND`` by default; with
+                less they take less memory, which matters for hundreds.
             max_pictures: most past pictures to keep, which is also as far as ``rewind`` goes; by default as
                 many as ``HISTORY_BYTES`` hold.
 
         Raises:
             WorldError: what is given does not fit the world.
         """
+        _check_rewind(max_rewind)
         if frames is None:
             self.by_camera(None)
             if proprio is None or np.ndim(proprio) != 3 or not np.size(proprio):
@@ -476,7 +552,7 @@ class World(WorldModel):
                 raise WorldError(f"{name}: {batch} sessions need {batch}, got {len(given)}")
         if seeds is None:
             seeds = [draw_seed(g) for g in generators] if generators is not None else list(range(batch))
-        simulation = SimulationBatch(self, seeds, num_denoising_steps, max_pictures)
+        simulation = SimulationBatch(self, seeds, num_denoising_steps, max_rewind, max_pictures)
         normalized_proprio = self.normalized_proprio(proprio, batch, time)
         simulation.begin(latents, normalized_proprio, proprio is not None, normalized)
         return simulation
@@ -560,7 +636,7 @@ def _download(hub_id: str) -> Path:
             f"'{hub_id}' looks like a Hub id, which needs an extra: pip install 'kinema[hub]'"
         ) from error
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, HEADS_FILE]))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise WorldError(f"the world '{hub_id}' could not be downloaded: {error}") from error
 
@@ -579,6 +655,11 @@ def _one_session(frames: Any) -> np.ndarray:
             f"got {array.shape}"
         )
     return array[None]
+
+
+def _check_rewind(max_rewind: int | None) -> None:
+    if max_rewind is not None and not 0 <= max_rewind <= MAX_REWIND:
+        raise WorldError(f"max_rewind={max_rewind}: it must be from 0 to {MAX_REWIND}")
 
 
 def draw_seed(generator: torch.Generator) -> int:

@@ -22,17 +22,21 @@ from tqdm import tqdm
 
 from kinema.checkpoint import CheckpointError, load_checkpoint, read_state, save_checkpoint
 from kinema.data.lerobot import Dataset
-from kinema.data.segments import Segments, load_segments
+from kinema.data.segments import Segments, SegmentsConfig, load_segments
 from kinema.dynamics import NUM_BEFORE, Values
 from kinema.hardware import Precision, uses_bfloat16
+from kinema.heads import HeadsBatch, HeadsConfig, HeadsObjective
+from kinema.hindsight import Hindsight
 from kinema.nn.manifold import Manifold, ManifoldObjective
 from kinema.objective import DynamicsObjective
 from kinema.optim import build_optimizer
+from kinema.parts import save_part
+from kinema.policies.cloned import CLONE_FILE, CloneBatch, CloneConfig, CloneObjective, new_clone
 from kinema.progress import MetricsLog, evaluate_progress
 from kinema.recipes import RECIPES, Phase, Recipe, Schedule
-from kinema.simulation import World
+from kinema.simulation import World, load
 from kinema.tokenizers import DecoderObjective, TokenizerObjective, to_pixels
-from kinema.world_model import CameraConfig, WorldConfig
+from kinema.world_model import CONFIG_FILE, CameraConfig, WorldConfig
 
 CHECKPOINTS = "checkpoints"
 LOG_EVERY = 20
@@ -41,6 +45,8 @@ SAMPLE_ROWS = 1024
 """Pictures from which statistics are taken: of colours, and of latents."""
 RADIUS_ROWS = 20_000
 """Frames from which the manifold's radius is taken."""
+HEADS_SCHEDULE = Schedule(phases=(Phase(updates=6000, batch=256),), learning_rate=1e-3)
+CLONE_SCHEDULE = Schedule(phases=(Phase(updates=8000, batch=256),), learning_rate=1e-3)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +73,12 @@ class TrainConfig:
     """Stop after so long, with a checkpoint; the same command goes on."""
     update_share: float = 1.0
     """Share of the recipe's updates to make, for a quick look."""
+    heads: bool = False
+    """Learn no world but the heads of the finished one in --out: reward, termination, steps to a goal."""
+    clone: bool = False
+    """The same of a policy that does what the recordings did (behaviour cloning)."""
+    world: str | None = None
+    """With --heads or --clone: take this world (a bundled one, a folder, a Hub id) and write it to --out."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,13 +107,23 @@ def train(config: TrainConfig) -> int:
         CheckpointError: a checkpoint in ``out`` is corrupt or belongs to another run.
         ValueError: an unknown recipe.
     """
+    if config.heads or config.clone:
+        return _add_to_world(config)
+    if config.world is not None:
+        raise ValueError(f"--world {config.world}: it is for --heads and --clone, which add to a world")
     if config.recipe not in RECIPES:
         raise ValueError(f"recipe '{config.recipe}': choose one of {', '.join(RECIPES)}")
     started = time.monotonic()
     dataset = Dataset.open(config.data)
     recipe = _shortened(RECIPES[config.recipe](dataset), config.update_share)
     config.out.mkdir(parents=True, exist_ok=True)
-    _check_same_run(config, recipe)
+    run = {
+        "data": str(config.data),
+        "recipe": config.recipe,
+        "seed": config.seed,
+        **dataclasses.asdict(recipe),
+    }
+    _check_same_run(config.out, "run.json", run)
     segments = _load(dataset, recipe, config.out)
     torch.manual_seed(config.seed)
     world = World(_world_config(config, recipe, dataset, segments)).to(_device(config.device))
@@ -110,6 +132,8 @@ def train(config: TrainConfig) -> int:
     try:
         if world.tokenizer is not None:
             loop.run(_tokenizer_stage(world, recipe, segments))
+        with torch.inference_mode():
+            _fit_units(world, segments)
         values = _encode_all(world, segments, uses_bfloat16(config.precision, world.device))
         _fit_response(world, segments, values)
         weights = _surprise(world, segments, values) if recipe.surprising_share else None
@@ -127,6 +151,50 @@ def train(config: TrainConfig) -> int:
         log.close()
     world.save(config.out)
     print(f"the world is in {config.out}: kinema simulate {config.out} --data {config.data}")
+    return 0
+
+
+def _add_to_world(config: TrainConfig) -> int:
+    """Learn heads or a policy for a world that stays as it is; resumes what is unfinished."""
+    started = time.monotonic()
+    is_there = (config.out / CONFIG_FILE).is_file()
+    if config.world is None and not is_there:
+        raise ValueError(
+            f"--out {config.out}: there is no finished world in it; train one first, or name one with --world"
+        )
+    world = load(config.out if is_there else config.world or "", device=_device(config.device))
+    dataset = Dataset.open(config.data)
+    if not is_there:
+        world.save(config.out)
+    num_held_out = max(1, dataset.num_episodes // 20)
+    names = [name for name, is_asked in (("heads", config.heads), ("clone", config.clone)) if is_asked]
+    for name in names:
+        run = {"data": str(config.data), "seed": config.seed, "share": config.update_share}
+        _check_same_run(config.out, f"{name}.json", run)
+    log = MetricsLog(config.out)
+    loop = Loop(config, log, started)
+    try:
+        lessons = [
+            _hindsight(world, dataset, episodes, config.out, uses_bfloat16(config.precision, world.device))
+            for episodes in (
+                (0, max(1, dataset.num_episodes - num_held_out)),
+                (dataset.num_episodes - num_held_out, dataset.num_episodes),
+            )
+        ]
+        if config.heads:
+            loop.run(_heads_stage(world, config, *lessons))
+            world.save_heads(config.out)
+        if config.clone:
+            stage = _clone_stage(world, config, *lessons)
+            loop.run(stage)
+            assert isinstance(stage.objective, CloneObjective)
+            save_part(config.out / CLONE_FILE, stage.objective.clone.config, stage.objective.clone)
+    except Stopped:
+        print(f"stopped; the same command continues from {config.out / CHECKPOINTS}")
+        return 130
+    finally:
+        log.close()
+    print(f"{' and '.join(names)} are in {config.out}, beside the world")
     return 0
 
 
@@ -332,16 +400,84 @@ def _dynamics_stage(
     )
 
 
-@torch.inference_mode()
-def _encode_all(world: World, segments: Segments, use_bfloat16: bool) -> Values:
-    """Normalised values of every row: latents (half precision), proprioception, the action that led to it."""
+def _hindsight(
+    world: World, dataset: Dataset, episodes: tuple[int, int], out: Path, use_bfloat16: bool
+) -> Hindsight:
+    """Episodes as a finished world has them."""
+    size = world.config.tokenizer
+    segments = load_segments(
+        dataset,
+        SegmentsConfig(
+            cameras=world.cameras,
+            proprio=world.config.proprio_key,
+            height=size.height if size else 0,
+            width=size.width if size else 0,
+            episodes=episodes,
+        ),
+        out / "frames-{}-{}".format(*episodes),
+    )
+    values = _encode_all(world, segments, use_bfloat16)
+    return Hindsight(world, dataset, segments, values, first=episodes[0])
+
+
+def _heads_stage(world: World, config: TrainConfig, lessons: Hindsight, held_out: Hindsight) -> Stage:
+    if not lessons.num_terminations:
+        print("no recorded episode ended for good, so the heads will foretell that none ever does")
+    torch.manual_seed(config.seed)
+    heads_config = HeadsConfig(reward_range=lessons.reward_range)
+    world.heads = world.new_heads(heads_config).to(world.device)
+    objective = HeadsObjective(world.heads)
+
+    def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
+        return (lessons.draw_heads(rng, phase.batch, heads_config),)
+
+    def evaluate(update: int) -> dict[str, float]:
+        batch = held_out.draw_heads(np.random.default_rng(0), SAMPLE_ROWS, heads_config)
+        return _held_out(objective, batch.to(world.device))
+
+    schedule = _shortened_schedule(HEADS_SCHEDULE, config.update_share)
+    return Stage(name="heads", objective=objective, schedule=schedule, draw=draw, evaluate=evaluate)
+
+
+def _clone_stage(world: World, config: TrainConfig, lessons: Hindsight, held_out: Hindsight) -> Stage:
+    torch.manual_seed(config.seed)
+    clone_config = CloneConfig()
+    objective = CloneObjective(new_clone(world, clone_config).to(world.device))
+
+    def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
+        return (lessons.draw_clone(rng, phase.batch, clone_config),)
+
+    def evaluate(update: int) -> dict[str, float]:
+        batch = held_out.draw_clone(np.random.default_rng(0), SAMPLE_ROWS, clone_config)
+        return _held_out(objective, batch.to(world.device))
+
+    schedule = _shortened_schedule(CLONE_SCHEDULE, config.update_share)
+    return Stage(name="clone", objective=objective, schedule=schedule, draw=draw, evaluate=evaluate)
+
+
+@torch.no_grad()
+def _held_out(objective: nn.Module, batch: Any) -> dict[str, float]:
+    """Loss and metrics of a batch that was not learned from."""
+    device = next(objective.parameters()).device
+    loss, metrics = objective(batch, generator=torch.Generator(device).manual_seed(0))
+    return {f"held_out_{key}": value.item() for key, value in {"loss": loss, **metrics}.items()}
+
+
+def _fit_units(world: World, segments: Segments) -> None:
+    """Take the units of actions, proprioception and latents from the data."""
     world.action_normalizer.fit(segments.actions)
     if segments.proprio is not None:
         world.proprio_normalizer.fit(segments.proprio)
-    tokenizer, parts = world.tokenizer, []
-    if tokenizer is not None:
+    if world.tokenizer is not None:
         pixels = to_pixels(_sample_pictures(segments).to(world.device))
-        tokenizer.set_statistics(torch.cat([tokenizer.encode_raw(x) for x in pixels.split(128)]))
+        raw = torch.cat([world.tokenizer.encode_raw(x) for x in pixels.split(128)])
+        world.tokenizer.set_statistics(raw)
+
+
+@torch.inference_mode()
+def _encode_all(world: World, segments: Segments, use_bfloat16: bool) -> Values:
+    """Normalised values of every row: latents (half precision), proprioception, the action that led to it."""
+    tokenizer, parts = world.tokenizer, []
     rows = segments.num_rows
     for start in tqdm(range(0, rows, 256), desc="encoding", unit="batch", disable=tokenizer is None):
         piece = {key: frames[start : start + 256] for key, frames in segments.frames.items()}
@@ -425,15 +561,9 @@ def _load(dataset: Dataset, recipe: Recipe, out: Path) -> Segments:
     )
 
 
-def _check_same_run(config: TrainConfig, recipe: Recipe) -> None:
-    """A folder holds one run: another recipe, dataset or seed must go elsewhere."""
-    path = config.out / CHECKPOINTS / "run.json"
-    run = {
-        "data": str(config.data),
-        "recipe": config.recipe,
-        "seed": config.seed,
-        **dataclasses.asdict(recipe),
-    }
+def _check_same_run(out: Path, name: str, run: dict[str, Any]) -> None:
+    """A folder holds one run of a kind: another recipe, dataset or seed must go elsewhere."""
+    path = out / CHECKPOINTS / name
     text = json.dumps(run, indent=2) + "\n"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -442,18 +572,21 @@ def _check_same_run(config: TrainConfig, recipe: Recipe) -> None:
         partial.rename(path)
     elif path.read_text() != text:
         raise CheckpointError(
-            f"{config.out}: it holds another run (recipe, data or seed differ: {path}); choose another --out"
+            f"{out}: it holds another run (recipe, data or seed differ: {path}); choose another --out"
         )
+
+
+def _shortened_schedule(schedule: Schedule, share: float) -> Schedule:
+    phases = tuple(
+        dataclasses.replace(phase, updates=max(1, round(share * phase.updates))) for phase in schedule.phases
+    )
+    warmup = max(1, round(share * schedule.warmup))
+    return dataclasses.replace(schedule, phases=phases, warmup=warmup)
 
 
 def _shortened(recipe: Recipe, share: float) -> Recipe:
     def shorten(schedule: Schedule) -> Schedule:
-        phases = tuple(
-            dataclasses.replace(phase, updates=max(1, round(share * phase.updates)))
-            for phase in schedule.phases
-        )
-        warmup = max(1, round(share * schedule.warmup))
-        return dataclasses.replace(schedule, phases=phases, warmup=warmup)
+        return _shortened_schedule(schedule, share)
 
     if share == 1.0:
         return recipe
@@ -473,13 +606,13 @@ def _device(name: str) -> torch.device:
 
 
 def _stage_number(name: str) -> int:
-    return ("tokenizer", "dynamics", "manifold", "decoder").index(name)
+    return ("tokenizer", "dynamics", "manifold", "decoder", "heads", "clone").index(name)
 
 
 def _to(item: Any, device: torch.device) -> Any:
     if isinstance(item, Values):
         return item.map(lambda x: x.to(device))
-    return item.to(device) if isinstance(item, Tensor) else item
+    return item.to(device) if isinstance(item, Tensor | HeadsBatch | CloneBatch) else item
 
 
 def _swap(parameters: dict[str, nn.Parameter], ema: dict[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 Frames = Mapping[str, np.ndarray]
-"""Pictures by camera name, each ``uint8`` with shape ``T H W C``."""
+"""Pictures by camera name, each ``uint8``, mostly with shape ``T H W C``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,16 @@ class Episode:
 
     def __len__(self) -> int:
         return len(self.columns["action"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What there is to see at one moment, in a real environment or in a world."""
+
+    frames: Frames
+    """Pictures by feature key, each ``uint8`` ``H W C``."""
+    proprio: np.ndarray | None
+    """``P`` in the units of the dataset, where it is known."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

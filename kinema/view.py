@@ -148,6 +148,19 @@ def write_png(path: str | os.PathLike[str], picture: np.ndarray) -> None:
     _write_beside(Path(path), lambda part: image.save(part, format="PNG"))
 
 
+def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
+    """One picture, ``H W 3`` uint8, of any format that Pillow knows.
+
+    Raises:
+        ValueError: the file is missing or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path}: cannot be read as a picture ({error})") from error
+
+
 class _Plot:
     """Curves over steps: drawn once in bright and once in dim colours; a frame shows bright what is past."""
 

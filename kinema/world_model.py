@@ -19,15 +19,21 @@ from torch import Tensor, nn
 from kinema.data.segments import resize
 from kinema.dynamics import Dynamics, DynamicsConfig, Values
 from kinema.hardware import Precision, uses_bfloat16
+from kinema.heads import Heads, HeadsConfig, PlaceSizes
 from kinema.nn.manifold import Manifold, ManifoldConfig
+from kinema.parts import load_part, save_part
 from kinema.sampler import session_noise, solve
 from kinema.tokenizers import ConvTokenizer, ConvTokenizerConfig, to_pixels
 
 FORMAT = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+HEADS_FILE = "heads.safetensors"
 MAX_PICTURES = 256
 """Most pictures that go through the tokenizer at once; more are done in parts, in the memory of these."""
+
+LOCATE_DRAWS, LOCATE_ROUNDS, LOCATE_SPREAD = 256, 7, 1.0
+"""Of the search for what proprioception a picture shows."""
 
 Pictures = np.ndarray | Mapping[str, np.ndarray] | None
 """One array where a world has one camera, else arrays by camera."""
@@ -131,6 +137,8 @@ class WorldModel(nn.Module):
         self.proprio_normalizer = Normalizer(config.dynamics.proprio_dim)
         self.precision: Precision = "float32"
         """Of the large matrix products of simulated frames."""
+        self.heads: Heads | None = None
+        """Reward, termination and steps to a goal, where they were learned (``kinema train --heads``)."""
 
     @property
     def name(self) -> str:
@@ -162,6 +170,71 @@ class WorldModel(nn.Module):
         return torch.autocast(
             self.device.type, torch.bfloat16, enabled=uses_bfloat16(self.precision, self.device)
         )
+
+    def new_heads(self, config: HeadsConfig) -> Heads:
+        """Heads of the right size for this world, with the weights that networks begin with."""
+        return Heads(config, sizes=self.place_sizes, action_dim=self.action_dim)
+
+    @property
+    def place_sizes(self) -> PlaceSizes:
+        """Numbers in a ``place``."""
+        dynamics = self.config.dynamics
+        code = self.manifold.config.code_dim if self.manifold is not None else 0
+        return PlaceSizes(dynamics.num_latents * dynamics.latent_dim, dynamics.proprio_dim, code)
+
+    @torch.inference_mode()
+    def place(self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]) -> Float[Tensor, "N G"]:
+        """Frames, their proprioception normalised, as heads and policies read them: each as one vector."""
+        parts = [latents.flatten(1), proprio]
+        if self.manifold is not None:
+            parts.append(self.manifold.encode(latents, proprio))
+        return torch.cat(parts, dim=-1)
+
+    def require_heads(self) -> Heads:
+        """The heads.
+
+        Raises:
+            WorldError: this world has none; it says how to get them.
+        """
+        if self.heads is None:
+            raise WorldError(
+                f"world '{self.name}' has no heads, so it foretells no reward, termination or steps to a "
+                "goal; learn them from recordings: kinema train DATA --out WORLD --heads"
+            )
+        return self.heads
+
+    @torch.inference_mode()
+    def locate(self, latents: Float[Tensor, "N L Z"]) -> Float[Tensor, "N P"]:
+        """The normalised proprioception that pictures show, where none is told: what the heads guess, or the
+        middle, and from there what fits the picture best, which the manifold knows (by the cross-entropy
+        method)."""
+        guess = latents.new_zeros(len(latents), self.proprio_dim)
+        spread = LOCATE_SPREAD
+        if self.heads is not None:
+            guess, spread = self.heads.locate(latents), LOCATE_SPREAD / 3
+        if self.manifold is None or not self.proprio_dim:
+            return guess
+        return torch.stack(
+            [self._fit_proprio(picture, at, spread) for picture, at in zip(latents, guess, strict=True)]
+        )
+
+    def _fit_proprio(
+        self, latents: Float[Tensor, "L Z"], guess: Float[Tensor, " P"], spread: float
+    ) -> Tensor:
+        assert self.manifold is not None
+        generator = torch.Generator().manual_seed(0)
+        mean, std = guess, torch.full_like(guess, spread)
+        best, least = guess, torch.inf
+        for _ in range(LOCATE_ROUNDS):
+            draws = torch.randn(LOCATE_DRAWS, len(guess), generator=generator).to(guess.device)
+            tried = mean + std * draws
+            tried[0] = best
+            distance, _ = self.manifold.distance(latents.expand(len(tried), -1, -1), tried)
+            order = distance.argsort()[: LOCATE_DRAWS // 20]
+            if distance[order[0]] < least:
+                best, least = tried[order[0]], float(distance[order[0]])
+            mean, std = tried[order].mean(0), tried[order].std(0).clamp_min(1e-3)
+        return best
 
     # Pixels and latents.
 
@@ -421,7 +494,8 @@ class WorldModel(nn.Module):
     # On disk.
 
     def save(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write the world: ``config.json`` and ``model.safetensors``, both beside and then renamed.
+        """Write the world: ``config.json`` and ``model.safetensors``, both beside and then renamed; its
+        heads, where it has any, go into a file of their own.
 
         Args:
             folder: created where it is missing.
@@ -437,6 +511,7 @@ class WorldModel(nn.Module):
         tensors = {
             key: value.to(dtype if key in matrices else value.dtype).contiguous()
             for key, value in self.state_dict().items()
+            if not key.startswith("heads.")
         }
         config = json.dumps({"format": FORMAT, **dataclasses.asdict(self.config)}, indent=2) + "\n"
         partial = [folder / f"{name}.partial" for name in (WEIGHTS_FILE, CONFIG_FILE)]
@@ -452,6 +527,16 @@ class WorldModel(nn.Module):
             ) from error
         partial[0].rename(folder / WEIGHTS_FILE)
         partial[1].rename(folder / CONFIG_FILE)
+        self.save_heads(folder)
+
+    def save_heads(self, folder: str | Path) -> None:
+        """Write the heads, where there are any, and nothing else.
+
+        Raises:
+            PartError: they cannot be written; those that were there are kept.
+        """
+        if self.heads is not None:
+            save_part(Path(folder) / HEADS_FILE, self.heads.config, self.heads)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Self:
@@ -476,6 +561,8 @@ class WorldModel(nn.Module):
             world.load_state_dict({key: value.float() for key, value in tensors.items()})
         except (RuntimeError, TypeError, ValueError) as error:
             raise WorldError(f"{folder / WEIGHTS_FILE}: does not fit {CONFIG_FILE} ({error})") from error
+        if (folder / HEADS_FILE).is_file():
+            world.heads = load_part(folder / HEADS_FILE, HeadsConfig, world.new_heads)
         return world.eval()
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from kinema.data import DatasetWriter
 from kinema.dynamics import Dynamics, DynamicsConfig, Values
+from kinema.heads import HeadsConfig
 from kinema.nn.manifold import ManifoldConfig
 from kinema.simulation import World
 from kinema.tokenizers import ConvTokenizerConfig
@@ -143,6 +144,19 @@ def random_world(
     return world.eval()
 
 
+def random_heads(world: World, *, termination_bias: float = 0.0, seed: int = 3) -> World:
+    """The world with heads that nobody trained; ``termination_bias`` makes ends of episodes rarer or more
+    frequent."""
+    heads = world.new_heads(
+        HeadsConfig(width=16, depth=1, num_bins=9, max_steps=20, reward_range=(-1.0, 2.0))
+    )
+    randomize(heads, seed)
+    with torch.no_grad():
+        heads.step.last.bias[-1] += termination_bias
+    world.heads = heads.eval()
+    return world
+
+
 def random_frames(*shape: int, size: int = SIZE, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*shape, size, size, 3), dtype=np.uint8)
 
@@ -175,19 +189,25 @@ def write_exact_world(
     lengths: Sequence[int],
     has_camera: bool = True,
     has_proprio: bool = False,
+    has_reward: bool = False,
     seed: int = 0,
 ) -> Path:
     """Record the exact world: frame ``t + 1`` shows ``action[t]``, frame 0 a place of its own.
 
-    The state says what the frame shows.
+    The state says what the frame shows. The reward is the first number of the action, and the episodes of odd
+    length end for good.
     """
     rng = np.random.default_rng(seed)
     with DatasetWriter(root, fps=FPS) as writer:
         for length in lengths:
             shown = rng.uniform(LOW, HIGH, (length + 1, 2)).astype(np.float32)
+            columns = {"action": shown[1:]} | ({PROPRIO: shown[:-1]} if has_proprio else {})
+            if has_reward:
+                is_last = np.arange(length) == length - 1
+                columns |= {"next.reward": shown[1:, 0], "next.terminated": is_last & (length % 2 == 1)}
             writer.add(
                 frames={CAMERA: draw(shown[:-1])} if has_camera else {},
-                columns={"action": shown[1:]} | ({PROPRIO: shown[:-1]} if has_proprio else {}),
+                columns=columns,
                 task="show the last action",
             )
     return root

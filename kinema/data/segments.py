@@ -117,6 +117,26 @@ class Segments:
             offsets = np.where(is_weighted, np.clip(first, 0, room[of_row] - 1), offsets)
         return (self.starts[episodes] + offsets)[:, None] + np.arange(length)
 
+    def draw_goals(
+        self, rng: np.random.Generator, batch: int, max_steps: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows, rows of the same episodes that came later, and how many steps later (``batch`` each): from 0
+        to ``max_steps``, small numbers as often as large ones (evenly spread in ``log1p``), where the episode
+        goes on for so long."""
+        rows = rng.integers(0, self.num_rows, batch)
+        most = np.minimum(max_steps, self.last_rows(rows) - rows)
+        steps = np.expm1(rng.random(batch) * np.log1p(most + 1)).astype(np.int64)
+        steps = np.minimum(steps, most)
+        return rows, rows + steps, steps
+
+    def first_rows(self, rows: np.ndarray) -> np.ndarray:
+        """The first rows of the episodes that rows are of."""
+        return self.starts[self._episode_of_row[rows]]
+
+    def last_rows(self, rows: np.ndarray) -> np.ndarray:
+        """The last rows of the episodes that rows are of."""
+        return self.first_rows(rows) + self.lengths[self._episode_of_row[rows]] - 1
+
     def draw_pairs(self, rng: np.random.Generator, batch: int) -> Pairs:
         """Pictures of two moments of one episode, of cameras drawn at random."""
         cameras = list(self.frames)

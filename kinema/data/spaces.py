@@ -60,6 +60,7 @@ class ObservationReader:
     """
 
     def __init__(self, space: Space[Any]):
+        self._space = space
         self._pictures: dict[str, Leaf] = {}
         self._vectors: dict[str, list[Leaf]] = {}
         self._texts: list[Leaf] = []
@@ -92,6 +93,30 @@ class ObservationReader:
             key: np.concatenate([flatten(leaf.space, leaf.of(observation)) for leaf in parts])
             for key, parts in self._vectors.items()
         }
+
+    def observation(self, frames: Mapping[str, np.ndarray], vectors: Mapping[str, np.ndarray]) -> Any:
+        """An observation of the space that shows these pictures and numbers: undoes ``frames`` and
+        ``vectors``, as far as they keep what was there; texts are empty.
+
+        Raises:
+            RecordError: a picture or a number that the space has is not given.
+        """
+        values: dict[tuple[str | int, ...], Any] = {leaf.path: "" for leaf in self._texts}
+        for key, leaf in self._pictures.items():
+            if key not in frames:
+                raise RecordError(f"an observation of {self._space} needs a picture of {key}")
+            values[leaf.path] = _from_picture(frames[key], leaf)
+        for key, parts in self._vectors.items():
+            given = np.asarray(vectors.get(key, ()), dtype=np.float64)
+            if len(given) != len(self.names[key]):
+                raise RecordError(
+                    f"an observation of {self._space} needs {len(self.names[key])} numbers of {key}, "
+                    f"got {len(given)}"
+                )
+            for leaf in parts:
+                size = spaces.flatdim(leaf.space)
+                values[leaf.path], given = _from_vector(leaf.space, given[:size]), given[size:]
+        return _assemble(self._space, values, ())
 
     def task(self, observation: Any) -> str:
         return " ".join(str(leaf.of(observation)) for leaf in self._texts)
@@ -186,6 +211,43 @@ def _is_picture(leaf: Leaf) -> bool:
             "channels, first or last; unstack or convert it with a gymnasium wrapper"
         )
     return True
+
+
+def _from_picture(picture: np.ndarray, leaf: Leaf) -> np.ndarray:
+    """A picture ``H W 3`` in the shape that the space has for it."""
+    shape = leaf.space.shape
+    assert shape is not None
+    channels_first = len(shape) == 3 and shape[-1] not in (1, 3)
+    size = shape[1:] if channels_first else shape[:2]
+    resized = resize(picture, (size[0], size[1]))
+    if _channels_of(shape) == 1:
+        resized = resized.mean(axis=-1, keepdims=True).round().astype(np.uint8)
+    return resized.transpose(2, 0, 1) if channels_first else resized.reshape(shape)
+
+
+def _from_vector(space: Space[Any], numbers: np.ndarray) -> Any:
+    """A value of a space from its flat numbers: of categories the likeliest."""
+    if isinstance(space, spaces.Box):
+        return numbers.astype(space.dtype).reshape(space.shape)
+    if isinstance(space, spaces.Discrete):
+        return space.start + np.int64(numbers.argmax())
+    if isinstance(space, spaces.MultiBinary):
+        return (numbers > 0.5).astype(np.int8).reshape(space.shape)
+    assert isinstance(space, spaces.MultiDiscrete)
+    places = np.split(numbers, np.cumsum(space.nvec.reshape(-1))[:-1])
+    chosen = np.array([part.argmax() for part in places], dtype=space.dtype)
+    return space.start + chosen.reshape(space.shape)
+
+
+def _assemble(
+    space: Space[Any], values: Mapping[tuple[str | int, ...], Any], path: tuple[str | int, ...]
+) -> Any:
+    """The value of a nested space from those of its entries."""
+    if isinstance(space, spaces.Dict):
+        return {key: _assemble(part, values, (*path, key)) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_assemble(part, values, (*path, index)) for index, part in enumerate(space.spaces))
+    return values[path]
 
 
 def _channels_of(shape: tuple[int, ...]) -> int | None:

@@ -12,10 +12,10 @@ import numpy as np
 
 from kinema.data.lerobot import Dataset
 from kinema.evaluation.probe import Probe, PushTProbe, Reading
+from kinema.evaluation.pusht_state import PUSHT, agent_velocity, set_bodies
 from kinema.evaluation.reality import Moment
 from kinema.types import Episode
 
-PUSHT = "gym_pusht/PushT-v0"
 BLUR = 4.0
 """Half a pixel of the 64 in units of the simulator, whose picture is 512 wide."""
 
@@ -99,36 +99,6 @@ class PushTFloor:
     def _advance(self, actions: np.ndarray) -> None:
         for index, environment in enumerate(self._environments):
             environment.step(actions[index // self.num_restarts])
-
-
-def agent_velocity(environment: Any, before: np.ndarray, after: np.ndarray, action: np.ndarray) -> np.ndarray:
-    """Velocity of PushT's agent, ``R 2``, that takes it from one place to the next. Nothing stops the agent,
-    whose controller is linear, so there is one."""
-    num_substeps = round(1.0 / (environment.dt * environment.control_hz))
-
-    def end(place: np.ndarray, velocity: np.ndarray, target: np.ndarray) -> np.ndarray:
-        for _ in range(num_substeps):
-            pull = environment.k_p * (target - place) - environment.k_v * velocity
-            velocity = velocity + environment.dt * pull
-            place = place + environment.dt * velocity
-        return place
-
-    zero = np.zeros(1)
-    per_velocity = end(zero, np.ones(1), zero)
-    places = np.asarray(before, dtype=np.float64)
-    return (after - end(places, np.zeros_like(places), action)) / per_velocity
-
-
-def set_bodies(environment: Any, agent: np.ndarray, block: np.ndarray, velocity: np.ndarray) -> None:
-    """Put the things of PushT where they are to be, the block at rest."""
-    environment.agent.position = agent.astype(float).tolist()
-    environment.agent.velocity = velocity.astype(float).tolist()
-    # The angle first: it turns the block about its centre of mass, and so moves its position.
-    environment.block.angle = float(block[2])
-    environment.block.position = block[:2].astype(float).tolist()
-    environment.block.velocity, environment.block.angular_velocity = (0.0, 0.0), 0.0
-    environment.space.reindex_shapes_for_body(environment.agent)
-    environment.space.reindex_shapes_for_body(environment.block)
 
 
 def find_floor(

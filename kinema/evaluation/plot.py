@@ -137,3 +137,61 @@ def _panel(panel: Panel, across: _Scale, axis: str, width: int, height: int) -> 
         draw.text((place, height - BOTTOM + 5), f"{tick:,g}", fill=FAINT, font=FONT, anchor="ma")
     draw.text((width - RIGHT, height - 13), axis, fill=FAINT, font=FONT, anchor="ra")
     return np.asarray(image)
+
+
+class Point(NamedTuple):
+    """One thing measured in two ways, with intervals."""
+
+    name: str
+    x: float
+    y: float
+    x_span: tuple[float, float]
+    y_span: tuple[float, float]
+
+
+def scatter(points: list[Point], *, x: str, y: str, title: str, size: int = 560) -> np.ndarray:
+    """Points with their intervals and names on axes of one scale, and the line where both agree: ``H W 3``
+    uint8."""
+    values = np.array([v for p in points for v in (p.x, p.y, *p.x_span, *p.y_span)])
+    low, high = float(values.min()), float(values.max())
+    margin = 0.05 * (high - low) or 0.5
+    across = _Scale(low - margin, high + margin, LEFT, size - RIGHT, False)
+    up = _Scale(low - margin, high + margin, size - BOTTOM, TOP, False)
+
+    def place(a: float, b: float) -> tuple[float, float]:
+        return float(across(np.array(a))) * SMOOTH, float(up(np.array(b))) * SMOOTH
+
+    large = Image.new("RGB", (size * SMOOTH, size * SMOOTH), BACKGROUND)
+    draw = ImageDraw.Draw(large)
+    for tick in across.ticks():
+        draw.line([place(tick, across.low), place(tick, across.high)], fill=GRID, width=SMOOTH)
+        draw.line([place(across.low, tick), place(across.high, tick)], fill=GRID, width=SMOOTH)
+    draw.line([place(across.low, up.low), place(across.high, up.high)], fill=FAINT, width=SMOOTH)
+    for index, point in enumerate(points):
+        colour = COLOURS[index % len(COLOURS)]
+        draw.line(
+            [place(point.x_span[0], point.y), place(point.x_span[1], point.y)], fill=colour, width=SMOOTH
+        )
+        draw.line(
+            [place(point.x, point.y_span[0]), place(point.x, point.y_span[1])], fill=colour, width=SMOOTH
+        )
+        a, b = place(point.x, point.y)
+        draw.ellipse([a - 4 * SMOOTH, b - 4 * SMOOTH, a + 4 * SMOOTH, b + 4 * SMOOTH], fill=colour)
+    image = large.resize((size, size), Image.Resampling.LANCZOS)
+    draw = ImageDraw.Draw(image)
+    for index, point in enumerate(points):
+        a, b = (number / SMOOTH for number in place(point.x, point.y))
+        draw.text((a + 6, b - 14), point.name, fill=COLOURS[index % len(COLOURS)], font=FONT)
+    draw.text((8, 6), title, fill=TEXT, font=FONT)
+    draw.text((8, 24), y, fill=FAINT, font=FONT)
+    draw.text((size - RIGHT, size - 13), x, fill=FAINT, font=FONT, anchor="ra")
+    for tick in across.ticks():
+        draw.text(
+            (float(across(np.array(tick))), size - BOTTOM + 5),
+            f"{tick:g}",
+            fill=FAINT,
+            font=FONT,
+            anchor="ma",
+        )
+        draw.text((LEFT - 6, float(up(np.array(tick)))), f"{tick:g}", fill=FAINT, font=FONT, anchor="rm")
+    return np.asarray(image)

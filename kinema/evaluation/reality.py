@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from kinema.data.lerobot import DataError, Dataset
 from kinema.evaluation.probe import Probe, Reading
-from kinema.evaluation.rollout import check_dataset, concatenate, find_places
+from kinema.evaluation.rollout import concatenate, find_places
 from kinema.simulation import World
+from kinema.starts import check_dataset
 from kinema.types import Episode, Frames
 
 

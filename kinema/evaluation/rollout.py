@@ -13,6 +13,7 @@ from tqdm import tqdm
 from kinema.data.lerobot import DataError, Dataset
 from kinema.evaluation.probe import Probe, Quantity, Reading, errors
 from kinema.simulation import BUNDLED_WORLDS, Step, World
+from kinema.starts import check_dataset
 from kinema.types import Episode, Frames
 
 PICTURE = Quantity(key="picture", label="picture", unit="levels", largest=255.0)
@@ -87,28 +88,6 @@ def find_places(dataset: Dataset, *, num: int, length: int) -> list[tuple[int, i
         for episode, rows in enumerate(dataset.lengths())
         for start in range(0, max(0, int(rows) - length + 1), length)
     )[:num]
-
-
-def check_dataset(world: World, dataset: Dataset) -> None:
-    """Whether the dataset has what the world needs. Raises DataError."""
-    missing = [camera for camera in world.cameras if camera not in dataset.cameras]
-    if missing:
-        raise DataError(
-            f"world '{world.name}' needs camera {', '.join(missing)}; the dataset has "
-            f"{', '.join(dataset.cameras) or 'none'}",
-            path=dataset.root,
-        )
-    for key in ("action", world.config.proprio_key):
-        if key is not None and key not in dataset.features:
-            raise DataError(f"world '{world.name}' needs this column", path=dataset.root, key=key)
-    size = int(np.prod(dataset.features["action"]["shape"]))
-    if size != world.action_dim:
-        raise DataError(
-            f"actions have {size} numbers, but world '{world.name}' takes {world.action_dim} "
-            f"({', '.join(world.config.action_names)})",
-            path=dataset.root,
-            key="action",
-        )
 
 
 def cut_clip(world: World, episode: Episode, start: int, length: int, probe: Probe | None) -> Clip:

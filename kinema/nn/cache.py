@@ -59,11 +59,22 @@ class Ring:
         assert 0 <= num_frames <= self.num_rewindable
         self.end -= num_frames
 
-    def select(self, indices: Tensor, session_axis: int) -> Self:
-        """The past of some of the sessions."""
+    def select(self, indices: Tensor, session_axis: int, max_rewind: int | None = None) -> Self:
+        """The past of some of the sessions; with ``max_rewind`` in a ring of that size, which is cheaper
+        where it is smaller."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
-        other.buffer = self.buffer.index_select(session_axis, indices.to(self.buffer.device))
+        indices = indices.to(self.buffer.device)
+        if max_rewind is None:
+            other.buffer = self.buffer.index_select(session_axis, indices)
+            return other
+        other.num_kept = self.window + max_rewind
+        first = max(0, self.end - other.num_kept)
+        kept = self.buffer[..., first : self.end, :].index_select(session_axis, indices)
+        other.end = self.end - first
+        other._has_forgotten = self._has_forgotten or first > 0
+        room = 2 * other.num_kept + self.MAX_FRAMES - other.end
+        other.buffer = torch.cat([kept, kept.new_zeros(*kept.shape[:-2], room, kept.shape[-1])], dim=-2)
         return other
 
     @classmethod
@@ -89,6 +100,11 @@ class Ring:
         for ring, frame in zip(rings, last.split(1, session_axis), strict=True):
             ring.with_frames(frame)
             ring.keep()
+
+    def replace(self, indices: Tensor, other: "Ring", session_axis: int) -> None:
+        """Give some sessions the window of those of another ring, in their order."""
+        indices = indices.to(self.buffer.device)
+        self.past().index_copy_(session_axis, indices, other.past())
 
 
 class LayerCache(Ring):

@@ -96,3 +96,40 @@ def test_resizing_averages_areas() -> None:
     picture = np.zeros((4, 4, 3), np.uint8)
     picture[:2, ::2] = 100
     np.testing.assert_array_equal(resize(picture, (2, 2))[..., 1], [[50, 50], [0, 0]])
+
+
+def test_an_observation_is_put_together_again() -> None:
+    space = spaces.Dict(
+        {
+            "top": spaces.Box(0, 255, (24, 32, 3), np.uint8),
+            "grey": spaces.Box(0, 255, (24, 32), np.uint8),
+            "first": spaces.Box(0, 255, (3, 24, 32), np.uint8),
+            "arm": spaces.Tuple([spaces.Box(-1.0, 1.0, (2, 2), np.float64), spaces.Discrete(4, start=2)]),
+            "grips": spaces.MultiBinary(3),
+            "modes": spaces.MultiDiscrete([2, 5]),
+            "task": spaces.Text(20, min_length=0),
+        }
+    )
+    reader = ObservationReader(space)
+    space.seed(0)
+    for _ in range(20):
+        observation = space.sample()
+        again = reader.observation(reader.frames(observation), reader.vectors(observation))
+        assert space.contains(again)
+        for key in ("top", "grey", "first", "grips", "modes"):
+            np.testing.assert_array_equal(again[key], observation[key])
+        np.testing.assert_allclose(again["arm"][0], observation["arm"][0], atol=1e-6)
+        assert again["arm"][1] == observation["arm"][1]
+        assert again["task"] == ""
+
+
+def test_an_observation_needs_all_that_its_space_has() -> None:
+    space = spaces.Dict(
+        {"top": spaces.Box(0, 255, (24, 32, 3), np.uint8), "arm": spaces.Box(-1.0, 1.0, (3,), np.float32)}
+    )
+    reader = ObservationReader(space)
+    picture = {"observation.images.top": np.zeros((24, 32, 3), np.uint8)}
+    with pytest.raises(RecordError, match=r"needs 3 numbers of observation\.state, got 2"):
+        reader.observation(picture, {"observation.state": np.zeros(2)})
+    with pytest.raises(RecordError, match=r"needs a picture of observation\.images\.top"):
+        reader.observation({}, {"observation.state": np.zeros(3)})

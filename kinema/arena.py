@@ -1,0 +1,148 @@
+"""A real environment as a world sees it, and what was seen and done in it last."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from kinema.data.environment import make_environment
+from kinema.data.record import RENDER_KEY
+from kinema.data.spaces import ActionReader, ObservationReader, RecordError, to_picture
+from kinema.simulation import Simulation, Step, World
+from kinema.types import Seen
+
+
+class Outcome(NamedTuple):
+    """What a step in an arena gave."""
+
+    seen: Seen
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: dict[str, Any]
+
+
+class Arena:
+    """An environment of Gymnasium, its observations taken apart as ``kinema record`` does, its pictures at
+    the size that the world shows."""
+
+    def __init__(self, world: World, name: str, arguments: Mapping[str, Any] | None = None):
+        """``name`` is ID or MODULE:ID.
+
+        Raises:
+            RecordError: it cannot be made, or does not show what the world needs.
+        """
+        self.world, self.name = world, name
+        size = None
+        if world.config.cameras:
+            camera = world.config.cameras[0]
+            size = (camera.native_height, camera.native_width)
+        made = make_environment(name, arguments or {}, render="auto", picture_size=size)
+        self.env = made.env
+        self._is_rendered = made.is_rendered
+        self.reader = ObservationReader(self.env.observation_space)
+        space = self.env.action_space
+        names = ActionReader(space).names
+        if len(names) != world.action_dim:
+            raise RecordError(
+                f"{name}: actions have {len(names)} numbers ({', '.join(names)}), but world '{world.name}' "
+                f"takes {world.action_dim}"
+            )
+        self._action_dtype, self._action_shape = space.dtype, space.shape
+        self._low, self._high = getattr(space, "low", None), getattr(space, "high", None)
+
+    def reset(self, seed: int) -> tuple[Seen, dict[str, Any]]:
+        """Begin an episode."""
+        observation, info = self.env.reset(seed=seed)
+        return self.see(observation), info
+
+    def step(self, action: np.ndarray) -> Outcome:
+        """Do an action ``A`` in the units of the dataset, clipped to what the environment allows."""
+        done = np.asarray(action, dtype=self._action_dtype).reshape(self._action_shape or ())
+        if self._low is not None:
+            done = np.clip(done, self._low, self._high)
+        observation, reward, terminated, truncated, info = self.env.step(done)
+        return Outcome(self.see(observation), float(reward), bool(terminated), bool(truncated), info)
+
+    def see(self, observation: Any) -> Seen:
+        """What an observation of the environment shows.
+
+        Raises:
+            RecordError: a camera or the proprioception that the world needs is not in it.
+        """
+        frames = self.reader.frames(observation)
+        if self._is_rendered:
+            frames[RENDER_KEY] = to_picture(self.env.render(), RENDER_KEY)
+        key = self.world.config.proprio_key
+        vectors = self.reader.vectors(observation)
+        missing = [camera for camera in self.world.cameras if camera not in frames]
+        if key is not None and len(vectors.get(key, ())) != self.world.proprio_dim:
+            missing.append(f"{key} ({self.world.proprio_dim} numbers)")
+        if missing:
+            shown = [*frames, *(f"{name} ({len(values)} numbers)" for name, values in vectors.items())]
+            raise RecordError(
+                f"{self.name}: world '{self.world.name}' needs {', '.join(missing)}; the environment shows "
+                f"{', '.join(shown) or 'nothing'}"
+            )
+        batched = {camera: frames[camera][None] for camera in self.world.cameras}
+        resized = self.world.by_camera(batched) if batched else {}
+        return Seen(
+            frames={camera: pictures[0] for camera, pictures in resized.items()},
+            proprio=None if key is None else vectors[key],
+        )
+
+    def observation(self, seen: Seen) -> Any:
+        """What the environment's own observation would be where this is seen: what its policies are given.
+
+        Raises:
+            RecordError: the environment observes more than the world knows.
+        """
+        key = self.world.config.proprio_key
+        vectors = {} if key is None or seen.proprio is None else {key: seen.proprio}
+        return self.reader.observation(seen.frames, vectors)
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def seen_after(world: World, step: Step) -> Seen:
+    """What there is to see after a step of a single session."""
+    frames: dict[str, np.ndarray] = {}
+    if isinstance(step.frame, dict):
+        frames = step.frame
+    elif world.cameras:
+        frames[world.cameras[0]] = step.frame
+    return Seen(frames=frames, proprio=step.proprio)
+
+
+class History:
+    """The last frames of an episode and the actions between them: what a session is started with."""
+
+    def __init__(self, world: World, length: int):
+        if length < 1:
+            raise ValueError(f"a history of {length} frames: at least 1 is needed")
+        self.world, self.length = world, length
+        self.seen: list[Seen] = []
+        self.actions: list[np.ndarray] = []
+
+    def begin(self, seen: Seen) -> None:
+        """Forget all but this."""
+        self.seen, self.actions = [seen], []
+
+    def add(self, action: np.ndarray, seen: Seen) -> None:
+        """What was done, and what was seen then."""
+        self.seen = [*self.seen, seen][-self.length :]
+        actions = [*self.actions, np.asarray(action, dtype=np.float32)]
+        self.actions = actions[len(actions) - len(self.seen) + 1 :]
+
+    def start(self, seed: int = 0) -> Simulation:
+        """A session that goes on from here."""
+        frames = {key: np.stack([seen.frames[key] for seen in self.seen]) for key in self.world.cameras}
+        proprio = [seen.proprio for seen in self.seen if seen.proprio is not None]
+        return self.world.start(
+            frames or None,
+            np.stack(self.actions) if self.actions else None,
+            proprio=np.stack(proprio) if proprio else None,
+            generator=torch.Generator().manual_seed(seed),
+        )

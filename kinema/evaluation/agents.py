@@ -1,0 +1,122 @@
+"""Those who are sent to a goal: each is told a task, and gives the next actions for what was seen."""
+
+import dataclasses
+import time
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from kinema.arena import History
+from kinema.evaluation.tasks import PushTReality, SimulatorScore, Task
+from kinema.planners import Controller, Goal, Planner
+from kinema.planners.controller import last_action
+from kinema.planners.scores import Measure, restore_actions
+from kinema.planners.search import WarmStart
+from kinema.policies.cloned import ClonedPolicy, encode_goal
+from kinema.simulation import World
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a plan cost."""
+
+    milliseconds: float
+    num_network_calls: int
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """Acts for a goal."""
+
+    name: str
+
+    def begin(self, task: Task, rng: np.random.Generator) -> None:
+        """Begin an episode; all that is random in it comes from ``rng``."""
+        ...
+
+    def act(self, history: History, reality: PushTReality) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
+        """The next actions, in the units of the dataset, and what the plan cost, where one was made."""
+        ...
+
+
+class RandomAgent:
+    """Draws every action anew, from the range of the recorded ones."""
+
+    name = "random"
+
+    def __init__(self, world: World):
+        self._world = world
+
+    def begin(self, task: Task, rng: np.random.Generator) -> None:
+        self._rng = rng
+
+    def act(self, history: History, reality: PushTReality) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
+        return restore_actions(self._world, self._rng.uniform(-1.0, 1.0, (1, self._world.action_dim))), None
+
+
+class CloneAgent:
+    """Behaviour cloning, told the goal picture."""
+
+    name = "cloned"
+
+    def __init__(self, policy: ClonedPolicy):
+        self._policy = policy
+
+    def begin(self, task: Task, rng: np.random.Generator) -> None:
+        self._policy.set_goal(task.goal_frame)
+        self._policy.begin(rng)
+
+    def act(self, history: History, reality: PushTReality) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
+        return self._policy.choose(history.seen[-1])[None], None
+
+
+class PlannerAgent:
+    """A planner in the world, told the goal picture."""
+
+    def __init__(
+        self, name: str, world: World, planner: Planner, *, measure: Measure, chunk: int, context: int
+    ):
+        """Raises WorldError where the world has no heads and steps are the measure."""
+        if measure == "steps":
+            world.require_heads()
+        self.name = name
+        self._world, self._planner = world, planner
+        self._measure: Measure = measure
+        self._chunk, self._context = chunk, context
+
+    def begin(self, task: Task, rng: np.random.Generator) -> None:
+        goal = Goal(target=encode_goal(self._world, task.goal_frame), measure=self._measure)
+        self._controller = Controller(
+            self._world, self._planner, goal, chunk=self._chunk, context=self._context
+        )
+        self._rng = rng
+
+    def act(self, history: History, reality: PushTReality) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
+        plan = self._controller.plan(history, self._rng)
+        return plan.actions[: self._chunk], Cost(plan.milliseconds, plan.num_network_calls)
+
+
+class SimulatorAgent:
+    """The same planner with the real simulator as its model, told the goal's state: what planning could reach
+    with a world and a measure of distance without error."""
+
+    def __init__(self, name: str, world: World, planner: Planner, *, chunk: int, end_share: float):
+        self.name = name
+        self._world, self._planner, self._chunk = world, planner, chunk
+        low, high = restore_actions(world, np.array([[-1.0], [1.0]]) * np.ones(world.action_dim))
+        self._score = SimulatorScore(low, high, end_share=end_share)
+        self._warm_start = WarmStart()
+
+    def begin(self, task: Task, rng: np.random.Generator) -> None:
+        self._task, self._rng = task, rng
+        self._warm_start.forget()
+
+    def act(self, history: History, reality: PushTReality) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
+        began = time.perf_counter()
+        self._score.set(reality.bodies, self._task.goal)
+        start = self._warm_start.guess(self._planner.config.horizon, last_action(self._world, history))
+        found = self._planner.plan(self._score, start, self._rng)
+        self._warm_start.keep(found.actions, self._chunk)
+        actions = restore_actions(self._world, found.actions)
+        return actions[: self._chunk], Cost(1e3 * (time.perf_counter() - began), 0)

@@ -1,0 +1,97 @@
+"""How well one set of numbers ranks as another does: the returns of policies, simulated and real."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float
+
+NUM_PERMUTATIONS = 2000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Simulated against real numbers of ``N`` policies."""
+
+    pearson: float
+    pearson_low: float
+    pearson_high: float
+    """The 95% interval by Fisher's transformation."""
+    spearman: float
+    mmrv: float
+    """Mean maximum rank violation (see ``mmrv``)."""
+    dropped_low: float
+    dropped_high: float
+    """The least and the largest Pearson r when one policy is left out."""
+    dropped: float
+    """Pearson r without the policy that changes it most."""
+    leverage: int
+    """Which policy that is."""
+    chance: float
+    """The Pearson r that 95% of random pairings stay under."""
+
+
+def agreement(
+    simulated: Float[np.ndarray, " N"], real: Float[np.ndarray, " N"], *, seed: int = 0
+) -> Agreement:
+    """All of it.
+
+    Raises:
+        ValueError: fewer than four policies, of which no interval can be told.
+    """
+    num = len(real)
+    if num < 4:
+        raise ValueError(f"{num} policies: at least 4 are needed to say how well a world ranks them")
+    r = pearson(simulated, real)
+    low, high = fisher_interval(r, num)
+    others = [np.arange(num) != left_out for left_out in range(num)]
+    dropped = np.array([pearson(simulated[keep], real[keep]) for keep in others])
+    leverage = int(np.abs(dropped - r).argmax())
+    rng = np.random.default_rng(seed)
+    by_chance = [pearson(rng.permutation(simulated), real) for _ in range(NUM_PERMUTATIONS)]
+    return Agreement(
+        pearson=r,
+        pearson_low=low,
+        pearson_high=high,
+        spearman=pearson(ranks(simulated), ranks(real)),
+        mmrv=mmrv(simulated, real),
+        dropped_low=float(dropped.min()),
+        dropped_high=float(dropped.max()),
+        dropped=float(dropped[leverage]),
+        leverage=leverage,
+        chance=float(np.quantile(by_chance, 0.95)),
+    )
+
+
+def pearson(one: Float[np.ndarray, " N"], other: Float[np.ndarray, " N"]) -> float:
+    """The correlation; 0 where one of the two never changes."""
+    first, second = one - one.mean(), other - other.mean()
+    scale = np.sqrt((first**2).sum() * (second**2).sum())
+    return float((first * second).sum() / scale) if scale > 1e-12 else 0.0
+
+
+def fisher_interval(r: float, num: int) -> tuple[float, float]:
+    """The 95% interval of a Pearson r of ``num`` pairs, which are taken to be normally distributed."""
+    middle, reach = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12)), 1.959964 / np.sqrt(num - 3)
+    return float(np.tanh(middle - reach)), float(np.tanh(middle + reach))
+
+
+def ranks(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """Ranks from 1; equal numbers share the mean of theirs."""
+    below = (values[None, :] < values[:, None]).sum(axis=1)
+    equal = (values[None, :] == values[:, None]).sum(axis=1)
+    return below + 0.5 * (equal + 1)
+
+
+def mmrv(simulated: Float[np.ndarray, " N"], real: Float[np.ndarray, " N"]) -> float:
+    """Mean maximum rank violation, as in SIMPLER (2405.05941, section 4.2): of each policy, the largest real
+    difference to one that it is ranked wrongly against, and the mean of these. Real returns are brought to
+    [0, 1] first, so that 0.05 is a twentieth of the range between the worst and the best policy. Of two that
+    are equal in one and not in the other the order counts as wrong.
+    """
+    span = real.max() - real.min()
+    if span <= 0:
+        return 0.0
+    scaled = (real - real.min()) / span
+    difference = scaled[:, None] - scaled[None, :]
+    is_wrong = np.sign(simulated[:, None] - simulated[None, :]) != np.sign(difference)
+    return float((np.abs(difference) * is_wrong).max(axis=1).mean())

@@ -1,0 +1,289 @@
+"""``kinema evaluate planning``: is a goal reached in the real environment by who plans in the world?
+
+Starts and goals are from held-out episodes, the goal a fixed number of steps after the start; pairs whose
+start meets the goal are left out. Beside the planners stand random actions, behaviour cloning, and the
+planners with the real simulator as their model, which tells errors of the search from those of the world and
+its heads.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from kinema.arena import History
+from kinema.data.lerobot import Dataset
+from kinema.evaluation import bootstrap
+from kinema.evaluation.agents import Agent, CloneAgent, Cost, PlannerAgent, RandomAgent, SimulatorAgent
+from kinema.evaluation.result import Result, Series, plain
+from kinema.evaluation.table import Row
+from kinema.evaluation.tasks import ANGLE, POSITION, PushTReality, Task, draw_tasks, is_met
+from kinema.planners import PLANNERS, SearchConfig
+from kinema.planners.scores import END_SHARE, resolve_measure
+from kinema.policies.cloned import CLONE_FILE, ClonedPolicy, load_clone
+from kinema.simulation import World, load
+
+BEST = "best planner"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanningConfig:
+    world: Annotated[str, tyro.conf.Positional]
+    """Name of a bundled world (pusht), folder of one, or its Hub id."""
+    data: str
+    """Held-out episodes (a LeRobot folder or Hub id) with the columns info.pos_agent and info.block_pose."""
+    planners: tuple[str, ...] = ("cem", "mppi")
+    """Of cem and mppi."""
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+    """What the planners search for, and how much."""
+    measure: Literal["auto", "steps", "latents"] = "auto"
+    """How far a frame is from a goal: by the heads' steps to reach it, or by latents; auto takes the heads
+    where there are any."""
+    chunk: int = 5
+    """Actions done before the next plan."""
+    context: int = 4
+    """Frames that a plan starts from."""
+    tasks: int = 50
+    """Pairs of start and goal, near and far each."""
+    near: tuple[int, int] = (25, 50)
+    """Steps from start to goal in the recording, and steps allowed."""
+    far: tuple[int, int] = (100, 200)
+    """The same of the far goals; 0 0 leaves them out."""
+    seeds: int = 3
+    """Attempts at each."""
+    seed: int = 0
+    """The first of the seeds."""
+    ceiling: bool = True
+    """Also plan in the real simulator."""
+    clone: str | None = None
+    """Folder of the cloned policy; by default the world's, where it has one."""
+    device: str = "cpu"
+    """Where to compute: cpu or cuda."""
+    out: Path = Path("evaluation")
+    """Folder for planning.json and planning.png."""
+    json: bool = False
+    """Print the numbers as JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"chunk": 1, "context": 1, "tasks": 1, "seeds": 1, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}")
+        unknown = [name for name in self.planners if name not in PLANNERS]
+        if unknown or not self.planners:
+            raise ValueError(f"planners: {', '.join(unknown) or 'none'}; there are {', '.join(PLANNERS)}")
+        for name, (distance, budget) in {"near": self.near, "far": self.far}.items():
+            if name == "far" and distance == budget == 0:
+                continue
+            if distance < 1 or budget < 1:
+                raise ValueError(f"{name} is {distance} {budget}, but both must be at least 1")
+        if self.chunk > self.search.horizon:
+            raise ValueError(f"chunk is {self.chunk}, but a plan has only {self.search.horizon} steps")
+
+    @property
+    def ranges(self) -> dict[str, tuple[int, int]]:
+        """Steps to the goal and steps allowed, by the name of the distance."""
+        return {"near": self.near} | ({"far": self.far} if self.far[0] else {})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attempts:
+    """What one agent did with the tasks of one distance."""
+
+    reached_at: np.ndarray
+    """``N seeds``: steps after which the goal was met; infinite where it was not."""
+    costs: list[Cost]
+
+
+def planning(config: PlanningConfig) -> int:
+    """Measure, write and print; 0 when done.
+
+    Raises:
+        ValueError: the world or the data cannot be read, or do not fit each other.
+    """
+    world = load(config.world, device=config.device)
+    agents, notes = make_agents(world, config)
+    dataset = Dataset.open(config.data)
+    distances = [distance for distance, _ in config.ranges.values()]
+    tasks = draw_tasks(
+        world, dataset, num=config.tasks, distances=distances, context=config.context, seed=config.seed
+    )
+    result = measure_planning(world, tasks, agents, config, source=str(dataset.root), notes=notes)
+    paths = result.write(config.out)
+    print(result.to_json() if config.json else result.table() + "\n\n" + "\n".join(map(str, paths)))
+    return 0
+
+
+def make_agents(world: World, config: PlanningConfig) -> tuple[list[Agent], list[str]]:
+    """Those who are compared, and what is to be said about them."""
+    measure = resolve_measure(world, config.measure)
+    notes = [f"Planners measure how far they are from the goal in {measure}."]
+    agents: list[Agent] = [RandomAgent(world)]
+    folder = Path(config.clone or config.world)
+    if config.clone is not None or (folder / CLONE_FILE).is_file():
+        agents.append(CloneAgent(ClonedPolicy(world, load_clone(world, folder))))
+    else:
+        notes.append("No cloned policy: kinema train DATA --out WORLD --clone makes one.")
+    for name in config.planners:
+        planner = PLANNERS[name](config.search)
+        agents.append(
+            PlannerAgent(name, world, planner, measure=measure, chunk=config.chunk, context=config.context)
+        )
+    for name in config.planners if config.ceiling else ():
+        planner = PLANNERS[name](config.search)
+        agents.append(
+            SimulatorAgent(f"{name}, real simulator", world, planner, chunk=config.chunk, end_share=END_SHARE)
+        )
+    return agents, notes
+
+
+def measure_planning(
+    world: World,
+    tasks: dict[int, list[Task]],
+    agents: Sequence[Agent],
+    config: PlanningConfig,
+    *,
+    source: str,
+    notes: Sequence[str] = (),
+) -> Result:
+    """Every agent at every task with every seed."""
+    reality = PushTReality(world)
+    rng = np.random.default_rng(config.seed)
+    rows, series = [], []
+    for name, (distance, budget) in config.ranges.items():
+        attempts = {
+            agent.name: attempt(
+                reality, tasks[distance], agent, budget, config, label=f"{name}, {agent.name}"
+            )
+            for agent in agents
+        }
+        rows += _rows(name, attempts, config, rng)
+        series += _curves(name, budget, attempts, rng)
+    reality.close()
+    num_episodes = len({task.episode for of_distance in tasks.values() for task in of_distance})
+    return Result(
+        name="planning",
+        world=world.name,
+        data=source,
+        axis="step",
+        protocol=plain(config),
+        rows=rows,
+        series=series,
+        notes=[
+            f"{config.tasks} pairs of start and goal each, of {num_episodes} episodes, {config.seeds} seeds. "
+            "Intervals are 95%, over pairs. A goal counts as reached when it is met after any step "
+            "within the budget.",
+            f"Met: the position error of agent and block together is under {POSITION:g} of 512, the block's "
+            f"angle error under {np.degrees(ANGLE):.0f} degrees.",
+            "With the real simulator as its model and the true distance to the goal, a planner makes "
+            "errors of search alone.",
+            *notes,
+        ],
+    )
+
+
+def attempt(
+    reality: PushTReality,
+    tasks: Sequence[Task],
+    agent: Agent,
+    budget: int,
+    config: PlanningConfig,
+    *,
+    label: str,
+) -> Attempts:
+    """Send an agent to the goals."""
+    reached_at = np.full((len(tasks), config.seeds), np.inf)
+    costs: list[Cost] = []
+    with tqdm(total=reached_at.size, desc=label, unit=" attempts") as bar:
+        for index, task in enumerate(tasks):
+            for seed in range(config.seeds):
+                history = reality.begin(task, config.context)
+                agent.begin(task, np.random.default_rng([config.seed + seed, index]))
+                reached_at[index, seed] = _go(reality, history, task, agent, budget, costs)
+                bar.update()
+    return Attempts(reached_at=reached_at, costs=costs)
+
+
+def _go(
+    reality: PushTReality, history: History, task: Task, agent: Agent, budget: int, costs: list[Cost]
+) -> float:
+    """Steps until the goal was met."""
+    num_steps = 0
+    while num_steps < budget:
+        actions, cost = agent.act(history, reality)
+        if cost is not None:
+            costs.append(cost)
+        for action in actions[: budget - num_steps]:
+            history.add(action, reality.step(action))
+            num_steps += 1
+            if is_met(reality.state, task.goal):
+                return float(num_steps)
+    return float("inf")
+
+
+def _rows(
+    name: str, attempts: dict[str, Attempts], config: PlanningConfig, rng: np.random.Generator
+) -> list[Row]:
+    must, aim = {"near": (0.70, 0.95), "far": (0.0, 0.50)}[name]
+    rows = []
+    reached = {agent: np.isfinite(tried.reached_at).astype(float) for agent, tried in attempts.items()}
+    best = max(config.planners, key=lambda planner: reached[planner].mean())
+    for agent, flags in {**reached, BEST: reached[best]}.items():
+        low, high = bootstrap.interval(bootstrap.share, flags, rng=rng)
+        is_best = agent == BEST
+        rows.append(
+            Row(
+                key=f"{name}/{'best' if is_best else agent}",
+                what=f"{name}: {agent}{f' ({best})' if is_best else ''}, goals reached",
+                value=bootstrap.share(flags),
+                unit="share",
+                low=low,
+                high=high,
+                must=must if is_best else None,
+                aim=aim if is_best else None,
+                is_higher_better=True,
+            )
+        )
+    for agent, tried in attempts.items():
+        if not tried.costs:
+            continue
+        times = np.array([cost.milliseconds for cost in tried.costs])
+        is_ours = agent in config.planners
+        rows.append(
+            Row(
+                key=f"{name}/{agent}/ms",
+                what=f"{name}: {agent}, a plan (p50; interval: p10 to p90)",
+                value=float(np.median(times)),
+                unit="ms",
+                low=float(np.percentile(times, 10)),
+                high=float(np.percentile(times, 90)),
+                must=1000.0 if is_ours else None,
+                aim=200.0 if is_ours else None,
+            )
+        )
+        if is_ours:
+            calls = float(np.median([cost.num_network_calls for cost in tried.costs]))
+            what = f"{name}: {agent}, network calls a plan (each for all candidates)"
+            rows.append(Row(key=f"{name}/{agent}/calls", what=what, value=calls, unit=""))
+    return rows
+
+
+def _curves(name: str, budget: int, attempts: dict[str, Attempts], rng: np.random.Generator) -> list[Series]:
+    """Goals reached within so many steps."""
+    steps = sorted({*np.linspace(1, budget, min(budget, 20)).round().astype(int).tolist()})
+    return [
+        Series.measure(
+            f"{name}/{agent}",
+            agent,
+            "share",
+            f"{name} goals reached",
+            steps,
+            bootstrap.share,
+            [(tried.reached_at <= step).astype(float) for step in steps],
+            rng=rng,
+        )
+        for agent, tried in attempts.items()
+    ]

@@ -1,0 +1,270 @@
+"""``kinema evaluate policy``: does a world rank policies as the real environment does?
+
+Every policy runs in the real environment, and in the world from the same first observations. It is given the
+same observations in both, made up as the environment makes them, so any policy of the environment can be
+graded.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from kinema import view
+from kinema.arena import Arena, seen_after
+from kinema.data.environment import Policy, check_policy_name, make_policy
+from kinema.data.options import JsonObject
+from kinema.data.spaces import ActionReader
+from kinema.evaluation import bootstrap
+from kinema.evaluation.correlation import agreement
+from kinema.evaluation.plot import Point, scatter
+from kinema.evaluation.result import Result, Series, plain
+from kinema.evaluation.table import Row
+from kinema.simulation import World, load
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    world: Annotated[str, tyro.conf.Positional]
+    """Name of a bundled world (pusht), folder of one, or its Hub id; it needs heads."""
+    policies: tuple[str, ...]
+    """Policies as `kinema record --policy` takes them (random, zero, cloned, MODULE:CALLABLE), at least 4 in
+    all; a number behind @ mixes in so large a share of random actions, as in cloned@0.3."""
+    env: str
+    """The real environment: a Gymnasium id, such as gym_pusht/PushT-v0, or MODULE:ID."""
+    policy_args: JsonObject = dataclasses.field(default_factory=dict)
+    """Arguments of policies by their name, such as {"cloned": {"world": "worlds/mine"}}."""
+    env_args: JsonObject = dataclasses.field(default_factory=dict)
+    """Arguments of the environment."""
+    episodes: int = 10
+    """Episodes of each policy, each from a start of its own, the same for all."""
+    steps: int = 50
+    """Steps of an episode, fewer where it ends."""
+    seed: int = 0
+    """Of the first episode; the next one has the next."""
+    device: str = "cpu"
+    """Where to compute: cpu or cuda."""
+    out: Path = Path("evaluation")
+    """Folder for policy.json, policy.png and policy-scatter.png."""
+    json: bool = False
+    """Print the numbers as JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"episodes": 1, "steps": 1, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}")
+        if len(self.policies) < 4:
+            raise ValueError(f"policies: {len(self.policies)}; at least 4 are needed to say how they rank")
+        if len(set(self.policies)) < len(self.policies):
+            raise ValueError(f"policies: {', '.join(self.policies)}; each may be named once")
+        for text in self.policies:
+            name, _ = parse(text)
+            check_policy_name(name)
+        unknown = sorted(set(self.policy_args) - {parse(text)[0] for text in self.policies})
+        if unknown:
+            raise ValueError(f"policy_args has {', '.join(unknown)}, which is none of the policies")
+
+
+def parse(text: str) -> tuple[str, float]:
+    """A policy's name and its share of random actions. Raises ValueError."""
+    name, at, share = text.partition("@")
+    try:
+        random_share = float(share) if at else 0.0
+    except ValueError:
+        random_share = -1.0
+    if not 0.0 <= random_share <= 1.0:
+        raise ValueError(f"policy {text!r}: behind the @ stands a share of random actions, from 0 to 1")
+    return name, random_share
+
+
+class Mixed:
+    """A policy that does something random instead, now and then."""
+
+    def __init__(self, policy: Policy, action_space: Any, share: float):
+        # Spaces carry a generator, which must not be shared between two that draw from it.
+        self._policy, self._space, self._share = policy, copy.deepcopy(action_space), share
+
+    def reset(self, rng: np.random.Generator, info: Mapping[str, Any]) -> None:
+        self._rng = rng
+        self._space.seed(int(rng.integers(2**31)))
+        self._policy.reset(rng, info)
+
+    def act(self, observation: Any, info: Mapping[str, Any]) -> Any:
+        action = self._policy.act(observation, info)
+        return self._space.sample() if self._rng.random() < self._share else action
+
+
+def policy(config: PolicyConfig) -> int:
+    """Measure, write and print; 0 when done.
+
+    Raises:
+        ValueError: the world, the environment or a policy cannot be made, or they do not fit each other.
+    """
+    world = load(config.world, device=config.device)
+    world.require_heads()
+    arena = Arena(world, config.env, config.env_args)
+    try:
+        policies = make_policies(arena, config)
+        real = np.stack(
+            [run_real(arena, one, config) for one in tqdm(policies, desc="real", unit=" policies")]
+        )
+        simulated = np.stack(
+            [
+                run_simulated(world, arena, one, config)
+                for one in tqdm(policies, desc="simulated", unit=" policies")
+            ]
+        )
+    finally:
+        arena.close()
+    result, picture = judge(world, config, real, simulated)
+    paths = [*result.write(config.out), config.out / "policy-scatter.png"]
+    view.write_png(paths[-1], picture)
+    print(result.to_json() if config.json else result.table() + "\n\n" + "\n".join(map(str, paths)))
+    return 0
+
+
+def make_policies(arena: Arena, config: PolicyConfig) -> list[Policy]:
+    """The policies, in their order."""
+    made = []
+    for text in config.policies:
+        name, share = parse(text)
+        one = make_policy(name, config.policy_args.get(name, {}), arena.env)
+        made.append(Mixed(one, arena.env.action_space, share) if share else one)
+    return made
+
+
+def run_real(arena: Arena, one: Policy, config: PolicyConfig) -> np.ndarray:
+    """Returns of the episodes of a policy in the real environment."""
+    returns = np.zeros(config.episodes)
+    for index in range(config.episodes):
+        seed = config.seed + index
+        observation, info = arena.env.reset(seed=seed)
+        one.reset(np.random.default_rng(seed), info)
+        for _ in range(config.steps):
+            action = one.act(observation, info)
+            if action is None:
+                break
+            observation, reward, terminated, truncated, info = arena.env.step(action)
+            returns[index] += float(reward)
+            if terminated or truncated:
+                break
+    return returns
+
+
+def run_simulated(world: World, arena: Arena, one: Policy, config: PolicyConfig) -> np.ndarray:
+    """Returns of the same episodes in the world, begun at the real first observations."""
+    actions_of = ActionReader(arena.env.action_space)
+    returns = np.zeros(config.episodes)
+    for index in range(config.episodes):
+        seed = config.seed + index
+        seen, _ = arena.reset(seed)
+        session = world.start(
+            {key: frame[None] for key, frame in seen.frames.items()} or None,
+            proprio=None if seen.proprio is None else seen.proprio[None],
+            generator=torch.Generator().manual_seed(seed),
+        )
+        one.reset(np.random.default_rng(seed), {})
+        for _ in range(config.steps):
+            action = one.act(arena.observation(seen), {})
+            if action is None:
+                break
+            step = session.step(actions_of.vector(action))
+            returns[index] += step.reward
+            if step.termination > 0.5:
+                break
+            seen = seen_after(world, step)
+    return returns
+
+
+def judge(
+    world: World, config: PolicyConfig, real: np.ndarray, simulated: np.ndarray
+) -> tuple[Result, np.ndarray]:
+    """The numbers, and the scatter plot; returns are ``policies episodes``."""
+    names, rng = list(config.policies), np.random.default_rng(config.seed)
+    means = simulated.mean(axis=1), real.mean(axis=1)
+    found = agreement(*means, seed=config.seed)
+    rows = [
+        Row(
+            key="pearson",
+            what="Pearson r, simulated against real returns (Fisher interval)",
+            value=found.pearson,
+            unit="",
+            low=found.pearson_low,
+            high=found.pearson_high,
+            must=0.90,
+            aim=0.97,
+            is_higher_better=True,
+        ),
+        Row(key="spearman", what="Spearman rho", value=found.spearman, unit="", is_higher_better=True),
+        Row(
+            key="mmrv",
+            what="mean maximum rank violation, of the range of real returns",
+            value=found.mmrv,
+            unit="",
+            must=0.05,
+            aim=0.02,
+        ),
+        Row(
+            key="dropped",
+            what=f"Pearson r without {names[found.leverage]}, which matters most (interval: without any one)",
+            value=found.dropped,
+            unit="",
+            low=found.dropped_low,
+            high=found.dropped_high,
+        ),
+        Row(
+            key="chance", what="Pearson r that 95% of random pairings stay under", value=found.chance, unit=""
+        ),
+    ]
+    order = np.argsort(means[1])
+    notes = [
+        f"{len(names)} policies, {config.episodes} episodes each of {config.steps} steps at most, the same "
+        "starts in both. A return is the sum of rewards; the world's rewards and ends are its heads'.",
+        "MMRV: of each policy the largest real difference (returns brought to [0, 1]) to one that the world "
+        "ranks wrongly against it, then the mean; equal in one and not in the other counts as wrong.",
+        "From the lowest real return to the highest, simulated in brackets: "
+        + ", ".join(f"{names[i]} {means[1][i]:.2f} ({means[0][i]:.2f})" for i in order)
+        + ".",
+    ]
+    returns = {
+        name: {"real": there.tolist(), "simulated": here.tolist()}
+        for name, there, here in zip(names, real, simulated, strict=True)
+    }
+    series = [
+        Series.measure(
+            key,
+            f"{key} (policies in the order of their real return)",
+            "",
+            "return",
+            list(range(1, len(names) + 1)),
+            lambda values: float(values.mean()),
+            [returns[index] for index in order],
+            rng=rng,
+        )
+        for key, returns in (("real", real), ("simulated", simulated))
+    ]
+    result = Result(
+        name="policy",
+        world=world.name,
+        data=config.env,
+        axis="policy",
+        protocol={**plain(config), "returns": returns},
+        rows=rows,
+        series=series,
+        notes=notes,
+    )
+    points = []
+    for name, real_returns, simulated_returns in zip(names, real, simulated, strict=True):
+        spans = [
+            bootstrap.interval(lambda v: float(v.mean()), values, rng=rng)
+            for values in (real_returns, simulated_returns)
+        ]
+        points.append(Point(name, real_returns.mean(), simulated_returns.mean(), *spans))
+    title = f"r {found.pearson:.2f}, rho {found.spearman:.2f}, MMRV {found.mmrv:.3f}"
+    return result, scatter(points, x="real return", y="simulated return", title=title)

@@ -1,0 +1,285 @@
+"""Behaviour cloning: a small policy that does what the recordings did, with or without a goal.
+
+It reads the latents and the proprioception of the last two frames and gives a mixture of normal distributions
+over the next few actions, since recordings do different things in the same place (as BC-GMM in robomimic,
+2108.03298). Goals are frames that the same episode came to later (hindsight, as in 1903.01973).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from kinema.heads import PlaceFeatures, PlaceSizes, ResidualMLP, to_device
+from kinema.parts import load_part
+from kinema.simulation import World, load
+from kinema.types import Seen
+from kinema.world_model import WorldError
+
+CLONE_FILE = "clone.safetensors"
+"""Where ``kinema train --clone`` leaves the policy in the world's folder."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CloneConfig:
+    width: int = 384
+    """Width of the residual MLP."""
+    depth: int = 3
+    """Its blocks."""
+    chunk: int = 8
+    """Actions that are foretold together."""
+    num_modes: int = 5
+    """Normal distributions of the mixture."""
+    max_steps: int = 100
+    """Goals are up to so many steps away."""
+    goal_dropout: float = 0.2
+    """Share of the updates' examples without a goal, so that the policy can also act without one."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "chunk", "num_modes", "max_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: at least 1 is needed")
+        if not 0.0 <= self.goal_dropout <= 1.0:
+            raise ValueError(f"goal_dropout={self.goal_dropout}: it is a share, from 0 to 1")
+
+
+class Clone(nn.Module):
+    """The network of the policy."""
+
+    LOWEST_LOG_STD = -4.0
+
+    def __init__(self, config: CloneConfig, *, sizes: PlaceSizes, action_dim: int):
+        super().__init__()
+        self.config = config
+        self.action_dim = action_dim
+        self.features = PlaceFeatures(sizes)
+        self.num_numbers = config.chunk * action_dim
+        num_inputs = 2 * self.features.size + 2 * sum(sizes) + 1
+        num_outputs = config.num_modes * (2 * self.num_numbers + 1)
+        self.network = ResidualMLP(num_inputs, num_outputs, config.width, config.depth)
+        # Modes that begin alike stay alike.
+        nn.init.normal_(self.network.last.bias, std=0.3)
+
+    def forward(
+        self,
+        before: Float[Tensor, "N G"],
+        now: Float[Tensor, "N G"],
+        goal: Float[Tensor, "N G"],
+        has_goal: Bool[Tensor, " N"],
+    ) -> torch.distributions.MixtureSameFamily:
+        """The distribution of the next actions, normalised and flat (``chunk * A``)."""
+        known = has_goal.unsqueeze(-1).to(goal.dtype)
+        features = torch.cat(
+            [
+                self.features(now),
+                now - before,
+                known * self.features(goal),
+                known * (goal - now),
+                known,
+            ],
+            dim=-1,
+        )
+        found = self.network(features).float().unflatten(-1, (self.config.num_modes, -1))
+        logits, means, log_stds = found.split((1, self.num_numbers, self.num_numbers), dim=-1)
+        stds = log_stds.clamp(self.LOWEST_LOG_STD, 1.0).exp()
+        parts = torch.distributions.Independent(torch.distributions.Normal(means, stds), 1)
+        return torch.distributions.MixtureSameFamily(
+            torch.distributions.Categorical(logits=logits[..., 0]), parts
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CloneBatch:
+    """Moments, their goals, and what was done."""
+
+    before: Float[Tensor, "N G"]
+    now: Float[Tensor, "N G"]
+    goal: Float[Tensor, "N G"]
+    actions: Float[Tensor, "N C A"]
+    """Normalised actions from this moment on."""
+
+    def to(self, device: torch.device) -> "CloneBatch":
+        """The same on another device."""
+        return CloneBatch(**to_device(self, device))
+
+
+class CloneObjective(nn.Module):
+    """``module(batch) -> (loss, metrics)``: the likelihood of what was done."""
+
+    def __init__(self, clone: Clone):
+        super().__init__()
+        self.clone = clone
+
+    def forward(
+        self, batch: CloneBatch, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        device = batch.goal.device
+        draws = torch.rand(len(batch.goal), generator=generator, device=device)
+        has_goal = draws >= self.clone.config.goal_dropout
+        found = self.clone(batch.before, batch.now, batch.goal, has_goal)
+        loss = -found.log_prob(batch.actions.flatten(1)).mean() / self.clone.num_numbers
+        error = (most_likely(found) - batch.actions.flatten(1)).abs().mean()
+        return loss, {"action_error": error.detach()}
+
+
+def most_likely(found: torch.distributions.MixtureSameFamily) -> Float[Tensor, "N V"]:
+    """The middle of the mode that is chosen most often."""
+    means = found.component_distribution.mean
+    best = found.mixture_distribution.logits.argmax(-1)
+    return means[torch.arange(len(means), device=means.device), best]
+
+
+class ClonedPolicy:
+    """A clone that acts: in real environments, in a world, and for ``kinema record``."""
+
+    def __init__(
+        self,
+        world: World,
+        clone: Clone,
+        *,
+        observation_space: Any = None,
+        goal: np.ndarray | None = None,
+        noise: float = 0.0,
+        is_greedy: bool = True,
+    ):
+        """A policy for one episode after the other.
+
+        Args:
+            world: whose latents it reads.
+            clone: the network.
+            observation_space: needed for ``act``, which is given observations as an environment makes them.
+            goal: picture ``H W 3``, or none.
+            noise: deviation of normal noise on every action, in halves of the range of the recorded ones.
+            is_greedy: take the most likely actions; else draw them.
+        """
+        self.world, self.clone, self.noise, self.is_greedy = world, clone, noise, is_greedy
+        self._reader: Any = None
+        if observation_space is not None:
+            from kinema.data.spaces import ObservationReader
+
+            self._reader = ObservationReader(observation_space)
+        self.set_goal(goal)
+
+    def set_goal(self, goal: Any) -> None:
+        """Act for this goal from now on: a picture ``H W 3``, or several by camera; None for no goal.
+
+        Raises:
+            WorldError: the picture does not fit the world.
+        """
+        self._goal = None if goal is None else encode_goal(self.world, goal)
+
+    def begin(self, rng: np.random.Generator) -> None:
+        """Begin an episode."""
+        self._rng = rng
+        self._last: Tensor | None = None
+        self._plan: list[np.ndarray] = []
+
+    def choose(self, seen: Seen) -> Float[np.ndarray, " A"]:
+        """The action for what is seen, in the units of the dataset. A chunk is half used before the next is
+        made."""
+        here = encode_place(self.world, seen)
+        if len(self._plan) <= self.clone.config.chunk // 2:
+            self._plan = list(self._foretell(here))
+        self._last = here
+        return self._plan.pop(0)
+
+    def reset(self, rng: np.random.Generator, info: Mapping[str, Any]) -> None:
+        self.begin(rng)
+
+    def act(self, observation: Any, info: Mapping[str, Any]) -> np.ndarray:
+        if self._reader is None:
+            raise ValueError("a cloned policy needs the observation_space of the environment to act in it")
+        vectors = self._reader.vectors(observation)
+        proprio = vectors.get(self.world.config.proprio_key) if self.world.config.proprio_key else None
+        return self.choose(Seen(frames=self._reader.frames(observation), proprio=proprio))
+
+    @torch.inference_mode()
+    def _foretell(self, here: Float[Tensor, "1 G"]) -> Float[np.ndarray, "C A"]:
+        goal = here if self._goal is None else self._goal
+        before = here if self._last is None else self._last
+        has_goal = torch.tensor([self._goal is not None], device=self.world.device)
+        found = self.clone(before, here, goal, has_goal)
+        if self.is_greedy:
+            actions = most_likely(found)
+        else:
+            modes = found.mixture_distribution.probs[0].cpu().double().numpy()
+            mode = self._rng.choice(len(modes), p=modes / modes.sum())
+            parts = found.component_distribution
+            normal = torch.from_numpy(self._rng.normal(size=parts.mean.shape[-1])).to(parts.mean)
+            actions = parts.mean[:, mode] + parts.stddev[:, mode] * normal
+        actions = actions.unflatten(-1, (-1, self.clone.action_dim))[0]
+        actions = actions + self.noise * torch.from_numpy(self._rng.normal(size=actions.shape)).to(actions)
+        return self.world.action_normalizer.restore(actions.clamp(-1.0, 1.0)).cpu().numpy()
+
+
+def encode_place(world: World, seen: Seen) -> Float[Tensor, "1 G"]:
+    """What is seen as heads and policies read it; proprioception that is not told is found in the picture
+    (``World.locate``).
+
+    Raises:
+        WorldError: it does not fit the world.
+    """
+    latents = world.encode({key: frame[None] for key, frame in seen.frames.items()} or None)
+    if not world.cameras:
+        latents = torch.zeros(1, 0, world.config.dynamics.latent_dim, device=world.device)
+    if seen.proprio is None:
+        proprio = world.locate(latents)
+    else:
+        proprio = world.normalized_proprio(np.asarray(seen.proprio)[None, None], 1, 1)[:, 0]
+    return world.place(latents, proprio)
+
+
+def encode_goal(world: World, goal: Any) -> Float[Tensor, "1 G"]:
+    """A goal as heads and policies read it: a picture ``H W 3`` or a dict of them by camera; a vector of
+    proprioception in a world without cameras.
+
+    Raises:
+        WorldError: it does not fit the world.
+    """
+    if not world.cameras:
+        return encode_place(world, Seen(frames={}, proprio=np.asarray(goal, dtype=np.float32)))
+    pictures = goal if isinstance(goal, Mapping) else {world.cameras[0]: goal}
+    if not isinstance(goal, Mapping) and len(world.cameras) > 1:
+        raise WorldError(
+            f"world '{world.name}' has {len(world.cameras)} cameras: give the goal as a dict of pictures "
+            f"with the keys {', '.join(world.cameras)}"
+        )
+    return encode_place(world, Seen(frames=dict(pictures), proprio=None))
+
+
+def new_clone(world: World, config: CloneConfig) -> Clone:
+    """A network of the right size for a world, with the weights that networks begin with."""
+    return Clone(config, sizes=world.place_sizes, action_dim=world.action_dim)
+
+
+def load_clone(world: World, folder: str | Path) -> Clone:
+    """The policy that ``kinema train --clone`` left in a world's folder.
+
+    Raises:
+        WorldError: there is none; it says how to get it.
+        PartError: the file is corrupt or belongs to another world.
+    """
+    path = Path(folder) / CLONE_FILE
+    if not path.is_file():
+        raise WorldError(
+            f"{path}: there is no cloned policy; learn one from recordings: kinema train DATA --out {folder} "
+            "--clone"
+        )
+    return load_part(path, CloneConfig, lambda config: new_clone(world, config)).to(world.device)
+
+
+def make(observation_space: Any, *, world: str, goal: str | None = None, noise: float = 0.0) -> ClonedPolicy:
+    """The policy from plain arguments, as ``kinema record --policy cloned --policy-args`` has them: the
+    folder of a world with a clone, the file of a goal picture, and the deviation of noise on the actions."""
+    from kinema.view import read_picture
+
+    loaded = load(world)
+    picture = None if goal is None else read_picture(goal)
+    return ClonedPolicy(
+        loaded, load_clone(loaded, world), observation_space=observation_space, goal=picture, noise=noise
+    )
