@@ -553,8 +553,8 @@ class World(WorldModel):
         if seeds is None:
             seeds = [draw_seed(g) for g in generators] if generators is not None else list(range(batch))
         simulation = SimulationBatch(self, seeds, num_denoising_steps, max_rewind, max_pictures)
-        normalized_proprio = self.normalized_proprio(proprio, batch, time)
-        simulation.begin(latents, normalized_proprio, proprio is not None, normalized)
+        known, is_known = self.known_proprio(proprio, latents)
+        simulation.begin(latents, known, is_known, normalized)
         return simulation
 
     def start(

@@ -32,8 +32,9 @@ HEADS_FILE = "heads.safetensors"
 MAX_PICTURES = 256
 """Most pictures that go through the tokenizer at once; more are done in parts, in the memory of these."""
 
-LOCATE_DRAWS, LOCATE_ROUNDS, LOCATE_SPREAD = 256, 7, 1.0
-"""Of the search for what proprioception a picture shows."""
+LOST_RADII = 1.5
+"""A picture that lies further than so many radii from the manifold with the proprioception found for it is
+looked at again without a guess."""
 
 Pictures = np.ndarray | Mapping[str, np.ndarray] | None
 """One array where a world has one camera, else arrays by camera."""
@@ -204,37 +205,28 @@ class WorldModel(nn.Module):
         return self.heads
 
     @torch.inference_mode()
-    def locate(self, latents: Float[Tensor, "N L Z"]) -> Float[Tensor, "N P"]:
-        """The normalised proprioception that pictures show, where none is told: what the heads guess, or the
-        middle, and from there what fits the picture best, which the manifold knows (by the cross-entropy
-        method)."""
-        guess = latents.new_zeros(len(latents), self.proprio_dim)
-        spread = LOCATE_SPREAD
-        if self.heads is not None:
-            guess, spread = self.heads.locate(latents), LOCATE_SPREAD / 3
-        if self.manifold is None or not self.proprio_dim:
-            return guess
-        return torch.stack(
-            [self._fit_proprio(picture, at, spread) for picture, at in zip(latents, guess, strict=True)]
-        )
+    def locate(self, latents: Float[Tensor, "N L Z"], *, is_film: bool = False) -> Float[Tensor, "N P"]:
+        """The normalised proprioception that pictures show, where none is told: what fits each best, as
+        far as the manifold knows.
 
-    def _fit_proprio(
-        self, latents: Float[Tensor, "L Z"], guess: Float[Tensor, " P"], spread: float
-    ) -> Tensor:
-        assert self.manifold is not None
-        generator = torch.Generator().manual_seed(0)
-        mean, std = guess, torch.full_like(guess, spread)
-        best, least = guess, torch.inf
-        for _ in range(LOCATE_ROUNDS):
-            draws = torch.randn(LOCATE_DRAWS, len(guess), generator=generator).to(guess.device)
-            tried = mean + std * draws
-            tried[0] = best
-            distance, _ = self.manifold.distance(latents.expand(len(tried), -1, -1), tried)
-            order = distance.argsort()[: LOCATE_DRAWS // 20]
-            if distance[order[0]] < least:
-                best, least = tried[order[0]], float(distance[order[0]])
-            mean, std = tried[order].mean(0), tried[order].std(0).clamp_min(1e-3)
-        return best
+        Args:
+            latents: of the pictures.
+            is_film: whether they follow each other, so that each is looked for near the one before first.
+        """
+        guesses = self.heads.locate(latents) if self.heads is not None else None
+        if self.manifold is None or not self.proprio_dim:
+            return latents.new_zeros(len(latents), self.proprio_dim) if guesses is None else guesses
+        found: list[Tensor] = []
+        for index, picture in enumerate(latents):
+            guess = guesses[index] if guesses is not None else None
+            if is_film and found:
+                guess = found[-1]
+            proprio, distance = self.manifold.locate(picture, guess)
+            if guess is not None and distance > LOST_RADII * self.manifold.radius:
+                anywhere, its_distance = self.manifold.locate(picture)
+                proprio = anywhere if its_distance < distance else proprio
+            found.append(proprio)
+        return torch.stack(found)
 
     # Pixels and latents.
 
@@ -431,18 +423,15 @@ class WorldModel(nn.Module):
         # Chunks overlap by the reach, so that every frame has the past that it would have in one long pass.
         reach = self.config.dynamics.reach
         chunk = max(64, reach)
-        values = Values(
-            latents, self.normalized_proprio(proprio, 1, time), torch.zeros(1, time, self.action_dim)
-        )
+        known, is_known = self.known_proprio(proprio, latents)
+        values = Values(latents, known, torch.zeros(1, time, self.action_dim))
         generator = generator or torch.Generator().manual_seed(0)
         noise = session_noise((time, self.action_dim), [generator], self.device)
         actions = []
         for start in range(0, time - 1, chunk):
             begin, stop = max(0, start - reach), min(time - 1, start + chunk)
             piece = values.map(lambda x, a=begin, b=stop + 1: x[:, a:b])
-            found = self._infer_chunk(
-                piece, noise[:, begin : stop + 1], proprio is not None, num_denoising_steps
-            )
+            found = self._infer_chunk(piece, noise[:, begin : stop + 1], is_known, num_denoising_steps)
             actions.append(found[start - begin :])
         return np.concatenate(actions)
 
@@ -473,6 +462,20 @@ class WorldModel(nn.Module):
         seen = self.config.context_tau if observation_tau is None else observation_tau
         levels = [seen] * len(self.cameras) + [proprio_tau] * (self.proprio_dim > 0)
         return torch.tensor([*levels, action_tau], device=self.device).expand(batch, time, -1)
+
+    def known_proprio(
+        self, proprio: np.ndarray | None, latents: Float[Tensor, "B T L Z"]
+    ) -> tuple[Float[Tensor, "B T P"], bool]:
+        """Normalised proprioception, and whether it is known: as given, or else as the manifold finds it in
+        the pictures.
+
+        Raises:
+            WorldError: another shape, or a number that is not finite.
+        """
+        batch, time = latents.shape[:2]
+        if proprio is None and self.manifold is not None and self.cameras and self.proprio_dim:
+            return torch.stack([self.locate(film, is_film=True) for film in latents]), True
+        return self.normalized_proprio(proprio, batch, time), proprio is not None
 
     def normalized_proprio(self, proprio: np.ndarray | None, batch: int, time: int) -> Tensor:
         """``B T P`` normalised; zeros where the recording has none.

@@ -6,8 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinema.data import Dataset
-from kinema.demo import RECORDING
 from kinema.heads import Heads, HeadsBatch, HeadsConfig, HeadsObjective, PlaceSizes, TwoHot, symexp, symlog
 from kinema.parts import PartError
 from kinema.simulation import load
@@ -163,19 +161,3 @@ def test_a_world_without_heads_says_how_to_get_them() -> None:
 def test_settings_are_checked(fields: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
         HeadsConfig(**fields)
-
-
-def test_proprioception_is_found_in_a_picture() -> None:
-    """In the bundled world, whose recordings tell it, without heads."""
-    world = load("pusht")
-    episode = Dataset.open(RECORDING).episode(0)
-    rows = [0, 400, 900]
-    latents = world.encode(episode.frames[world.cameras[0]][rows])
-    found = world.proprio_normalizer.restore(world.locate(latents)).numpy()
-    errors = np.linalg.norm(found - episode.columns["observation.state"][rows], axis=1)
-    # Of a picture that is 512 wide; the middle of it is 200 away on average.
-    assert np.median(errors) < 10.0
-    assert np.array_equal(found, world.proprio_normalizer.restore(world.locate(latents)).numpy())
-    # Where nothing tells it, it is the middle.
-    plain = random_world(num_cameras=0, proprio_dim=2)
-    assert torch.equal(plain.locate(torch.zeros(1, 0, 4)), torch.zeros(1, 2))

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from kinema.data import Dataset
+from kinema.demo import RECORDING
 from kinema.simulation import World, load
 from kinema.world_model import CONFIG_FILE, WEIGHTS_FILE, Normalizer, WorldError
 
@@ -413,3 +415,35 @@ def test_simulated_frames_are_held_to_the_manifold() -> None:
         normalized = world.normalized_proprio(proprio[:, None], 3, 1)[:, 0]
         distances.append(world.manifold.distance(sim.latents, normalized)[0].mean())
     assert distances[0] < 0.7 * distances[1]
+
+
+def test_proprioception_is_found_in_a_picture() -> None:
+    """In the bundled world, without heads."""
+    world = load("pusht")
+    episode = Dataset.open(RECORDING).episode(0)
+    rows = [0, 400, 900]
+    latents = world.encode(episode.frames[world.cameras[0]][rows])
+    found = world.proprio_normalizer.restore(world.locate(latents)).numpy()
+    errors = np.linalg.norm(found - episode.columns["observation.state"][rows], axis=1)
+    # Of a picture that is 512 wide; the middle of it is 200 away on average.
+    assert np.median(errors) < 10.0
+    assert np.array_equal(found, world.proprio_normalizer.restore(world.locate(latents)).numpy())
+    # Where nothing tells it, it is the middle.
+    plain = random_world(num_cameras=0, proprio_dim=2)
+    assert torch.equal(plain.locate(torch.zeros(1, 0, 4)), torch.zeros(1, 2))
+
+
+def test_actions_are_inferred_from_pictures_alone() -> None:
+    world, episode = load("pusht"), Dataset.open(RECORDING).episode(0)
+    rows = slice(30, 42)
+    actions = episode.columns["action"][30:41]
+    found = world.infer(episode.frames[world.cameras[0]][rows])
+    # The first lacks a frame before, by which to tell how fast the robot was.
+    assert np.abs(found - actions)[1:].mean() < 0.2 * np.abs(actions - actions.mean(0))[1:].mean()
+
+
+def test_a_session_starts_from_pictures_alone() -> None:
+    world, episode = load("pusht"), Dataset.open(RECORDING).episode(0)
+    sim = world.start(episode.frames[world.cameras[0]][:3], episode.columns["action"][:2])
+    step = sim.step(episode.columns["action"][2])
+    np.testing.assert_allclose(step.proprio, episode.columns["observation.state"][3], atol=10.0)

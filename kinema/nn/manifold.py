@@ -7,6 +7,7 @@ rollout can come to look like, however long it is, and leaves as they are frames
 """
 
 import dataclasses
+import math
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,10 @@ FIT_ROWS = 60_000
 """Most frames to fit the robot's part to."""
 PLACE_DIM = 8
 """Numbers by which a latent is told what the code says of its own place."""
+
+ANYWHERE_DRAWS, NEAR_DRAWS, NUM_ELITES = 1024, 128, 12
+NEAR_SPREAD, LEAST_SPREAD, LOCATE_ROUNDS = 0.15, 1e-3, 5
+"""Of the search for the proprioception that fits a frame, in halves of its range."""
 
 CORRUPTED_SHARE = 0.5
 """Share of the frames that are also encoded corrupted, to the code of the clean frame."""
@@ -159,6 +164,30 @@ class Manifold(nn.Module):
         distance, nearest = self.distance(latents, proprio)
         share = (self.radius / distance.clamp_min(1e-9)).clamp_max(1.0).view(-1, 1, 1)
         return torch.lerp(nearest, latents, share), distance / self.radius
+
+    def locate(
+        self, latents: Float[Tensor, "L Z"], guess: Float[Tensor, " P"] | None = None
+    ) -> tuple[Float[Tensor, " P"], float]:
+        """The proprioception with which a frame is nearest to the manifold, and how near: found by the
+        cross-entropy method, near a guess or anywhere."""
+        device, size = latents.device, self.offset.shape[1]
+        generator = torch.Generator().manual_seed(0)
+        if guess is None:
+            tried = (2.2 * torch.rand(ANYWHERE_DRAWS, size, generator=generator) - 1.1).to(device)
+        else:
+            tried = guess + NEAR_SPREAD * torch.randn(NEAR_DRAWS, size, generator=generator).to(device)
+        best, least = tried[0], math.inf
+        for last in [False] * LOCATE_ROUNDS + [True]:
+            distance = self.distance(latents.expand(len(tried), -1, -1), tried)[0]
+            order = distance.argsort()[:NUM_ELITES]
+            if distance[order[0]] < least:
+                best, least = tried[order[0]], float(distance[order[0]])
+            if last:
+                break
+            spread = tried[order].std(0).clamp_min(LEAST_SPREAD)
+            draws = torch.randn(NEAR_DRAWS, size, generator=generator).to(device)
+            tried = tried[order].mean(0) + spread * draws
+        return best, least
 
     def _encode(self, rest: Tensor, proprio: Tensor) -> Float[Tensor, "N K"]:
         """Codes of latents without the robot's part."""
