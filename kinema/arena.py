@@ -108,7 +108,7 @@ class Arena:
 
 def seen_after(world: World, step: Step) -> Seen:
     """What there is to see after a step of a single session."""
-    frames: dict[str, np.ndarray] = dict.fromkeys(world.cameras, step.frame)
+    frames: dict[str, Any] = dict.fromkeys(world.cameras, step.frame)
     if isinstance(step.frame, dict):
         frames = step.frame
     return Seen(frames=frames, proprio=step.proprio)
