@@ -70,7 +70,7 @@ class SimulationBatch:
         world: WorldModel,
         seeds: Sequence[int],
         num_denoising_steps: int | None,
-        max_rewind: int = MAX_REWIND,
+        max_rewind: int | None = None,
     ):
         if num_denoising_steps is not None and num_denoising_steps < 1:
             raise WorldError(f"num_denoising_steps={num_denoising_steps}: at least 1 is needed")
@@ -82,8 +82,8 @@ class SimulationBatch:
         self._born = [0] * len(self._seeds)
         """Steps that had been simulated when each session began: others may have taken the place of some."""
         self._generator = torch.Generator()
-        self._max_rewind = max_rewind
-        self._cache: Cache = world.dynamics.new_cache(len(seeds), max_rewind=max_rewind)
+        self._max_rewind = MAX_REWIND if max_rewind is None else max_rewind
+        self._cache: Cache = world.dynamics.new_cache(len(seeds), max_rewind=self._max_rewind)
         self._doubt = torch.zeros(len(seeds), device=world.device)
         """The furthest from the manifold that a frame of each session was found, in its radii."""
         self._history: deque[_Moment] = deque(maxlen=self._history_length())
@@ -379,7 +379,7 @@ class World(WorldModel):
         proprio: np.ndarray | None = None,
         generators: Sequence[torch.Generator] | None = None,
         num_denoising_steps: int | None = None,
-        max_rewind: int = MAX_REWIND,
+        max_rewind: int | None = None,
     ) -> SimulationBatch:
         """Begin sessions from ``B`` recordings of ``T`` frames each.
 
@@ -391,8 +391,8 @@ class World(WorldModel):
             generators: one for each session, each asked once for a seed; by default sessions have seeds
                 0, 1, ...
             num_denoising_steps: network calls for a frame; the world's own by default.
-            max_rewind: most steps that the sessions shall be able to go back; with less they take less
-                memory, which matters for hundreds.
+            max_rewind: most steps that the sessions shall be able to go back, ``MAX_REWIND`` by default; with
+                less they take less memory, which matters for hundreds.
 
         Raises:
             WorldError: what is given does not fit the world.

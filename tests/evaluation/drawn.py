@@ -12,7 +12,7 @@ import torch
 from kinema.data import Dataset, DatasetWriter
 from kinema.dynamics import DynamicsConfig
 from kinema.evaluation import pusht
-from kinema.simulation import MAX_REWIND, SimulationBatch, Step, World
+from kinema.simulation import SimulationBatch, Step, World
 from kinema.tokenizers import ConvTokenizerConfig
 from kinema.world_model import CameraConfig, WorldConfig
 
@@ -170,7 +170,7 @@ class DrawnWorld(World):
         proprio: np.ndarray | None = None,
         generators: Sequence[torch.Generator] | None = None,
         num_denoising_steps: int | None = None,
-        max_rewind: int = MAX_REWIND,
+        max_rewind: int | None = None,
     ) -> SimulationBatch:
         given = np.asarray(frames[CAMERA] if isinstance(frames, dict) else frames)
         assert actions is not None
