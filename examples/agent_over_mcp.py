@@ -85,7 +85,8 @@ async def solve(client: Client, config: AgentConfig, transcript: Transcript) -> 
 
     transcript.lines.append(
         f"# An agent's day\n\nA scripted client moves the block to {config.goal} in the real simulator, "
-        f"{config.tolerance:g} units or nearer. Written by `python examples/agent_over_mcp.py --out docs/agent`.\n"
+        f"{config.tolerance:g} units or nearer. Written by "
+        "`python examples/agent_over_mcp.py --out docs/agent`.\n"
     )
     await call("list_worlds")
     started = await call("start", "start", episode=0, row=config.row, environment=True)
