@@ -4,8 +4,9 @@ import os
 import subprocess
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -54,6 +55,15 @@ def test_help_lists_every_command(arguments: list[str], capsys: pytest.CaptureFi
         assert entry.summary in printed
 
 
+def _options(config: type) -> Iterator[str]:
+    """Fields of a configuration, and of those that stand in it."""
+    for name, kind in get_type_hints(config).items():
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            yield from _options(kind)
+        else:
+            yield name
+
+
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
 def test_every_command_exists_and_explains_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -63,9 +73,9 @@ def test_every_command_exists_and_explains_its_options(name: str, capsys: pytest
     assert f"usage: kinema {name}" in printed
     entry = cli.COMMANDS[name]
     config = getattr(importlib.import_module(entry.module), entry.config)
-    for field in dataclasses.fields(config):
+    for name in _options(config):
         # Options are named as the field, positional arguments in capitals.
-        assert field.name.replace("_", "-") in printed or field.name.upper().replace("_", "-") in printed
+        assert name.replace("_", "-") in printed or name.upper().replace("_", "-") in printed
 
 
 def test_help_and_version_load_nothing_heavy() -> None:

@@ -93,10 +93,10 @@ def test_heads_learn_answers_that_are_known() -> None:
 def test_a_session_tells_what_the_heads_say() -> None:
     world = random_heads(random_world(proprio_dim=3))
     plain = random_world(proprio_dim=3)
-    frames = random_frames(3)
-    sim = world.start(frames)
+    frames, proprio = random_frames(3), np.zeros((3, 3))
+    sim = world.start(frames, proprio=proprio)
     step = sim.step(random_actions())
-    before = plain.start(frames)
+    before = plain.start(frames, proprio=proprio)
     same = before.step(random_actions())
     assert np.array_equal(step.frame, same.frame)
     assert same.reward is None
@@ -105,12 +105,13 @@ def test_a_session_tells_what_the_heads_say() -> None:
     assert -1.0 <= step.reward <= 2.0
     assert 0.0 <= step.termination <= 1.0
     # It depends on the action and on where one was.
-    assert world.start(frames).step(random_actions(seed=1)).reward != step.reward
-    assert world.start(random_frames(3, seed=1)).step(random_actions()).reward != step.reward
-    batch = world.start_batch(np.stack([frames, frames]))
+    assert world.start(frames, proprio=proprio).step(random_actions(seed=1)).reward != step.reward
+    assert world.start(random_frames(3, seed=1), proprio=proprio).step(random_actions()).reward != step.reward
+    batch = world.start_batch(np.stack([frames, frames]), proprio=np.stack([proprio, proprio]))
     rewards = batch.step(random_actions(2)).reward
     assert rewards.shape == (2,)
-    assert rewards[0] == pytest.approx(world.start(frames).step(random_actions(2)[0]).reward, abs=2e-3)
+    alone = world.start(frames, proprio=proprio).step(random_actions(2)[0])
+    assert rewards[0] == pytest.approx(alone.reward, abs=2e-3)
 
 
 def test_heads_are_saved_beside_the_world(tmp_path: Path) -> None:
