@@ -48,9 +48,9 @@ class Step:
     proprio: np.ndarray | None
     """Proprioception ``P`` (``B P``) in the units of the dataset, where the world knows it."""
     trust: Any = None
-    """How far the frame may be trusted, told without knowing what is true (``B`` of a batch): from 1 towards
-    0, and one half once a frame of the session was found as far from the manifold as few recorded ones are.
-    Mistakes stay, so it never rises. None where the world has no manifold."""
+    """How far the frame may be trusted, told without knowing what is true (``B`` of a batch): 1 while what
+    the network finds lies as near the manifold as recorded frames do, one half once it lay, over all steps
+    together, one radius further. Mistakes stay, so it never rises. None where the world has no manifold."""
     reward: Any = None
     """The reward that the step is expected to give (``B`` of a batch); None where the world has no heads."""
     termination: Any = None
@@ -107,7 +107,7 @@ class SimulationBatch:
         self._max_rewind = MAX_REWIND if max_rewind is None else max_rewind
         self._cache: Cache = world.dynamics.new_cache(len(seeds), max_rewind=self._max_rewind)
         self._doubt = torch.zeros(len(seeds), device=world.device)
-        """The furthest from the manifold that a frame of each session was found, in its radii."""
+        """By how many radii the frames of each session were found outside the manifold's, in all."""
         self._history: deque[_Moment] = deque(maxlen=self._history_length())
 
     def __len__(self) -> int:
@@ -183,7 +183,7 @@ class SimulationBatch:
                 found[:, 0], self._cache.last_latents, frame.proprio[:, 0]
             )
             if doubt is not None:
-                self._doubt = torch.maximum(self._doubt, doubt)
+                self._doubt = self._doubt + (doubt - 1.0).clamp_min(0.0)
             frame = Values(settled.unsqueeze(1), frame.proprio, action)
         reward = termination = None
         if self.world.heads is not None:
@@ -205,7 +205,7 @@ class SimulationBatch:
         proprio = world.proprio_normalizer.restore(known).cpu().numpy() if world.proprio_dim else None
         trust = None
         if world.manifold is not None:
-            trust = (1.0 / (1.0 + self._doubt.square())).cpu().numpy()
+            trust = (1.0 / (1.0 + self._doubt)).cpu().numpy()
         return Step(frame=world.decode(latents, known) if decode else None, proprio=proprio, trust=trust)
 
     def change(self, *, seeds: Sequence[int] | None = None, num_denoising_steps: int | None = None) -> None:
