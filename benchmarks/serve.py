@@ -43,7 +43,7 @@ class Config:
 @contextmanager
 def serving(world: str) -> Iterator[tuple[str, int]]:
     """Address and process id of a server."""
-    limits = ["--requests-per-second", "100000", "--max-waiting", "64"]
+    limits = ["--limits.requests-per-second", "100000"]
     command = [sys.executable, "-m", "kinema", "serve", world, "--port", "0", *limits]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:

@@ -169,7 +169,9 @@ class DrawnWorld(World):
         *,
         proprio: np.ndarray | None = None,
         generators: Sequence[torch.Generator] | None = None,
+        seeds: Sequence[int] | None = None,
         num_denoising_steps: int | None = None,
+        max_pictures: int | None = None,
     ) -> SimulationBatch:
         given = np.asarray(frames[CAMERA] if isinstance(frames, dict) else frames)
         assert actions is not None
