@@ -2,7 +2,19 @@ import subprocess
 import sys
 
 MODULES = ("kinema", "kinema.simulation", "kinema.train", "kinema.data", "kinema.evaluation", "kinema.demo")
-EXTRAS = ("gymnasium", "gym_pusht", "pymunk", "pygame", "cv2", "huggingface_hub", "tensorboard", "pandas")
+EXTRAS = (
+    "fastapi",
+    "httpx",
+    "mcp",
+    "gymnasium",
+    "gym_pusht",
+    "pymunk",
+    "pygame",
+    "cv2",
+    "huggingface_hub",
+    "tensorboard",
+    "pandas",
+)
 
 
 def test_importing_loads_no_extra() -> None:

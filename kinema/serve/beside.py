@@ -6,7 +6,6 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from kinema.data.environment import make_environment
 from kinema.evaluation.floor import PUSHT, agent_velocity, set_bodies
 from kinema.evaluation.probe import PushTProbe
 from kinema.simulation import MAX_REWIND, World
@@ -46,6 +45,8 @@ class PushTBeside:
     def __init__(self, camera: str, size: tuple[int, int]):
         """``size`` is height and width of its pictures. Raises RecordError where gym-pusht is not
         installed."""
+        from kinema.data.environment import make_environment
+
         self._camera, self._size = camera, size
         self._env: Any = make_environment(PUSHT, {}, render="never", picture_size=size).env.unwrapped
         self._env.reset(seed=0)

@@ -35,7 +35,8 @@ class ServeConfig:
     """Port to listen at; 0 for any that is free."""
     device: str = "cpu"
     """Where the networks run."""
-    limits: Annotated[Limits, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Limits)
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    """What clients may ask for."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:

@@ -36,7 +36,8 @@ class McpConfig:
     """Port to listen at over HTTP; 0 for any that is free."""
     device: str = "cpu"
     """Where the networks run."""
-    limits: Annotated[Limits, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Limits)
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    """What clients may ask for."""
 
 
 def serve_mcp(config: McpConfig) -> None:

@@ -81,8 +81,13 @@ async function step() {
   measure(head);
   // Painted when the next animation frame begins.
   requestAnimationFrame(() => {
-    if (since !== null) plots.latency.add(performance.now() - since);
-    document.body.dataset.steps = head.num_steps;
+    const seen = document.body.dataset;
+    if (since !== null) {
+      seen.latency = performance.now() - since;
+      seen.inputs = +(seen.inputs ?? 0) + 1;
+      plots.latency.add(+seen.latency);
+    }
+    seen.steps = head.num_steps;
   });
 }
 

@@ -1,0 +1,114 @@
+"""What a server of many clients costs: the gain of batching, and memory after many sessions.
+
+    python benchmarks/serve.py                     # 16 clients, 1,000 sessions
+    python benchmarks/serve.py --sessions 100      # smaller
+
+Clients are threads of this process and the server is ``kinema serve`` itself, in a process of its own. The
+same clients step one after another, then all at once, for several rounds: the numbers are ratios within one
+run.
+"""
+
+import dataclasses
+import re
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+import kinema
+from kinema.client import RemoteSimulation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    world: str = "pusht"
+    """The world to serve."""
+    clients: int = 16
+    """Clients that step."""
+    steps: int = 30
+    """Steps of each client in a round."""
+    rounds: int = 3
+    """Rounds; the median counts."""
+    sessions: int = 1000
+    """Sessions that are opened and closed."""
+
+
+@contextmanager
+def serving(world: str) -> Iterator[tuple[str, int]]:
+    """Address and process id of a server."""
+    limits = ["--limits.requests-per-second", "100000"]
+    command = [sys.executable, "-m", "kinema", "serve", world, "--port", "0", *limits]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            (url,) = re.findall(r"at (http://\S+?),", server.stdout.readline())
+            yield url, server.pid
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def rate(sims: list[RemoteSimulation], steps: int, *, together: bool) -> float:
+    """Steps a second of all clients, at once or one after another."""
+    barrier = threading.Barrier(len(sims) if together else 1)
+
+    def run(sim: RemoteSimulation) -> None:
+        rng = np.random.default_rng(0)
+        barrier.wait()
+        for _ in range(steps):
+            sim.step(rng.uniform(100, 400, sim.world.action_dim))
+
+    threads = [threading.Thread(target=run, args=(sim,)) for sim in sims]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+        if not together:
+            thread.join()
+    for thread in threads:
+        thread.join()
+    return len(sims) * steps / (time.perf_counter() - started)
+
+
+def resident(pid: int) -> int:
+    """Bytes that a process holds."""
+    (line,) = re.findall(r"^VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)
+    return int(line) * 1024
+
+
+def main(config: Config) -> None:
+    with serving(config.world) as (url, pid):
+        worlds = [kinema.connect(url) for _ in range(config.clients)]
+        sims = [world.start_episode(generator=None) for world in worlds]
+        for sim in sims:
+            for _ in range(10):  # Until every past is full.
+                sim.step(np.full(sim.world.action_dim, 256.0))
+        ratios = []
+        for _ in range(config.rounds):
+            apart = rate(sims, config.steps, together=False)
+            together = rate(sims, config.steps, together=True)
+            ratios.append(together / apart)
+            print(f"{apart:.1f} steps a second one after another, {together:.1f} at once", flush=True)
+        print(
+            f"{config.clients} clients at once: {statistics.median(ratios):.2f} times as many steps a second"
+        )
+        for world in worlds:
+            world.close()
+    with serving(config.world) as (url, pid), kinema.connect(url) as world:
+        early = 0
+        for number in range(1, config.sessions + 1):
+            with world.start_episode() as sim:
+                sim.step(np.full(world.action_dim, 256.0))
+            if number == 50:
+                early = resident(pid)
+        print(f"memory after {config.sessions} sessions over that after 50: {resident(pid) / early:.3f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
