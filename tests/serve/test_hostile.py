@@ -1,7 +1,7 @@
 """Malformed and hostile requests: no crash, no leak of what is inside, no harm to others.
 
-They run where ``KINEMA_HOSTILE`` is set, which multiplies how many there are; 1 is a sample. Not in one process
-with the other tests: those of the server were seen to hang after them.
+They run where ``KINEMA_HOSTILE`` is set, which multiplies how many there are; 1 is a sample. Not in a process
+with other tests: those of the server were seen to hang after them.
 """
 
 import base64
