@@ -3,7 +3,11 @@
 import os
 from pathlib import Path
 
-from jaxtyping import install_import_hook
+# Before PyTorch loads OpenMP: a server's threads and those of a test each have helpers, and while these spin
+# none of the others gets on.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from jaxtyping import install_import_hook  # noqa: E402
 
 # Before kinema is imported anywhere: the hook rewrites modules as they load. An int is a float, as PEP 484
 # says; Self is not checked, because beartype cannot when it decorates methods one by one, as the hook does.

@@ -12,7 +12,7 @@ import numpy as np
 
 from kinema.data.lerobot import Dataset
 from kinema.evaluation.probe import Probe, PushTProbe, Reading
-from kinema.evaluation.pusht_state import PUSHT, agent_velocity, set_bodies
+from kinema.evaluation.pusht_state import PUSHT, advance, agent_velocity, set_bodies
 from kinema.evaluation.reality import Moment
 from kinema.types import Episode
 
@@ -98,7 +98,7 @@ class PushTFloor:
 
     def _advance(self, actions: np.ndarray) -> None:
         for index, environment in enumerate(self._environments):
-            environment.step(actions[index // self.num_restarts])
+            advance(environment, actions[index // self.num_restarts])
 
 
 def find_floor(

@@ -271,6 +271,7 @@ class Horizon:
                 for seed in range(seeds)
             ],
             num_denoising_steps=self.config.num_denoising_steps,
+            max_rewind=0,
         )
 
     def _advance(self, sessions: SimulationBatch, step: int, actions: np.ndarray, moment: Moment) -> None:

@@ -8,9 +8,13 @@ import numpy as np
 from kinema.data.lerobot import DataError
 from kinema.data.record import EpisodeRecorder, RecordConfig
 from kinema.evaluation.probe import Probe, Reading
+from kinema.evaluation.pusht_state import PUSHT, draw_where
 from kinema.evaluation.reality import Moment
 from kinema.simulation import World
 from kinema.types import Episode, Frames
+
+BLIND_POLICIES = ("random", "zero", "pusht-play")
+"""Policies that look at no picture, so that none has to be drawn for them."""
 
 
 class LiveEnvironments:
@@ -25,6 +29,11 @@ class LiveEnvironments:
         self.num_rollouts = num
         self._world, self._probe, self._is_needed = world, probe, is_needed
         self._recorders = [EpisodeRecorder(config) for _ in range(num)]
+        self._is_shown = True
+        """Whether the picture is needed that follows the step to be made."""
+        if config.env == PUSHT and config.policy in BLIND_POLICIES:
+            for recorder in self._recorders:
+                draw_where(recorder.env.unwrapped, lambda: self._is_shown)
 
     def close(self) -> None:
         """Close every environment."""
@@ -36,6 +45,8 @@ class LiveEnvironments:
         last: list[tuple[dict[str, np.ndarray], dict[str, Any]] | None] = [None] * len(episodes)
         is_running = np.ones(len(episodes), dtype=bool)
         for time, is_needed in enumerate(self._is_needed):
+            # A row's picture is that of its observation, which came with the step of the row before.
+            self._is_shown = bool(self._is_needed[time + 1 : time + 2].any())
             for index in np.flatnonzero(is_running):
                 row = next(episodes[index], None)
                 is_running[index] = row is not None

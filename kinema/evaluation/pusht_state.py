@@ -4,6 +4,7 @@ Its ``reset`` takes a state too, but sets the block's place before its angle, an
 about its centre of mass: the block lands elsewhere.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,21 @@ def advance(environment: Any, action: np.ndarray) -> None:
             np.array(agent.velocity) + environment.dt * (pull - environment.k_v * np.array(agent.velocity))
         ).tolist()
         environment.space.step(environment.dt)
+
+
+def draw_where(environment: Any, is_wanted: Callable[[], bool]) -> None:
+    """Have the environment draw its observations only where that is wanted; elsewhere they show the picture
+    that was drawn last. Drawing takes most of the time of a step."""
+    draw = environment._render
+    last: Any = None
+
+    def drawn(visualize: bool = False) -> Any:
+        nonlocal last
+        if last is None or is_wanted():
+            last = draw(visualize)
+        return last
+
+    environment._render = drawn
 
 
 def agent_velocity(environment: Any, before: np.ndarray, after: np.ndarray, action: np.ndarray) -> np.ndarray:
