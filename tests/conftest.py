@@ -7,7 +7,7 @@ from pathlib import Path
 # none of the others gets on.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from jaxtyping import install_import_hook  # noqa: E402
+from jaxtyping import install_import_hook
 
 # Before kinema is imported anywhere: the hook rewrites modules as they load. An int is a float, as PEP 484
 # says; Self is not checked, because beartype cannot when it decorates methods one by one, as the hook does.
