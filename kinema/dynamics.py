@@ -397,11 +397,6 @@ class Dynamics(nn.Module):
         latents = self.patch_camera.repeat_interleave(config.patch**2)
         self.register_buffer("latent_camera", latents, persistent=False)
 
-    @property
-    def num_modalities(self) -> int:
-        """M: cameras, proprioception if there is any, action."""
-        return self.config.num_modalities
-
     def forward(
         self,
         context: Values,

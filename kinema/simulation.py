@@ -91,7 +91,9 @@ class SimulationBatch:
         num_denoising_steps: int | None,
         max_rewind: int | None = None,
         max_pictures: int | None = None,
+        cache: Cache | None = None,
     ):
+        """``cache`` holds what the sessions saw already; without one they have seen nothing."""
         if num_denoising_steps is None:
             num_denoising_steps = world.config.num_denoising_steps
         self.world = world
@@ -105,7 +107,7 @@ class SimulationBatch:
         """Steps that had been simulated when each session began: others may have taken the place of some."""
         self._generator = torch.Generator()
         self._max_rewind = MAX_REWIND if max_rewind is None else max_rewind
-        self._cache: Cache = world.dynamics.new_cache(len(seeds), max_rewind=self._max_rewind)
+        self._cache = cache or world.dynamics.new_cache(len(seeds), max_rewind=self._max_rewind)
         self._doubt = torch.zeros(len(seeds), device=world.device)
         """By how many radii the frames of each session were found outside the manifold's, in all."""
         self._history: deque[_Moment] = deque(maxlen=self._history_length())
@@ -366,9 +368,14 @@ class SimulationBatch:
         self._history.append(_Moment(latents, self._cache.last_proprio.clone(), self._doubt))
 
     def _copy(self, indices: Tensor, seeds: list[int], max_rewind: int | None = None) -> "SimulationBatch":
-        other = SimulationBatch(self.world, seeds, self.num_denoising_steps, 0, self.max_pictures)
-        other._cache = self._cache.select(indices, max_rewind)
-        other._max_rewind = self._max_rewind if max_rewind is None else max_rewind
+        other = SimulationBatch(
+            self.world,
+            seeds,
+            self.num_denoising_steps,
+            self._max_rewind if max_rewind is None else max_rewind,
+            self.max_pictures,
+            self._cache.select(indices, max_rewind),
+        )
         other.num_steps = self.num_steps
         other._born = [self._born[index] for index in indices.tolist()]
         other._doubt = self._doubt[indices]

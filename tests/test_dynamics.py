@@ -239,7 +239,7 @@ def test_a_patch_is_a_square_of_neighbours() -> None:
 def test_each_token_is_told_the_noise_of_its_own_modality() -> None:
     config = dynamics_config(num_cameras=2, proprio_dim=3, grid=(2, 4), patch=2)
     dynamics = random_dynamics(config)
-    assert dynamics.num_modalities == 4
+    assert dynamics.config.num_modalities == 4
     assert config.num_tokens == 2 + 2 + 1 + 1 + 1
     values, tau = random_values(config, 1, 1), torch.full((1, 1, 4), 0.5)
     past = dynamics._past(values, tau, torch.zeros(1, NUM_BEFORE, values.pack().shape[-1] + 2))
@@ -264,7 +264,7 @@ def test_heads_that_say_nothing_say_that_all_stays(config: DynamicsConfig) -> No
             torch.nn.init.zeros_(head.weight)
             torch.nn.init.zeros_(head.bias)
     context, target = random_values(config, 2, 3), random_values(config, 2, 3, seed=1)
-    known = torch.ones(2, 3, dynamics.num_modalities)
+    known = torch.ones(2, 3, dynamics.config.num_modalities)
     stays = dynamics(context, known, target, torch.zeros_like(known))
     assert_close(stays, dataclasses.replace(context, action=torch.zeros_like(context.action)))
     assert_close(dynamics(context, known, target, known), target)

@@ -239,7 +239,7 @@ def test_own_context_is_what_the_network_makes_of_the_frames_before(config: Dyna
     """Found as a rollout finds it: from noise, proprioception first, then the picture with that."""
     objective = objective_of(config)
     dynamics, past = objective.dynamics, random_values(config, 2, 5)
-    tau = torch.ones(2, 5, dynamics.num_modalities)
+    tau = torch.ones(2, 5, dynamics.config.num_modalities)
     own = objective._own_context(past, tau, past, torch.tensor([True, False]), seeded(3))
     for part, given in ((own.latents, past.latents), (own.proprio, past.proprio)):
         assert torch.equal(part[1], given[1])
@@ -300,7 +300,7 @@ def test_own_context_hides_the_true_past() -> None:
     other = dataclasses.replace(past, latents=past.latents.clone(), proprio=past.proprio.clone())
     other.latents[:, -1] += 1.0
     other.proprio[:, -1] += 1.0
-    tau = torch.ones(1, 5, objective.dynamics.num_modalities)
+    tau = torch.ones(1, 5, objective.dynamics.config.num_modalities)
     uses_own = torch.tensor([True])
     first, second = (objective._own_context(x, tau, x, uses_own, seeded()) for x in (past, other))
     assert torch.equal(first.latents, second.latents)
