@@ -6,7 +6,7 @@ stands beside what then happened, in a film and a contact sheet.
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -18,7 +18,7 @@ from kinema.data.options import JsonObject
 from kinema.evaluation.probe import errors, find_probe
 from kinema.evaluation.table import align
 from kinema.planners import PLANNERS, Controller, Goal, Plan, SearchConfig
-from kinema.planners.scores import resolve_measure
+from kinema.planners.scores import MeasureOrAuto, resolve_measure
 from kinema.policies.cloned import encode_goal
 from kinema.simulation import World, load
 from kinema.types import Seen
@@ -37,9 +37,9 @@ class PlanConfig:
     reward_weight: float = 0.0
     """Weight of the sum of rewards that the heads foretell; beside a goal, whose distance weighs one, or
     alone."""
-    measure: Literal["auto", "steps", "latents"] = "auto"
-    """How far a frame is from the goal: by the heads' steps to reach it, or by latents; auto takes the heads
-    where there are any."""
+    measure: MeasureOrAuto = "auto"
+    """How far a frame is from the goal: by the heads' steps to reach it, or by codes of the manifold
+    (with proprioception), or by latents; auto takes the first of these that the world has."""
     min_trust: float | None = None
     """Plans are worth nothing from where trust falls under this; by default all are believed."""
     planner: str = "cem"
@@ -170,7 +170,7 @@ def summary(world: World, trial: Trial, picture: np.ndarray | None, measure: str
         f"reward in the real environment: {sum(trial.rewards):.3f} in all, {trial.rewards[-1]:.3f} at last",
     ]
     if trial.distances:
-        unit = "steps" if measure == "steps" else "in latents"
+        unit = "steps" if measure == "steps" else f"in {measure}"
         lines.append(
             f"from the goal, {unit}: {trial.distances[0]:.2f} at first, {trial.distances[-1]:.2f} at last"
         )

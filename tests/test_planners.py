@@ -119,7 +119,7 @@ def candidates_of(num: int, horizon: int = 4) -> np.ndarray:
 
 
 @pytest.mark.parametrize("max_batch", [256, 2])
-@pytest.mark.parametrize("measure", ["steps", "latents"])
+@pytest.mark.parametrize("measure", ["steps", "codes", "latents"])
 def test_a_candidate_is_scored_by_what_its_session_comes_to(
     world: World, measure: Measure, max_batch: int
 ) -> None:
@@ -150,11 +150,12 @@ def test_a_candidate_is_scored_by_what_its_session_comes_to(
     assert session.num_steps == 0
 
 
-def test_distance_is_small_at_the_goal_alone(world: World) -> None:
+@pytest.mark.parametrize("measure", ["codes", "latents"])
+def test_distance_is_small_at_the_goal_alone(world: World, measure: Measure) -> None:
     frames = random_frames(1)
     session = world.start(frames)
-    there = Goal(target=encode_goal(world, frames[0]), measure="latents")
-    elsewhere = Goal(target=encode_goal(world, 255 - frames[0]), measure="latents")
+    there = Goal(target=encode_goal(world, frames[0]), measure=measure)
+    elsewhere = Goal(target=encode_goal(world, 255 - frames[0]), measure=measure)
     assert there.distance(world, session._batch)[0] == pytest.approx(0.0, abs=1e-5)
     assert elsewhere.distance(world, session._batch)[0] > 0.1
 
@@ -187,6 +188,8 @@ def test_the_world_must_have_what_the_goal_needs() -> None:
         Goal()
     vectors = random_world(num_cameras=0, proprio_dim=2)
     start = vectors.start(None, proprio=np.zeros((1, 2)))
+    with pytest.raises(WorldError, match="no manifold, so no codes"):
+        WorldScore(start, Goal(target=torch.zeros(1, 2), measure="codes"))
     with pytest.raises(WorldError, match="does not tell trust"):
         WorldScore(start, Goal(target=torch.zeros(1, 2), measure="latents", min_trust=0.5))
 

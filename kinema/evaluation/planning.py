@@ -9,7 +9,7 @@ its heads.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -23,7 +23,7 @@ from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.table import Row
 from kinema.evaluation.tasks import ANGLE, POSITION, PushTReality, Task, draw_tasks, is_met
 from kinema.planners import PLANNERS, SearchConfig
-from kinema.planners.scores import END_SHARE, resolve_measure
+from kinema.planners.scores import END_SHARE, MeasureOrAuto, resolve_measure
 from kinema.policies.cloned import CLONE_FILE, ClonedPolicy, load_clone
 from kinema.simulation import World, load
 
@@ -40,9 +40,9 @@ class PlanningConfig:
     """Of cem and mppi."""
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     """What the planners search for, and how much."""
-    measure: Literal["auto", "steps", "latents"] = "auto"
-    """How far a frame is from a goal: by the heads' steps to reach it, or by latents; auto takes the heads
-    where there are any."""
+    measure: MeasureOrAuto = "auto"
+    """How far a frame is from a goal: by the heads' steps to reach it, or by codes of the manifold
+    (with proprioception), or by latents; auto takes the first of these that the world has."""
     chunk: int = 5
     """Actions done before the next plan."""
     context: int = 4

@@ -11,15 +11,21 @@ from torch import Tensor
 from kinema.simulation import Simulation, SimulationBatch
 from kinema.world_model import WorldError, WorldModel
 
-Measure = Literal["steps", "latents"]
+Measure = Literal["steps", "codes", "latents"]
+MeasureOrAuto = Literal["auto", "steps", "codes", "latents"]
 END_SHARE = 0.5
+PROPRIO_WEIGHT = 2.0
+"""How much proprioception counts beside a code, both root mean squares of numbers within [-1, 1]."""
 
 
-def resolve_measure(world: WorldModel, measure: Literal["auto", "steps", "latents"]) -> Measure:
-    """``auto`` is steps where the world has heads to tell them, else latents."""
+def resolve_measure(world: WorldModel, measure: MeasureOrAuto) -> Measure:
+    """``auto`` is steps where the world has heads to tell them, else codes where it has a manifold, else
+    latents."""
     if measure != "auto":
         return measure
-    return "latents" if world.heads is None else "steps"
+    if world.heads is not None:
+        return "steps"
+    return "latents" if world.manifold is None else "codes"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,8 +35,9 @@ class Goal:
     target: Float[Tensor, "1 G"] | None = None
     """The goal as ``kinema.policies.cloned.encode_goal`` gives it."""
     measure: Measure = "steps"
-    """How far a frame is from the target: the steps that the heads foretell, or the root mean square
-    difference of latents (of proprioception, in a world without cameras), which needs no heads."""
+    """How far a frame is from the target: the steps that the heads foretell; or, which needs no heads, the
+    root mean square difference of codes in the manifold, with that of proprioception beside it; or that of
+    latents (of proprioception, in a world without cameras), in which what is small hardly counts."""
     reward_weight: float = 0.0
     """Weight of the sum of rewards, beside a weight of one for the distance."""
     end_share: float = END_SHARE
@@ -52,6 +59,8 @@ class Goal:
         """Raises WorldError where the world has not what this needs."""
         if self.reward_weight or (self.target is not None and self.measure == "steps"):
             world.require_heads()
+        if self.target is not None and self.measure == "codes" and world.manifold is None:
+            raise WorldError(f"world '{world.name}' has no manifold, so no codes: take the measure 'latents'")
         if self.min_trust is not None and world.manifold is None:
             raise WorldError(f"min_trust={self.min_trust}: world '{world.name}' does not tell trust")
 
@@ -60,10 +69,13 @@ class Goal:
         assert self.target is not None
         here = world.place(sessions.latents, sessions.normalized_proprio)
         target = self.target.expand(len(sessions), -1)
-        if self.measure == "latents":
-            sizes = world.place_sizes
-            offset = (here - target)[:, : sizes.latents or sizes.proprio]
-            return offset.square().mean(-1).sqrt().cpu().numpy()
+        if self.measure != "steps":
+            latents, proprio, code = (here - target).split(world.place_sizes, dim=-1)
+            if self.measure == "codes":
+                distance = _size(code) + PROPRIO_WEIGHT * _size(proprio)
+            else:
+                distance = _size(latents if latents.shape[-1] else proprio)
+            return distance.cpu().numpy()
         with torch.inference_mode():
             return world.require_heads().distance(here, target).cpu().numpy()
 
@@ -124,6 +136,11 @@ class WorldScore:
             each = np.stack(distances)
             scores = scores - goal.end_share * each[-1] - (1.0 - goal.end_share) * each.mean(axis=0)
         return scores
+
+
+def _size(offsets: Float[Tensor, "B N"]) -> Float[Tensor, " B"]:
+    """Root mean squares; zero of nothing."""
+    return offsets.square().sum(-1).div(max(1, offsets.shape[-1])).sqrt()
 
 
 def restore_actions(
