@@ -16,13 +16,13 @@ Score = Callable[[Float[np.ndarray, "K H A"]], Float[np.ndarray, " K"]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    horizon: int = 20
+    horizon: int = 10
     """Steps H of a plan."""
-    num_knots: int = 5
+    num_knots: int = 3
     """Actions of a plan that are searched for, evenly spread; those between are on straight lines."""
-    candidates: int = 32
+    candidates: int = 40
     """Plans that are tried in an iteration."""
-    iterations: int = 4
+    iterations: int = 2
     """Times that candidates are drawn."""
     elites: int = 6
     """Best candidates that the next ones are drawn around."""
