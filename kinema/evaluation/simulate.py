@@ -13,7 +13,7 @@ from tqdm import tqdm
 from kinema import view
 from kinema.data.lerobot import DataError, Dataset
 from kinema.evaluation.probe import Probe, Quantity, errors, find_probe
-from kinema.evaluation.report import ReportConfig, measure
+from kinema.evaluation.report import ReportConfig, measure, write
 from kinema.evaluation.rollout import (
     PICTURE,
     PROPRIO,
@@ -103,9 +103,8 @@ def simulate(config: SimulateConfig) -> int:
             seed=config.seed,
             num_denoising_steps=config.num_denoising_steps,
         )
-        path = config.out / "report.json"
-        measured.write(path)
-        print(measured.to_json() if config.json else f"{measured.table()}\n\n{path}")
+        paths = write(measured, config.out)
+        print(measured.to_json() if config.json else measured.table() + "\n\n" + "\n".join(map(str, paths)))
         return 0
     comparison = compare_episode(world, dataset, config)
     written = _write_pictures(comparison, world, config)
