@@ -28,6 +28,7 @@ from kinema.types import Seen
 
 PIECE = 16
 """Candidates that are simulated together."""
+DEFAULT_SECONDS = 5.0
 ELITE_SHARE = 0.2
 """Of the candidates, as in ``SearchConfig``."""
 
@@ -57,10 +58,11 @@ class Planning:
             WorldError: the world has not what the goal needs.
         """
         limits = self._limits
-        if request.max_seconds > limits.max_plan_seconds:
+        seconds = request.max_seconds or min(DEFAULT_SECONDS, limits.max_plan_seconds)
+        if seconds > limits.max_plan_seconds:
             raise Refusal(
                 422,
-                f"max_seconds={request.max_seconds:g}: at most {limits.max_plan_seconds:g}",
+                f"max_seconds={seconds:g}: at most {limits.max_plan_seconds:g}",
                 reason="plan",
             )
         if self.num_running >= limits.max_plans:
@@ -71,7 +73,7 @@ class Planning:
                 reason="plans",
                 retry_after=1.0,
             )
-        turns = _Turns(self._engine, request.max_seconds)
+        turns = _Turns(self._engine, seconds)
         self._running.add(turns)
         try:
             goal, measure = await self._goal(wanted, request, turns)
@@ -82,7 +84,7 @@ class Planning:
             last_action = session.last_action
         except _OutOfTimeError:
             self._running.discard(turns)
-            raise _nothing_found(request) from None
+            raise _nothing_found(request.horizon, seconds) from None
         except BaseException:
             self._running.discard(turns)
             raise
@@ -121,7 +123,7 @@ class Planning:
             turns.stop()
             self._running.discard(turns)
         if score.best is None:
-            raise _nothing_found(request)
+            raise _nothing_found(request.horizon, turns.allowed)
         return schema.Planned(
             actions=restore_actions(self._world, score.best).tolist(),
             score=score.best_score,
@@ -176,6 +178,7 @@ class _Turns:
 
     def __init__(self, engine: Engine, seconds: float):
         self._engine, self._loop = engine, asyncio.get_running_loop()
+        self.allowed = seconds
         self._began = self._loop.time()
         self._deadline = self._began + seconds
         self._is_stopped = False
@@ -250,10 +253,10 @@ def _search_config(request: schema.PlanRequest) -> SearchConfig:
     )
 
 
-def _nothing_found(request: schema.PlanRequest) -> Refusal:
+def _nothing_found(horizon: int, seconds: float) -> Refusal:
     return Refusal(
         503,
-        f"within max_seconds={request.max_seconds:g} no plan of {request.horizon} actions was simulated to "
+        f"within max_seconds={seconds:g} no plan of {horizon} actions was simulated to "
         "its end; give more time or a shorter horizon, or try again when fewer ask",
         reason="plan-time",
         retry_after=1.0,

@@ -130,8 +130,10 @@ class PlanRequest(Request):
         None, description="Plans are worth nothing from where trust falls under this."
     )
     seed: Seed = Field(0, description="Of the search.")
-    max_seconds: float = Field(
-        5.0, gt=0, le=3600, description="After so long the best plan so far is the answer."
+    max_seconds: Annotated[float, Field(gt=0, le=3600)] | None = Field(
+        None,
+        description="After so long the best plan so far is the answer; by default 5, or the most that the "
+        "server allows.",
     )
 
 

@@ -199,7 +199,7 @@ class Tools:
         goal: GoalInput,
         horizon: Annotated[int, Field(ge=1, le=60, description="Steps of the plan.")] = 20,
         max_seconds: Annotated[
-            float, Field(gt=0, le=60, description="After so long the best plan so far is the answer.")
+            float, Field(gt=0, le=30, description="After so long the best plan so far is the answer.")
         ] = 10.0,
         planner: Annotated[str, Field(description="cem or mppi.", pattern="^(cem|mppi)$")] = "cem",
         seed: Annotated[int, Field(ge=0, lt=2**31)] = 0,

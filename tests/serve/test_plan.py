@@ -29,7 +29,7 @@ from kinema.world_model import WorldError
 from ..worlds import CAMERA, random_frames, random_heads, random_world, randomize
 from .running import running, small_service
 
-SMALL = {"horizon": 4, "candidates": 20, "iterations": 2, "num_knots": 3, "max_seconds": 60.0}
+SMALL = {"horizon": 4, "candidates": 20, "iterations": 2, "num_knots": 3, "max_seconds": 30.0}
 ENDLESS = {"horizon": 200, "candidates": 512, "iterations": 64}
 """More than any machine simulates in the time of a test."""
 
@@ -107,7 +107,7 @@ def test_mistakes_say_what_to_do(http: httpx.Client, session: str) -> None:
         ("plan", {"goal": {"text": "push it"}}, 422, "knows no words.*give a picture"),
         ("plan", goal | {"measure": "steps"}, 422, "--heads"),
         ("plan", goal | {"planner": "best"}, 422, "planner"),
-        ("plan", goal | {"max_seconds": 1000}, 422, "max_seconds=1000: at most 60"),
+        ("plan", goal | {"max_seconds": 1000}, 422, "max_seconds=1000: at most 30"),
         ("plan", goal | {"max_seconds": 1e-6}, 503, "give more time or a shorter horizon"),
         ("act", {}, 404, "kinema train DATA --clone"),
     ):
@@ -147,7 +147,7 @@ def test_plans_are_bounded_and_end_with_the_server(tmp_path: Path) -> None:
     with running(service) as url, httpx.Client(base_url=url, timeout=60) as http:
         session = http.post("/v1/sessions", json={"episode": 0}).json()["session"]
         path = f"/v1/sessions/{session}/plan"
-        body = {"goal": {"episode": 1, "row": 9}, "max_seconds": 60.0, **ENDLESS}
+        body = {"goal": {"episode": 1, "row": 9}, "max_seconds": 30.0, **ENDLESS}
 
         def search() -> None:
             try:
@@ -177,7 +177,7 @@ def test_the_agent_of_pusht_is_planned_to_a_state() -> None:
         assert quantities["angle"] == "degrees"
         goal = [400.0, 120.0]
         actions = sim.plan(
-            state={"agent": goal}, horizon=12, candidates=16, iterations=3, max_seconds=60.0, num_knots=2
+            state={"agent": goal}, horizon=12, candidates=16, iterations=3, max_seconds=30.0, num_knots=2
         )
         assert actions.shape == (12, 2)
         for action in actions:
