@@ -17,7 +17,7 @@ from kinema.evaluation.probe import find_probe
 from kinema.evaluation.pusht import UNITS
 from kinema.policies.cloned import CLONE_FILE, Clone, ClonedPolicy, encode_place, load_clone
 from kinema.serve import images, schema
-from kinema.serve.beside import find_beside, has_beside
+from kinema.serve.beside import Beside, find_beside, has_beside
 from kinema.serve.engine import Engine
 from kinema.serve.goals import Goal, StateReader
 from kinema.serve.limits import Limits, Refusal
@@ -206,7 +206,7 @@ class Service:
         shape = (len(sessions), self.world.action_dim)
         rows = self.check_actions(actions, shape)
         beside = [
-            asyncio.create_task(asyncio.to_thread(session.beside.step, row))
+            asyncio.create_task(asyncio.to_thread(_step_beside, session.beside, row, decode))
             for session, row in zip(sessions, rows, strict=True)
             if session.beside is not None
         ]
@@ -466,6 +466,13 @@ def find_recordings(source: str, data: Path | None) -> Dataset | None:
 def find_clone(world: World, source: str) -> Clone | None:
     """The cloned policy beside a world, where there is one. Raises PartError where it is corrupt."""
     return load_clone(world, source) if (Path(source) / CLONE_FILE).is_file() else None
+
+
+def _step_beside(beside: Beside, action: np.ndarray, decode: bool) -> None:
+    beside.step(action)
+    if decode:
+        # Drawn here, while the networks work, and not when they are done and the client waits.
+        beside.look()
 
 
 def _child(session: Session, index: int, same_noise: bool) -> tuple[Simulation, int]:
