@@ -155,8 +155,8 @@ def test_every_control_is_reached_by_the_keyboard(open_page: Callable[..., Any])
         reached.add(page.evaluate(focused))
         page.keyboard.press("Tab")
     assert wanted <= reached
-    unnamed = """() => [...document.querySelectorAll('button, input, select, canvas[tabindex]')]
-        .filter((one) => !(one.textContent.trim() || one.labels?.length || one.getAttribute('aria-label'))).length"""
+    unnamed = """() => [...document.querySelectorAll('button, input, select, canvas[tabindex]')].filter(
+        (one) => !(one.textContent.trim() || one.labels?.length || one.getAttribute('aria-label'))).length"""
     assert page.evaluate(unnamed) == 0
     before = steps(page)
     page.focus("[data-name=A] .simulated canvas")
