@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 
 import kinema
-from kinema.client import RemoteSimulation
+from kinema.client import RemoteSimulation, RemoteWorld
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,14 @@ def rate(sims: list[RemoteSimulation], steps: int, *, together: bool) -> float:
     return len(sims) * steps / (time.perf_counter() - started)
 
 
+def batched(world: RemoteWorld) -> tuple[float, float]:
+    """Steps that the server has made so far, and the batches that it made them in."""
+    text = world.request("GET", "/metrics").text
+    (steps,) = re.findall(r"^kinema_batch_sessions_sum (\S+)", text, re.M)
+    (batches,) = re.findall(r"^kinema_batch_sessions_count (\S+)", text, re.M)
+    return float(steps), float(batches)
+
+
 def resident(pid: int) -> int:
     """Bytes that a process holds."""
     (line,) = re.findall(r"^VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)
@@ -92,9 +100,15 @@ def main(config: Config) -> None:
         ratios = []
         for _ in range(config.rounds):
             apart = rate(sims, config.steps, together=False)
+            steps, batches = batched(worlds[0])
             together = rate(sims, config.steps, together=True)
+            all_steps, all_batches = batched(worlds[0])
             ratios.append(together / apart)
-            print(f"{apart:.1f} steps a second one after another, {together:.1f} at once", flush=True)
+            print(
+                f"{apart:.1f} steps a second one after another, {together:.1f} at once, "
+                f"{(all_steps - steps) / (all_batches - batches):.1f} sessions a batch",
+                flush=True,
+            )
         print(
             f"{config.clients} clients at once: {statistics.median(ratios):.2f} times as many steps a second"
         )

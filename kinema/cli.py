@@ -56,6 +56,13 @@ COMMANDS = {
         function="simulate",
         after_interrupt="The same command starts again.",
     ),
+    "view": Command(
+        summary="Show an episode, or what a world makes of it, in the Rerun viewer.",
+        module="kinema.evaluation.viewer",
+        config="ViewConfig",
+        function="show",
+        after_interrupt="No file was written.",
+    ),
     "plan": Command(
         summary="Plan in a world towards a goal picture, and do it in the real environment.",
         module="kinema.plan",
@@ -137,6 +144,7 @@ EXTRA_OF_MODULE = {
     "huggingface_hub": "hub",
     "mcp": "mcp",
     "prometheus_client": "serve",
+    "rerun": "view",
     "stable_baselines3": "agents",
     "tensorboard": "train",
     "uvicorn": "serve",

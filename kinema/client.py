@@ -335,6 +335,38 @@ class RemoteSimulation:
         (copied,) = self.world.copies(self.id, 1, same_noise=True)
         return RemoteSimulation(self.world, copied, self.num_steps)
 
+    def plan(
+        self,
+        *,
+        frames: Any = None,
+        episode: int | None = None,
+        row: int | None = None,
+        state: Mapping[str, Any] | None = None,
+        **search: Any,
+    ) -> np.ndarray:
+        """Actions ``H A``, in the units of the dataset, that lead from here to a goal, as far as the server
+        found any in time; this session stays where it is.
+
+        Args:
+            frames: the goal as a picture ``H W 3``, or several by camera.
+            episode: the goal as a recorded episode of the server, at ``row``.
+            row: of that episode.
+            state: the goal as quantities that the server reads in pictures: ``{"block": [256, 256]}``.
+            search: ``planner``, ``horizon``, ``candidates``, ``max_seconds`` and what else the server's
+                documentation names.
+
+        Raises:
+            WorldError: the goal or the search does not fit the world.
+            ServerError: the server is gone or busy, or found nothing in time.
+        """
+        goal: dict[str, Any] = {"episode": episode, "row": row, "state": state}
+        if frames is not None:
+            given = frames if isinstance(frames, Mapping) else {self.world._only_camera(): frames}
+            goal["frames"] = {key: _png(np.asarray(picture)) for key, picture in given.items()}
+        body = {"goal": {key: value for key, value in goal.items() if value is not None} or None, **search}
+        planned = self.world.ask("POST", f"/v1/sessions/{self.id}/plan", body)
+        return np.array(planned["actions"], np.float32)
+
     def pictures(self) -> np.ndarray | dict[str, np.ndarray] | None:
         """The pictures so far, ``T H W C``, the last given frame first; very old ones are forgotten."""
         return self.world.pictures(self.id)

@@ -422,6 +422,16 @@ class Simulation:
         """Another session that goes on from here with the same noise."""
         return self._batch[0]
 
+    @torch.inference_mode()
+    def last_places(self, num: int) -> list[Float[Tensor, "1 G"]]:
+        """The last ``num`` frames as heads and policies read them (``World.place``), oldest first; where
+        fewer are kept, the oldest stands for those before it."""
+        batch = self._batch
+        moments = list(batch._history)[-num:]
+        moments = [*moments[:1] * (num - len(moments)), *moments]
+        dtype = batch._cache.last_latents.dtype
+        return [batch.world.place(moment.latents.to(dtype), moment.proprio) for moment in moments]
+
     def future(self, index: int) -> "Simulation":
         """The future that stands at ``index`` in every fork of more than ``index``."""
         return Simulation(

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -187,10 +188,28 @@ def test_a_server_killed_in_mid_step_is_a_clear_error(tmp_path: Path) -> None:
     try:
         remote = kinema.connect(f"http://127.0.0.1:{port}")
         sim = remote.start_episode()
-        sim.step([256.0, 256.0])
+        problems: list[BaseException] = []
+
+        def step_on() -> None:
+            try:
+                while True:
+                    sim.step([256.0, 256.0])
+            except Exception as error:
+                problems.append(error)
+
+        stepping = threading.Thread(target=step_on)
+        stepping.start()
+        # Killed while a step runs in the networks, as the server itself tells.
+        while b"kinema_queue 1.0" not in remote.request("GET", "/metrics").content:
+            assert stepping.is_alive(), problems
         os.kill(server.pid, signal.SIGKILL)
         server.wait(30)
-        with pytest.raises(ServerError, match="the server has gone in mid-step"):
+        stepping.join(60)
+        (problem,) = problems
+        assert isinstance(problem, ServerError)
+        assert "the server has gone in mid-step" in str(problem)
+        assert "connect again" in str(problem)
+        with pytest.raises(ServerError, match=r"no stream of the session|cannot be reached"):
             sim.step([256.0, 256.0])
     finally:
         server.kill()

@@ -50,7 +50,7 @@ class ControlConfig:
     device: str = "cpu"
     """Where to compute: cpu or cuda."""
     out: Path = Path("evaluation")
-    """Folder for control.json and control.png."""
+    """Folder for control.json, control.png and control.html."""
     json: bool = False
     """Print the numbers as JSON instead of a table."""
 

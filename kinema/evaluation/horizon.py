@@ -88,7 +88,7 @@ class HorizonConfig:
     device: str = "cpu"
     """Where to compute: cpu or cuda."""
     out: Path = Path("evaluation")
-    """Folder for horizon.json and horizon.png."""
+    """Folder for horizon.json, horizon.png and horizon.html."""
     json: bool = False
     """Print the numbers as JSON instead of a table."""
 

@@ -64,7 +64,7 @@ class PlanningConfig:
     device: str = "cpu"
     """Where to compute: cpu or cuda."""
     out: Path = Path("evaluation")
-    """Folder for planning.json and planning.png."""
+    """Folder for planning.json, planning.png and planning.html."""
     json: bool = False
     """Print the numbers as JSON instead of a table."""
 

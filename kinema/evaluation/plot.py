@@ -7,6 +7,17 @@ from PIL import Image, ImageDraw
 
 from kinema.view import BACKGROUND, FAINT, FONT, TEXT, Colour
 
+
+class Theme(NamedTuple):
+    """Colours of a plot."""
+
+    background: Colour
+    text: Colour
+    faint: Colour
+    grid: Colour
+    lines: tuple[Colour, ...]
+
+
 COLOURS: tuple[Colour, ...] = (
     (86, 180, 233),
     (240, 170, 30),
@@ -17,7 +28,23 @@ COLOURS: tuple[Colour, ...] = (
     (160, 160, 160),
 )
 """Okabe and Ito's, told apart by colour-blind eyes."""
-GRID: Colour = (52, 55, 60)
+DARK = Theme(BACKGROUND, TEXT, FAINT, (52, 55, 60), COLOURS)
+LIGHT = Theme(
+    (255, 255, 255),
+    (28, 30, 33),
+    (110, 113, 120),
+    (222, 224, 228),
+    (
+        (0, 114, 178),
+        (196, 120, 0),
+        (0, 134, 97),
+        (178, 82, 140),
+        (140, 128, 0),
+        (190, 80, 0),
+        (100, 100, 100),
+    ),
+)
+"""The same hues, darker, to be read on white."""
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 44, 30
 SMOOTH = 3
 """Pillow draws lines without smoothing: they are drawn this many times larger and reduced."""
@@ -41,13 +68,15 @@ class Panel(NamedTuple):
     lines: list[Line]
 
 
-def paint(panels: list[Panel], *, axis: str, width: int = 960, height: int = 230) -> np.ndarray:
+def paint(
+    panels: list[Panel], *, axis: str, width: int = 960, height: int = 230, theme: Theme = DARK
+) -> np.ndarray:
     """All panels under each other, ``H W 3`` uint8; ``axis`` names what they run over."""
     places = np.concatenate([line.x for panel in panels for line in panel.lines] or [np.ones(1)])
     across = _Scale.over(places, LEFT, width - RIGHT, from_zero=False)
     if not panels:
-        return np.full((height, width, 3), BACKGROUND, np.uint8)
-    return np.concatenate([_panel(panel, across, axis, width, height) for panel in panels])
+        return np.full((height, width, 3), theme.background, np.uint8)
+    return np.concatenate([_panel(panel, across, axis, width, height, theme) for panel in panels])
 
 
 class _Scale(NamedTuple):
@@ -98,16 +127,16 @@ class _Scale(NamedTuple):
         return [float(step * tick) + 0.0 for tick in np.arange(first, np.floor(self.high / step + 1e-9) + 1)]
 
 
-def _panel(panel: Panel, across: _Scale, axis: str, width: int, height: int) -> np.ndarray:
+def _panel(panel: Panel, across: _Scale, axis: str, width: int, height: int, theme: Theme) -> np.ndarray:
     values = np.concatenate([np.concatenate([line.y, line.low, line.high]) for line in panel.lines])
     up = _Scale.over(values, height - BOTTOM, TOP, from_zero=True)
-    large = Image.new("RGB", (width * SMOOTH, height * SMOOTH), BACKGROUND)
+    large = Image.new("RGB", (width * SMOOTH, height * SMOOTH), theme.background)
     draw = ImageDraw.Draw(large, "RGBA")
     for tick in up.ticks():
         y = float(up(np.array(tick))) * SMOOTH
-        draw.line([(LEFT * SMOOTH, y), ((width - RIGHT) * SMOOTH, y)], fill=GRID, width=SMOOTH)
+        draw.line([(LEFT * SMOOTH, y), ((width - RIGHT) * SMOOTH, y)], fill=theme.grid, width=SMOOTH)
     for index, line in enumerate(panel.lines):
-        colour = COLOURS[index % len(COLOURS)]
+        colour = theme.lines[index % len(theme.lines)]
         x = across(line.x) * SMOOTH
         y, low, high = (up(part) * SMOOTH for part in (line.y, line.low, line.high))
         has_band = np.isfinite(low) & np.isfinite(high)
@@ -125,17 +154,21 @@ def _panel(panel: Panel, across: _Scale, axis: str, width: int, height: int) -> 
             )
     image = large.resize((width, height), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(image)
-    draw.text((8, 6), f"{panel.title}, {panel.unit}" if panel.unit else panel.title, fill=TEXT, font=FONT)
+    draw.text(
+        (8, 6), f"{panel.title}, {panel.unit}" if panel.unit else panel.title, fill=theme.text, font=FONT
+    )
     x = float(LEFT)
     for index, line in enumerate(panel.lines):
-        draw.text((x, 24), line.name, fill=COLOURS[index % len(COLOURS)], font=FONT)
+        draw.text((x, 24), line.name, fill=theme.lines[index % len(theme.lines)], font=FONT)
         x += FONT.getlength(line.name) + 18
     for tick in up.ticks():
-        draw.text((LEFT - 6, float(up(np.array(tick)))), f"{tick:g}", fill=FAINT, font=FONT, anchor="rm")
+        draw.text(
+            (LEFT - 6, float(up(np.array(tick)))), f"{tick:g}", fill=theme.faint, font=FONT, anchor="rm"
+        )
     for tick in across.ticks():
         place = float(across(np.array(tick)))
-        draw.text((place, height - BOTTOM + 5), f"{tick:,g}", fill=FAINT, font=FONT, anchor="ma")
-    draw.text((width - RIGHT, height - 13), axis, fill=FAINT, font=FONT, anchor="ra")
+        draw.text((place, height - BOTTOM + 5), f"{tick:,g}", fill=theme.faint, font=FONT, anchor="ma")
+    draw.text((width - RIGHT, height - 13), axis, fill=theme.faint, font=FONT, anchor="ra")
     return np.asarray(image)
 
 
@@ -149,7 +182,9 @@ class Point(NamedTuple):
     y_span: tuple[float, float]
 
 
-def scatter(points: list[Point], *, x: str, y: str, title: str, size: int = 560) -> np.ndarray:
+def scatter(
+    points: list[Point], *, x: str, y: str, title: str, size: int = 560, theme: Theme = DARK
+) -> np.ndarray:
     """Points with their intervals and names on axes of one scale, and the line where both agree: ``H W 3``
     uint8."""
     values = np.array([v for p in points for v in (p.x, p.y, *p.x_span, *p.y_span)])
@@ -161,14 +196,14 @@ def scatter(points: list[Point], *, x: str, y: str, title: str, size: int = 560)
     def place(a: float, b: float) -> tuple[float, float]:
         return float(across(np.array(a))) * SMOOTH, float(up(np.array(b))) * SMOOTH
 
-    large = Image.new("RGB", (size * SMOOTH, size * SMOOTH), BACKGROUND)
+    large = Image.new("RGB", (size * SMOOTH, size * SMOOTH), theme.background)
     draw = ImageDraw.Draw(large)
     for tick in across.ticks():
-        draw.line([place(tick, across.low), place(tick, across.high)], fill=GRID, width=SMOOTH)
-        draw.line([place(across.low, tick), place(across.high, tick)], fill=GRID, width=SMOOTH)
-    draw.line([place(across.low, up.low), place(across.high, up.high)], fill=FAINT, width=SMOOTH)
+        draw.line([place(tick, across.low), place(tick, across.high)], fill=theme.grid, width=SMOOTH)
+        draw.line([place(across.low, tick), place(across.high, tick)], fill=theme.grid, width=SMOOTH)
+    draw.line([place(across.low, up.low), place(across.high, up.high)], fill=theme.faint, width=SMOOTH)
     for index, point in enumerate(points):
-        colour = COLOURS[index % len(COLOURS)]
+        colour = theme.lines[index % len(theme.lines)]
         draw.line(
             [place(point.x_span[0], point.y), place(point.x_span[1], point.y)], fill=colour, width=SMOOTH
         )
@@ -181,17 +216,19 @@ def scatter(points: list[Point], *, x: str, y: str, title: str, size: int = 560)
     draw = ImageDraw.Draw(image)
     for index, point in enumerate(points):
         a, b = (number / SMOOTH for number in place(point.x, point.y))
-        draw.text((a + 6, b - 14), point.name, fill=COLOURS[index % len(COLOURS)], font=FONT)
-    draw.text((8, 6), title, fill=TEXT, font=FONT)
-    draw.text((8, 24), y, fill=FAINT, font=FONT)
-    draw.text((size - RIGHT, size - 13), x, fill=FAINT, font=FONT, anchor="ra")
+        draw.text((a + 6, b - 14), point.name, fill=theme.lines[index % len(theme.lines)], font=FONT)
+    draw.text((8, 6), title, fill=theme.text, font=FONT)
+    draw.text((8, 24), y, fill=theme.faint, font=FONT)
+    draw.text((size - RIGHT, size - 13), x, fill=theme.faint, font=FONT, anchor="ra")
     for tick in across.ticks():
         draw.text(
             (float(across(np.array(tick))), size - BOTTOM + 5),
             f"{tick:g}",
-            fill=FAINT,
+            fill=theme.faint,
             font=FONT,
             anchor="ma",
         )
-        draw.text((LEFT - 6, float(up(np.array(tick)))), f"{tick:g}", fill=FAINT, font=FONT, anchor="rm")
+        draw.text(
+            (LEFT - 6, float(up(np.array(tick)))), f"{tick:g}", fill=theme.faint, font=FONT, anchor="rm"
+        )
     return np.asarray(image)

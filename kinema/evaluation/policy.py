@@ -16,13 +16,13 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from kinema import view
 from kinema.arena import Arena, seen_after
 from kinema.data.environment import Policy, check_policy_name, make_policy
 from kinema.data.options import JsonObject
 from kinema.data.spaces import ActionReader
 from kinema.evaluation import bootstrap
 from kinema.evaluation.correlation import agreement
+from kinema.evaluation.page import Drawing
 from kinema.evaluation.plot import Point, scatter
 from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.table import Row
@@ -51,7 +51,7 @@ class PolicyConfig:
     device: str = "cpu"
     """Where to compute: cpu or cuda."""
     out: Path = Path("evaluation")
-    """Folder for policy.json, policy.png and policy-scatter.png."""
+    """Folder for policy.json, policy.png, policy-scatter.png and policy.html."""
     json: bool = False
     """Print the numbers as JSON instead of a table."""
 
@@ -122,9 +122,8 @@ def policy(config: PolicyConfig) -> int:
         )
     finally:
         arena.close()
-    result, picture = judge(world, config, real, simulated)
-    paths = [*result.write(config.out), config.out / "policy-scatter.png"]
-    view.write_png(paths[-1], picture)
+    result, draw = judge(world, config, real, simulated)
+    paths = result.write(config.out, {"scatter": draw})
     print(result.to_json() if config.json else result.table() + "\n\n" + "\n".join(map(str, paths)))
     return 0
 
@@ -184,8 +183,8 @@ def run_simulated(world: World, arena: Arena, one: Policy, config: PolicyConfig)
 
 def judge(
     world: World, config: PolicyConfig, real: np.ndarray, simulated: np.ndarray
-) -> tuple[Result, np.ndarray]:
-    """The numbers, and the scatter plot; returns are ``policies episodes``."""
+) -> tuple[Result, Drawing]:
+    """The numbers, and what draws the scatter plot; returns are ``policies episodes``."""
     names, rng = list(config.policies), np.random.default_rng(config.seed)
     means = simulated.mean(axis=1), real.mean(axis=1)
     found = agreement(*means, seed=config.seed)
@@ -267,4 +266,6 @@ def judge(
         ]
         points.append(Point(name, real_returns.mean(), simulated_returns.mean(), *spans))
     title = f"r {found.pearson:.2f}, rho {found.spearman:.2f}, MMRV {found.mmrv:.3f}"
-    return result, scatter(points, x="real return", y="simulated return", title=title)
+    return result, lambda theme: scatter(
+        points, x="real return", y="simulated return", title=title, theme=theme
+    )

@@ -13,6 +13,8 @@ import numpy as np
 
 from kinema.data.lerobot import Dataset
 from kinema.evaluation import bootstrap, rollout, validity
+from kinema.evaluation.page import write_files
+from kinema.evaluation.plot import Line, Panel, Theme, paint
 from kinema.evaluation.probe import Probe, Quantity, Target, errors, find_probe
 from kinema.evaluation.rollout import PICTURE, PROPRIO, Clip, Sweep
 from kinema.evaluation.speed import measure_speed
@@ -86,6 +88,32 @@ def measure(
         curves=measurement.curves,
         notes=measurement.notes,
     )
+
+
+def write(report: Report, folder: Path) -> list[Path]:
+    """Write ``report.json``, ``report.png`` with the errors over the steps, and ``report.html`` with all of
+    it, each beside and then renamed."""
+    return write_files(
+        folder,
+        "report",
+        report.to_json(),
+        title=f"kinema simulate --report: world {report.world}",
+        subtitle=f"beside {report.data}; intervals are 95%",
+        tables=report.tables(),
+        drawings={"": lambda theme: _plot(report, theme)},
+        notes=report.notes,
+        protocol=report.protocol,
+    )
+
+
+def _plot(report: Report, theme: Theme) -> np.ndarray:
+    """The curves, one panel for each quantity: ``H W 3`` uint8."""
+    panels: dict[str, Panel] = {}
+    for curve in report.curves:
+        panel = panels.setdefault(curve.panel, Panel(curve.panel, curve.unit, []))
+        median, p90 = np.array(curve.median, dtype=float), np.array(curve.p90, dtype=float)
+        panel.lines.append(Line(curve.what, np.array(curve.steps, dtype=float), median, median, p90))
+    return paint(list(panels.values()), axis="step", theme=theme)
 
 
 class _Measurement:
@@ -190,7 +218,7 @@ class _Measurement:
             key = quantity.key
             rows += self._quantity_rows(quantity, true[key], wrong[key], still[key])
             for name, values in (("", true), (", shuffled actions", wrong), (", last frame repeated", still)):
-                self.curves.append(_curve(f"{quantity.label}{name}", quantity.unit, values[key]))
+                self.curves.append(_curve(quantity, name, values[key]))
         for quantity in quantities:
             what = f"obedience: {quantity.label} error, shuffled over true actions"
             pair = wrong[quantity.key], true[quantity.key]
@@ -315,12 +343,13 @@ def _size(source: str) -> list[Row]:
     return [Row(key="size", what="size of the world, its recording included", value=size, unit="MB")]
 
 
-def _curve(what: str, unit: str, values: np.ndarray) -> Curve:
+def _curve(quantity: Quantity, name: str, values: np.ndarray) -> Curve:
     """Over clips and seeds, the first two axes."""
     columns = values.reshape(-1, values.shape[-1]).T
     return Curve(
-        what=what,
-        unit=unit,
+        what=f"{quantity.label}{name}",
+        unit=quantity.unit,
+        panel=f"{quantity.label}: median, shaded up to the 90th percentile",
         steps=list(range(1, len(columns) + 1)),
         median=[bootstrap.median(column) for column in columns],
         p90=[bootstrap.percentile(column, 90.0) for column in columns],

@@ -1,18 +1,18 @@
-"""What ``kinema evaluate`` measured: as JSON, as a short table, and as a plot."""
+"""What ``kinema evaluate`` measured: as JSON, as a short table, as a plot and as a page."""
 
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kinema.evaluation import bootstrap
-from kinema.evaluation.plot import Line, Panel, paint
-from kinema.evaluation.table import Row, align, to_json, write_text
-from kinema.view import write_png
+from kinema.evaluation.page import Drawing, write_files
+from kinema.evaluation.plot import DARK, Line, Panel, Theme, paint
+from kinema.evaluation.table import Cells, Row, align, to_json
 
 MAX_COLUMNS = 7
 
@@ -68,12 +68,20 @@ class Result:
     series: list[Series]
     notes: list[str]
 
-    def write(self, folder: Path) -> list[Path]:
-        """Write ``NAME.json`` and ``NAME.png`` into a folder, each beside and then renamed."""
-        paths = [folder / f"{self.name}.json", folder / f"{self.name}.png"]
-        write_text(paths[0], self.to_json())
-        write_png(paths[1], self.plot())
-        return paths
+    def write(self, folder: Path, drawings: Mapping[str, Drawing] | None = None) -> list[Path]:
+        """Write ``NAME.json``, ``NAME.png`` and ``NAME.html``, which shows all of it, into a folder, each
+        beside and then renamed. Further drawings, by name, become ``NAME-KEY.png`` and part of the page."""
+        return write_files(
+            folder,
+            self.name,
+            self.to_json(),
+            title=f"kinema evaluate {self.name}: world {self.world}",
+            subtitle=f"beside {self.data}; intervals are 95%",
+            tables=self.tables(),
+            drawings={"": self.plot, **(drawings or {})},
+            notes=self.notes,
+            protocol=self.protocol,
+        )
 
     def to_json(self) -> str:
         """Everything; numbers that are not finite become null."""
@@ -82,7 +90,7 @@ class Result:
             entry["verdict"] = row.verdict
         return json.dumps(to_json(content), indent=1, ensure_ascii=False) + "\n"
 
-    def plot(self) -> np.ndarray:
+    def plot(self, theme: Theme = DARK) -> np.ndarray:
         """The series with their intervals, one panel under the other: ``H W 3`` uint8."""
         panels: dict[str, Panel] = {}
         for series in self.series:
@@ -92,11 +100,16 @@ class Result:
                 factor * np.array(values, dtype=float) for values in (series.value, series.low, series.high)
             )
             panel.lines.append(Line(series.what, np.array(series.at, dtype=float), value, low, high))
-        return paint(list(panels.values()), axis=self.axis)
+        return paint(list(panels.values()), axis=self.axis, theme=theme)
 
     def table(self) -> str:
         """The rows, the series at a few places, and the notes, as text."""
-        parts = []
+        notes = "\n".join(f"- {note}" for note in self.notes)
+        return "\n\n".join([*map(align, self.tables()), notes])
+
+    def tables(self) -> list[Cells]:
+        """The rows, and the series at a few places; the first row of each is its head."""
+        tables: list[Cells] = []
         if self.rows:
             lines = [["", "value", "interval", "must", "aim", ""]]
             for row in self.rows:
@@ -104,7 +117,7 @@ class Result:
                 asked = ["" if number is None else _text(number, row.unit) for number in (row.must, row.aim)]
                 value = f"{_text(row.value, row.unit)} {_unit(row.unit)}".rstrip()
                 lines.append([row.what, value, span, *asked, row.verdict])
-            parts.append(align(lines))
+            tables.append(lines)
         for panel in dict.fromkeys(series.panel for series in self.series):
             of_panel = [series for series in self.series if series.panel == panel]
             shown = _shown(sorted({place for series in of_panel for place in series.at}))
@@ -115,9 +128,8 @@ class Result:
                 values = dict(zip(series.at, series.value, strict=True))
                 cells = [_text(values.get(place), series.unit) for place in shown]
                 lines.append([f"  {series.what}", *cells])
-            parts.append(align(lines))
-        parts.append("\n".join(f"- {note}" for note in self.notes))
-        return "\n\n".join(parts)
+            tables.append(lines)
+        return tables
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from kinema import view
 from kinema.data.lerobot import DataError, Dataset
 from kinema.evaluation.probe import Probe, Quantity, errors, find_probe
-from kinema.evaluation.report import ReportConfig, measure
+from kinema.evaluation.report import ReportConfig, measure, write
 from kinema.evaluation.rollout import (
     PICTURE,
     PROPRIO,
@@ -83,6 +83,10 @@ class Comparison:
     still: dict[str, np.ndarray]
     """The errors of repeating the last given frame instead."""
     quantities: tuple[Quantity, ...]
+    proprio: np.ndarray | None
+    """Simulated proprioception ``T P`` in the units of the dataset, where the world knows it."""
+    trust: np.ndarray | None
+    """``T``, where the world tells it."""
 
 
 def simulate(config: SimulateConfig) -> int:
@@ -103,9 +107,8 @@ def simulate(config: SimulateConfig) -> int:
             seed=config.seed,
             num_denoising_steps=config.num_denoising_steps,
         )
-        path = config.out / "report.json"
-        measured.write(path)
-        print(measured.to_json() if config.json else f"{measured.table()}\n\n{path}")
+        paths = write(measured, config.out)
+        print(measured.to_json() if config.json else measured.table() + "\n\n" + "\n".join(map(str, paths)))
         return 0
     comparison = compare_episode(world, dataset, config)
     written = _write_pictures(comparison, world, config)
@@ -150,12 +153,14 @@ def compare_episode(world: World, dataset: Dataset, config: SimulateConfig) -> C
         num_denoising_steps=config.num_denoising_steps,
     )
     frames: dict[str, list[np.ndarray]] = {key: [] for key in world.cameras}
-    proprio = []
+    proprio, trust = [], []
     for step in tqdm(rollout, total=steps, desc="simulating", unit=" steps"):
         for key, pictures in by_camera(world, step).items():
             frames[key].append(pictures[0])
         if step.proprio is not None:
             proprio.append(step.proprio[0])
+        if step.trust is not None:
+            trust.append(step.trust[0])
     simulated = {key: np.stack(pictures) for key, pictures in frames.items()}
     measured = _measure(world, clip, config.context, simulated, proprio, probe)
     still = repeat_last(world, [clip], context=config.context, probe=probe)
@@ -166,6 +171,8 @@ def compare_episode(world: World, dataset: Dataset, config: SimulateConfig) -> C
         errors=measured,
         still={key: values[0, 0] for key, values in still.items()},
         quantities=tuple(quantity for quantity in known if quantity.key in measured),
+        proprio=np.stack(proprio) if proprio else None,
+        trust=np.array(trust) if trust else None,
     )
 
 

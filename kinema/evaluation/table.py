@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+Cells = Sequence[Sequence[str]]
+"""A table as text, row by row."""
 CURVE_STEPS = (1, 10, 25, 50, 100, 200, 500, 1000, 2000)
 """Steps of a curve that the table shows, and its last."""
 
@@ -46,6 +48,8 @@ class Curve:
     steps: list[int]
     median: list[float]
     p90: list[float]
+    panel: str
+    """Title of the panel of the plot that shows it; curves of one panel share their unit."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,19 +70,20 @@ class Report:
             entry["verdict"] = row.verdict
         return json.dumps(to_json(content), indent=2, ensure_ascii=False) + "\n"
 
-    def write(self, path: Path) -> None:
-        """Write the JSON beside and rename it into place."""
-        write_text(path, self.to_json())
-
     def table(self) -> str:
         """The rows in lines of text, then the errors over the steps, then the notes."""
+        notes = "\n".join(f"- {note}" for note in self.notes)
+        return "\n\n".join([*map(align, self.tables()), notes])
+
+    def tables(self) -> list[Cells]:
+        """The rows, and the errors over the steps; the first row of each is its head."""
         lines = [["", "value", "interval", "must", "aim", ""]]
         for row in self.rows:
             value = f"{_text(row.value, row.unit)} {_suffix(row.unit)}"
             span = "" if row.low is None else f"{_text(row.low, row.unit)} to {_text(row.high, row.unit)}"
             asked = ["" if number is None else _text(number, row.unit) for number in (row.must, row.aim)]
             lines.append([row.what, value, span, *asked, row.verdict])
-        parts = [align(lines)]
+        tables: list[Cells] = [lines]
         if self.curves:
             shown = [step for step in self.curves[0].steps if step in CURVE_STEPS]
             shown = sorted({*shown, self.curves[0].steps[-1]})
@@ -86,9 +91,8 @@ class Report:
             for curve in self.curves:
                 cells = [_curve_cell(curve, curve.steps.index(step)) for step in shown]
                 lines.append([f"{curve.what}, {curve.unit}", *cells])
-            parts.append(align(lines))
-        parts.append("\n".join(f"- {note}" for note in self.notes))
-        return "\n\n".join(parts)
+            tables.append(lines)
+        return tables
 
 
 def psnr(difference: float) -> float:
@@ -123,7 +127,7 @@ def _curve_cell(curve: Curve, index: int) -> str:
     return f"{_text(curve.median[index], curve.unit)} ({_text(curve.p90[index], curve.unit)})"
 
 
-def align(lines: Sequence[Sequence[str]]) -> str:
+def align(lines: Cells) -> str:
     """Cells in columns, the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = []

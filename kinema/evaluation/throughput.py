@@ -49,7 +49,7 @@ class SpeedConfig:
     device: str = "cpu"
     """Where to compute: cpu or cuda."""
     out: Path = Path("evaluation")
-    """Folder for speed.json and speed.png."""
+    """Folder for speed.json, speed.png and speed.html."""
     json: bool = False
     """Print the numbers as JSON instead of a table."""
 

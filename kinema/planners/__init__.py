@@ -4,7 +4,7 @@ other."""
 from kinema.planners.controller import Controller, Plan
 from kinema.planners.cross_entropy import CrossEntropy
 from kinema.planners.mppi import MPPI
-from kinema.planners.scores import Goal, WorldScore
+from kinema.planners.scores import Distance, Goal, WorldScore
 from kinema.planners.search import Found, Planner, Score, SearchConfig, check_planner
 
 PLANNERS = {"cem": CrossEntropy, "mppi": MPPI}
@@ -15,6 +15,7 @@ __all__ = [
     "PLANNERS",
     "Controller",
     "CrossEntropy",
+    "Distance",
     "Found",
     "Goal",
     "Plan",

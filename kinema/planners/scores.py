@@ -1,18 +1,23 @@
 """How good candidates are: simulated in a world, in latents, all at once."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kinema.simulation import Simulation, SimulationBatch
+from kinema.simulation import Simulation, SimulationBatch, Step
 from kinema.world_model import WorldError, WorldModel
 
 Measure = Literal["steps", "codes", "latents"]
 MeasureOrAuto = Literal["auto", "steps", "codes", "latents"]
+Distance = Callable[[SimulationBatch], Float[np.ndarray, " B"]]
+"""How far the present frames of sessions are from what is wanted."""
+Run = Callable[[Callable[[], Any]], Any]
+"""Carries out a piece of work, at a time of its own choosing, and gives what comes of it."""
 END_SHARE = 0.5
 PROPRIO_WEIGHT = 2.0
 """How much proprioception counts beside a code, both root mean squares of numbers within [-1, 1]."""
@@ -32,12 +37,13 @@ def resolve_measure(world: WorldModel, measure: MeasureOrAuto) -> Measure:
 class Goal:
     """What is wanted: a goal picture, reward, or both."""
 
-    target: Float[Tensor, "1 G"] | None = None
-    """The goal as ``kinema.policies.cloned.encode_goal`` gives it."""
+    target: Float[Tensor, "1 G"] | Distance | None = None
+    """The goal as ``kinema.policies.cloned.encode_goal`` gives it, or what tells the distance from it."""
     measure: Measure = "steps"
     """How far a frame is from the target: the steps that the heads foretell; or, which needs no heads, the
     root mean square difference of codes in the manifold, with that of proprioception beside it; or that of
-    latents (of proprioception, in a world without cameras), in which what is small hardly counts."""
+    latents (of proprioception, in a world without cameras), in which what is small hardly counts. A target
+    that tells the distance itself is asked instead."""
     reward_weight: float = 0.0
     """Weight of the sum of rewards, beside a weight of one for the distance."""
     end_share: float = END_SHARE
@@ -57,9 +63,9 @@ class Goal:
 
     def check(self, world: WorldModel) -> None:
         """Raises WorldError where the world has not what this needs."""
-        if self.reward_weight or (self.target is not None and self.measure == "steps"):
+        if self.reward_weight or (isinstance(self.target, Tensor) and self.measure == "steps"):
             world.require_heads()
-        if self.target is not None and self.measure == "codes" and world.manifold is None:
+        if isinstance(self.target, Tensor) and self.measure == "codes" and world.manifold is None:
             raise WorldError(f"world '{world.name}' has no manifold, so no codes: take the measure 'latents'")
         if self.min_trust is not None and world.manifold is None:
             raise WorldError(f"min_trust={self.min_trust}: world '{world.name}' does not tell trust")
@@ -67,6 +73,8 @@ class Goal:
     def distance(self, world: WorldModel, sessions: SimulationBatch) -> Float[np.ndarray, " B"]:
         """How far the present frames of sessions are from the target."""
         assert self.target is not None
+        if not isinstance(self.target, Tensor):
+            return self.target(sessions)
         here = world.place(sessions.latents, sessions.normalized_proprio)
         target = self.target.expand(len(sessions), -1)
         if self.measure != "steps":
@@ -83,14 +91,28 @@ class Goal:
 class WorldScore:
     """Scores candidates by simulating them from where a session is; the session is not changed."""
 
-    def __init__(self, session: Simulation | SimulationBatch, goal: Goal, *, max_batch: int = 256):
-        """``max_batch`` candidates are simulated together; more are done in parts.
+    def __init__(
+        self,
+        session: Simulation | SimulationBatch,
+        goal: Goal,
+        *,
+        max_batch: int = 256,
+        run: Run = lambda work: work(),
+    ):
+        """Candidates will start from where ``session`` is.
+
+        Args:
+            session: alone, or a batch of one.
+            goal: what is wanted.
+            max_batch: candidates that are simulated together; more are done in parts.
+            run: carries out every piece of the work, which is one step of one part; a server lets others have
+                their turn between.
 
         Raises:
             WorldError: the world has not the heads that the goal needs.
         """
         goal.check(session.world)
-        self.session, self.goal, self.max_batch = session, goal, max_batch
+        self.session, self.goal, self.max_batch, self._run = session, goal, max_batch, run
         self.num_steps = 0
         """Steps simulated so far, those of all candidates together."""
         self.num_batched_steps = 0
@@ -113,19 +135,18 @@ class WorldScore:
         world, goal = self.session.world, self.goal
         num, horizon, _ = candidates.shape
         actions = restore_actions(world, candidates)
-        sessions = self.session.fork(num, max_rewind=0)
+        sessions = self._run(lambda: self.session.fork(num, max_rewind=0))
         alive = np.ones(num)
         rewards, distances = np.zeros(num), []
         for t in range(horizon):
-            step = sessions.step(actions[:, t], decode=False)
+            step, distance = self._run(lambda t=t: self._advance(sessions, actions[:, t]))
             is_lost = np.zeros(num, dtype=bool)
             if goal.min_trust is not None:
                 is_lost = step.trust < goal.min_trust
             if goal.reward_weight:
                 rewards += alive * ~is_lost * step.reward
                 alive *= 1.0 - step.termination
-            if goal.target is not None:
-                distance = goal.distance(world, sessions)
+            if distance is not None:
                 if distances:
                     distance = np.where(is_lost, np.max(distances, axis=0), distance)
                 distances.append(distance)
@@ -136,6 +157,13 @@ class WorldScore:
             each = np.stack(distances)
             scores = scores - goal.end_share * each[-1] - (1.0 - goal.end_share) * each.mean(axis=0)
         return scores
+
+    def _advance(self, sessions: SimulationBatch, actions: np.ndarray) -> tuple[Step, np.ndarray | None]:
+        """One step of every candidate, and how far from the target it led."""
+        step = sessions.step(actions, decode=False)
+        if self.goal.target is None:
+            return step, None
+        return step, self.goal.distance(self.session.world, sessions)
 
 
 def _size(offsets: Float[Tensor, "B N"]) -> Float[Tensor, " B"]:

@@ -164,6 +164,7 @@ class ClonedPolicy:
 
             self._reader = ObservationReader(observation_space)
         self.set_goal(goal)
+        self.begin(np.random.default_rng(0))
 
     def set_goal(self, goal: Any) -> None:
         """Act for this goal from now on: a picture ``H W 3``, or several by camera; None for no goal.
@@ -184,7 +185,8 @@ class ClonedPolicy:
         made."""
         here = encode_place(self.world, seen)
         if len(self._plan) <= self.clone.config.chunk // 2:
-            self._plan = list(self._foretell(here))
+            before = here if self._last is None else self._last
+            self._plan = list(self.foretell(before, here, self._goal))
         self._last = here
         return self._plan.pop(0)
 
@@ -199,11 +201,13 @@ class ClonedPolicy:
         return self.choose(Seen(frames=self._reader.frames(observation), proprio=proprio))
 
     @torch.inference_mode()
-    def _foretell(self, here: Float[Tensor, "1 G"]) -> Float[np.ndarray, "C A"]:
-        goal = here if self._goal is None else self._goal
-        before = here if self._last is None else self._last
-        has_goal = torch.tensor([self._goal is not None], device=self.world.device)
-        found = self.clone(before, here, goal, has_goal)
+    def foretell(
+        self, before: Float[Tensor, "1 G"], here: Float[Tensor, "1 G"], goal: Float[Tensor, "1 G"] | None
+    ) -> Float[np.ndarray, "C A"]:
+        """The next actions, in the units of the dataset, from two frames that follow each other
+        (``World.place``)."""
+        has_goal = torch.tensor([goal is not None], device=self.world.device)
+        found = self.clone(before, here, here if goal is None else goal, has_goal)
         if self.is_greedy:
             actions = most_likely(found)
         else:

@@ -209,6 +209,19 @@ def _add_session_routes(app: FastAPI, service: Service) -> None:
             )
         return schema.Opened(sessions=[child.id for child in children])
 
+    @app.post("/v1/sessions/{session_id}/plan", tags=["sessions"])
+    async def plan(session_id: str, body: schema.PlanRequest) -> schema.Planned:
+        """Search for actions that lead from here to a goal. The session stays where it is; others, and it,
+        step meanwhile."""
+        return await service.plan(session_id, body)
+
+    @app.post("/v1/sessions/{session_id}/act", tags=["sessions"])
+    async def act(session_id: str, body: schema.ActRequest) -> schema.Acted:
+        """What the policy that was cloned from the recordings would do next. The session stays where it
+        is."""
+        async with sessions.use(session_id) as session:
+            return schema.Acted(actions=(await service.act(session, body)).tolist())
+
     @app.patch("/v1/sessions/{session_id}", tags=["sessions"])
     async def change(session_id: str, body: schema.ChangeRequest) -> schema.State:
         """Other noise, or another number of network calls for a frame, from here on."""

@@ -29,7 +29,7 @@ class Beside(Protocol):
         ...
 
     def look(self) -> Frames:
-        """The present picture by camera, ``H W C``."""
+        """The present picture by camera, ``H W C``; it is drawn once."""
         ...
 
     def proprio(self) -> np.ndarray | None:
@@ -51,6 +51,7 @@ class PushTBeside:
         self._env: Any = make_environment(PUSHT, {}, render="never", picture_size=size).env.unwrapped
         self._env.reset(seed=0)
         self._past: deque[tuple[Any, ...]] = deque(maxlen=MAX_REWIND)
+        self._picture: np.ndarray | None = None
 
     @classmethod
     def at(cls, episode: Episode, *, first: int, last: int, camera: str, size: tuple[int, int]) -> Self:
@@ -68,6 +69,7 @@ class PushTBeside:
     def step(self, action: np.ndarray) -> None:
         self._past.append(self._state())
         self._env.step(np.asarray(action, dtype=np.float64))
+        self._picture = None
 
     def rewind(self, num_steps: int) -> None:
         for _ in range(num_steps):
@@ -80,7 +82,9 @@ class PushTBeside:
         return other
 
     def look(self) -> Frames:
-        return {self._camera: np.asarray(self._env.get_obs()["pixels"])}
+        if self._picture is None:
+            self._picture = np.asarray(self._env.get_obs()["pixels"])
+        return {self._camera: self._picture}
 
     def proprio(self) -> np.ndarray:
         return np.array(self._env.agent.position, dtype=np.float32)
@@ -97,6 +101,7 @@ class PushTBeside:
         agent, block, velocity, block_velocity, angular_velocity = state
         set_bodies(self._env, agent, block, np.array(velocity))
         self._env.block.velocity, self._env.block.angular_velocity = block_velocity, angular_velocity
+        self._picture = None
 
 
 def has_beside(world: World) -> bool:

@@ -13,7 +13,7 @@ import uvicorn
 from kinema.serve.app import create_app
 from kinema.serve.guard import LOOPBACK
 from kinema.serve.limits import Limits
-from kinema.serve.service import Service, find_recordings
+from kinema.serve.service import Service, find_clone, find_recordings
 from kinema.simulation import load
 
 TOKEN_VARIABLE = "KINEMA_TOKEN"
@@ -64,7 +64,8 @@ def serve(config: ServeConfig) -> None:
 def make_service(config: ServeConfig) -> Service:
     """The world of a configuration, with its recordings."""
     world = load(config.world, device=config.device)
-    return Service(world, find_recordings(config.world, config.data), config.limits)
+    recordings = find_recordings(config.world, config.data)
+    return Service(world, recordings, config.limits, clone=find_clone(world, config.world))
 
 
 def find_token(host: str) -> str | None:

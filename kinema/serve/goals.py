@@ -9,6 +9,7 @@ import numpy as np
 from kinema.evaluation.probe import Probe, PushTProbe, Quantity, errors
 from kinema.evaluation.pusht import SCALE, pose_from_state
 from kinema.types import Frames
+from kinema.world_model import WorldError
 
 PICTURE = "picture"
 """Mean difference of two pictures, in percent of black to white."""
@@ -23,6 +24,10 @@ class Goal:
     state: Mapping[str, np.ndarray]
     """In the units of the answers; empty for a goal of pictures alone."""
     frames: Frames | None = None
+    """One picture by camera, ``H W 3``."""
+    proprio: np.ndarray | None = None
+    """Proprioception ``P`` beside the picture, or alone in a world without cameras; None where nobody knows
+    it."""
 
 
 class StateReader:
@@ -31,6 +36,11 @@ class StateReader:
 
     def __init__(self, probe: Probe | None):
         self._probe = probe
+
+    @property
+    def is_pusht(self) -> bool:
+        """Whether the world is PushT, of which more is known."""
+        return isinstance(self._probe, PushTProbe)
 
     @property
     def quantities(self) -> dict[str, Quantity]:
@@ -59,33 +69,55 @@ class StateReader:
             found[key] = value if reading.is_found[key][0] else None
         return found
 
-    def distance(self, frames: Frames, goal: Goal) -> dict[str, float]:
-        """How far one picture is from a goal, by quantity; what is not seen is as far as can be."""
-        found: dict[str, float] = {}
+    def check(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """A wanted state as it is compared. Raises WorldError where it is none of this world."""
+        known = self.quantities
+        found = {}
+        for key, value in state.items():
+            if key not in known:
+                raise WorldError(
+                    f"goal: no quantity {key!r}; there are {', '.join(known) or 'none in this world'}"
+                )
+            size = 1 if known[key].is_angle else 2
+            found[key] = np.atleast_1d(np.asarray(value, dtype=np.float64))
+            if found[key].shape != (size,) or not np.isfinite(found[key]).all():
+                raise WorldError(f"goal: {key} is {size} finite numbers, got {found[key].tolist()}")
+        return found
+
+    def distances(self, frames: Frames, goal: Goal) -> dict[str, np.ndarray]:
+        """How far each of ``N`` pictures (by camera, ``N H W C``) is from a goal, by quantity; what is not
+        seen is as far as can be."""
+        found: dict[str, np.ndarray] = {}
         if goal.state and self._probe is not None:
-            reading = self._probe.read({key: frame[None] for key, frame in frames.items()})
+            reading = self._probe.read(frames)
             for key, wanted in goal.state.items():
                 quantity = self.quantities[key]
                 values = {**reading.values, key: np.atleast_2d(wanted) / self._unit(quantity)}
                 is_certain = {**reading.is_certain, key: np.ones(1, dtype=bool)}
                 reference = dataclasses.replace(reading, values=values, is_certain=is_certain)
-                found[key] = float(errors(quantity, reading, reference)[0] * self._unit(quantity))
+                found[key] = errors(quantity, reading, reference) * self._unit(quantity)
         elif goal.frames is not None:
             gaps = [
-                np.abs(frame.astype(np.float64) - goal.frames[key]).mean() for key, frame in frames.items()
+                np.abs(film.astype(np.float64) - goal.frames[key]).mean(axis=(1, 2, 3))
+                for key, film in frames.items()
             ]
-            found[PICTURE] = float(np.mean(gaps) / 2.55)
+            found[PICTURE] = np.mean(gaps, axis=0) / 2.55
         return found
 
-    def score(self, distance: Mapping[str, float]) -> float:
-        """One number of distances, 0 at the goal and 1 as far as can be."""
+    def distance(self, frames: Frames, goal: Goal) -> dict[str, float]:
+        """The same of one picture, ``H W C``."""
+        found = self.distances({key: frame[None] for key, frame in frames.items()}, goal)
+        return {key: float(value[0]) for key, value in found.items()}
+
+    def score(self, distance: Mapping[str, Any]) -> Any:
+        """One number of distances (or ``N`` of ``N`` each), 0 at the goal and 1 as far as can be."""
         shares = [
             value / 100.0
             if key == PICTURE
             else value / (self.quantities[key].largest * self._unit(self.quantities[key]))
             for key, value in distance.items()
         ]
-        return float(np.mean(shares))
+        return np.mean(shares, axis=0)
 
     def _unit(self, quantity: Quantity) -> float:
         """PushT's probe tells lengths in 64ths of the picture, its actions are in 512ths."""

@@ -47,6 +47,10 @@ class Limits:
     """Futures of one request."""
     max_frames: int = 64
     """Pictures by camera in one request."""
+    max_plans: int = 4
+    """Plans that are searched for at a time; further ones are answered 503."""
+    max_plan_seconds: float = 30.0
+    """Time that a plan may take."""
     max_denoising_steps: int = 16
     """Network calls for a frame that a client may ask for."""
     max_body_mb: float = 16.0

@@ -16,10 +16,10 @@ from kinema.serve.tools import Tools
 
 INSTRUCTIONS = """\
 A learned simulator of a robot's world. Begin with list_worlds, then start a session. look shows where you
-are; imagine tries several action sequences at once in the simulator and costs nothing; compare tells which of
-those futures comes nearest to a goal; act carries a sequence out in the real environment, where the session
-has one. The simulator is good for some tens of steps: imagine a little, act a little, look again. Low trust
-says that a future has left what the simulator knows."""
+are; imagine tries several action sequences at once in the simulator and costs nothing; compare tells which
+of those futures comes nearest to a goal; plan lets a planner search for a sequence; act carries a sequence
+out in the real environment, where the session has one. The simulator is good for some tens of steps: imagine
+a little, act a little, look again. Low trust says that a future has left what the simulator knows."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

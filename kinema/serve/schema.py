@@ -15,6 +15,15 @@ Kind = Annotated[
 NumDenoisingSteps = Annotated[int, Field(ge=1, description="Network calls for a frame.")]
 
 
+Text = Annotated[
+    str | None,
+    Field(
+        max_length=2000,
+        description="What is wanted in words, for worlds that know words; others refuse it. None does yet.",
+    ),
+]
+
+
 class Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -32,6 +41,7 @@ class Start(Request):
     )
     actions: list[Row] | None = Field(None, description="The actions between those pictures, one fewer.")
     proprio: list[Row] | None = Field(None, description="Proprioception of each picture, where it is known.")
+    text: Text = None
     seed: Seed = 0
     num_denoising_steps: NumDenoisingSteps | None = None
     beside: bool = Field(False, description="Run the real simulator beside, where there is one.")
@@ -81,6 +91,75 @@ class ChangeRequest(Request):
 class InferRequest(Request):
     frames: dict[str, list[str]] = Field(description="As in Start.")
     proprio: list[Row] | None = None
+
+
+class GoalRequest(Request):
+    """What is wanted: one of a picture, a recorded row, a state; of proprioception alone in a world without
+    cameras."""
+
+    frames: dict[str, str] | None = Field(
+        None, description="One picture by camera: a JPEG or PNG file in base64."
+    )
+    episode: int | None = Field(None, ge=0, description="A recorded episode of the server, with row.")
+    row: int | None = Field(None, ge=0, description="What the episode shows at this row.")
+    state: dict[str, Number | Row] | None = Field(
+        None,
+        description="Quantities that can be read in the pictures (quantities of /v1/world), in the units of "
+        "the actions, angles in degrees; those left out do not count.",
+    )
+    proprio: Row | None = Field(None, description="Proprioception; beside frames, where it is known.")
+    text: Text = None
+
+
+class PlanRequest(Request):
+    """A search for actions; the session stays where it is."""
+
+    goal: GoalRequest | None = Field(None, description="None to plan for reward alone.")
+    planner: Literal["cem", "mppi"] = Field("cem", description="Cross-entropy method, or MPPI.")
+    horizon: int = Field(20, ge=1, le=200, description="Actions of the plan.")
+    num_knots: int = Field(5, ge=1, le=200, description="Actions searched for; straight lines between them.")
+    candidates: int = Field(32, ge=2, le=512, description="Plans that are tried in an iteration.")
+    iterations: int = Field(4, ge=1, le=64, description="Times that candidates are drawn.")
+    measure: Literal["auto", "steps", "latents"] = Field(
+        "auto",
+        description="How far a frame is from a picture: by the steps that the world's heads foretell, or in "
+        "latents; auto takes the heads where there are any.",
+    )
+    reward_weight: Number = Field(0.0, description="Weight of the rewards that the world's heads foretell.")
+    min_trust: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="Plans are worth nothing from where trust falls under this."
+    )
+    seed: Seed = Field(0, description="Of the search.")
+    max_seconds: Annotated[float, Field(gt=0, le=3600)] | None = Field(
+        None,
+        description="After so long the best plan so far is the answer; by default 5, or the most that the "
+        "server allows.",
+    )
+
+
+class Planned(BaseModel):
+    """The best plan that was found."""
+
+    actions: list[list[float]] = Field(description="In the units of the dataset.")
+    score: float = Field(description="More is better.")
+    score_of_start: float = Field(description="That of the plan that the search began with: stay as it is.")
+    measure: Literal["steps", "latents", "state", "reward"] = Field(
+        description="What scores are made of. State: the mean over the quantities, 1 being as far as can be."
+    )
+    num_candidates: int = Field(description="Plans that were tried.")
+    num_steps: int = Field(description="Steps that were simulated for it.")
+    seconds: float
+    is_complete: bool = Field(description="Whether the search ended before its time did.")
+
+
+class ActRequest(Request):
+    """What the world's cloned policy would do here; the session stays where it is."""
+
+    goal: GoalRequest | None = Field(None, description="A picture or a recorded row; None for no goal.")
+
+
+class Acted(BaseModel):
+    actions: list[list[float]] = Field(description="The next actions, in the units of the dataset.")
 
 
 class Picture(BaseModel):
@@ -159,6 +238,9 @@ class WorldInfo(BaseModel):
     num_denoising_steps: int
     max_rewind: int
     has_beside: bool
+    has_heads: bool = Field(description="Whether rewards and steps to a goal are foretold.")
+    has_policy: bool = Field(description="Whether there is a cloned policy to act.")
+    quantities: dict[str, str] = Field(description="What goals of state can name, and its units.")
     num_episodes: int
     limits: dict[str, Any]
 

@@ -13,16 +13,19 @@ from typing import Any, Literal
 import numpy as np
 
 from kinema.data import Dataset
-from kinema.evaluation.probe import PushTProbe, find_probe
+from kinema.evaluation.probe import find_probe
 from kinema.evaluation.pusht import UNITS
+from kinema.policies.cloned import CLONE_FILE, Clone, ClonedPolicy, encode_place, load_clone
 from kinema.serve import images, schema
-from kinema.serve.beside import find_beside, has_beside
+from kinema.serve.beside import Beside, find_beside, has_beside
 from kinema.serve.engine import Engine
+from kinema.serve.goals import Goal, StateReader
 from kinema.serve.limits import Limits, Refusal
 from kinema.serve.metrics import Metrics
+from kinema.serve.planning import Planning
 from kinema.serve.sessions import Session, Sessions
 from kinema.simulation import BUNDLED_WORLDS, MAX_REWIND, Simulation, World
-from kinema.types import Episode
+from kinema.types import Episode, Seen
 from kinema.view import write_video
 
 FIRST_ROW = 3
@@ -38,9 +41,9 @@ MOMENT_BYTES = 2000
 class Service:
     """A world, its recordings, and the sessions that are open in it; used from one event loop."""
 
-    def __init__(self, world: World, dataset: Dataset | None, limits: Limits):
-        """``dataset`` holds the episodes that sessions may begin in. Raises ValueError where it does not fit
-        the world, or the memory allows no session."""
+    def __init__(self, world: World, dataset: Dataset | None, limits: Limits, *, clone: Clone | None = None):
+        """``dataset`` holds the episodes that sessions may begin in, ``clone`` is the policy that acts.
+        Raises ValueError where the dataset does not fit the world, or the memory allows no session."""
         if dataset is not None:
             missing = [key for key in world.cameras if key not in dataset.cameras]
             if missing:
@@ -49,7 +52,9 @@ class Service:
         self.metrics = Metrics()
         self.engine = Engine(limits, self.metrics)
         self.sessions = Sessions(limits, self.metrics, session_bytes=session_bytes(world, limits))
-        self.probe = find_probe(world.name, world.cameras, dataset)
+        self.reader = StateReader(find_probe(world.name, world.cameras, dataset))
+        self.planning = Planning(world, self.engine, self.reader, limits)
+        self._policy = None if clone is None else ClonedPolicy(world, clone)
         self._dataset = dataset
         self._episodes: OrderedDict[int, Episode] = OrderedDict()
         self._reading = asyncio.Lock()
@@ -65,6 +70,7 @@ class Service:
         """Close every session and stop."""
         if self._expiry is not None:
             self._expiry.cancel()
+        await self.planning.close()
         await self.engine.close()
         self.sessions.close_all()
 
@@ -97,12 +103,18 @@ class Service:
                 for name, middle, half in zip(world.config.action_names, center, scale, strict=True)
             ],
             # PushT's agent goes where its action says, in the units of its picture.
-            pointer=[[0.0, 0.0], [UNITS, UNITS]] if isinstance(self.probe, PushTProbe) else None,
+            pointer=[[0.0, 0.0], [UNITS, UNITS]] if self.reader.is_pusht else None,
             proprio_key=world.config.proprio_key,
             proprio_dim=world.proprio_dim,
             num_denoising_steps=world.config.num_denoising_steps,
             max_rewind=min(MAX_REWIND, self.limits.max_pictures - 1),
             has_beside=has_beside(world),
+            has_heads=world.heads is not None,
+            has_policy=self._policy is not None,
+            quantities={
+                key: "degrees" if quantity.is_angle else "in the units of the actions, x right, y down"
+                for key, quantity in self.reader.quantities.items()
+            },
             num_episodes=self.num_episodes,
             limits=dataclasses.asdict(self.limits),
         )
@@ -143,6 +155,7 @@ class Service:
     async def open(self, request: schema.Start, client: str) -> Session:
         """Begin a session. Raises Refusal, or WorldError where what is given does not fit the world."""
         self._check_denoising(request.num_denoising_steps)
+        self._refuse_text(request.text)
         if (request.episode is None) == (request.frames is None and request.proprio is None):
             raise Refusal(
                 422,
@@ -178,7 +191,14 @@ class Service:
             simulation = await self.engine.run(begin)
             step = await self.engine.run(simulation.look)
             return self.sessions.add(
-                Session(simulation=simulation, client=client, step=step, seed=request.seed, beside=beside)
+                Session(
+                    simulation=simulation,
+                    client=client,
+                    step=step,
+                    seed=request.seed,
+                    last_action=actions[-1] if actions is not None and len(actions) else None,
+                    beside=beside,
+                )
             )
 
     async def step(self, sessions: Sequence[Session], actions: Sequence[Any], *, decode: bool = True) -> None:
@@ -186,15 +206,15 @@ class Service:
         shape = (len(sessions), self.world.action_dim)
         rows = self.check_actions(actions, shape)
         beside = [
-            asyncio.create_task(asyncio.to_thread(session.beside.step, row))
+            asyncio.create_task(asyncio.to_thread(_step_beside, session.beside, row, decode))
             for session, row in zip(sessions, rows, strict=True)
             if session.beside is not None
         ]
         simulations = [session.simulation for session in sessions]
         steps = await self.engine.step(simulations, list(rows), decode=decode)
         await asyncio.gather(*beside)
-        for session, step in zip(sessions, steps, strict=True):
-            session.step = step
+        for session, step, row in zip(sessions, steps, rows, strict=True):
+            session.step, session.last_action = step, row
 
     def check_actions(self, actions: Any, shape: tuple[int, ...]) -> np.ndarray:
         """Actions as float32. Raises Refusal (422) where there are too many, and WorldError."""
@@ -207,7 +227,7 @@ class Service:
 
         def back() -> None:
             session.simulation.rewind(num_steps)
-            session.step = session.simulation.look()
+            session.step, session.last_action = session.simulation.look(), None
 
         await self.engine.run(back)
         if session.beside is not None:
@@ -224,7 +244,14 @@ class Service:
                 simulation, seed = await self.engine.run(lambda n=child: _child(session, n, same_noise))
                 beside = None if session.beside is None else await asyncio.to_thread(session.beside.copy)
                 children.append(
-                    Session(simulation=simulation, client=client, step=session.step, seed=seed, beside=beside)
+                    Session(
+                        simulation=simulation,
+                        client=client,
+                        step=session.step,
+                        seed=seed,
+                        last_action=session.last_action,
+                        beside=beside,
+                    )
                 )
             return [self.sessions.add(child) for child in children]
 
@@ -273,6 +300,81 @@ class Service:
         frames = await asyncio.to_thread(self._decode, request.frames)
         proprio = _matrix(request.proprio, "proprio", self.world.proprio_dim)
         return await self.engine.run(lambda: self.world.infer(frames, proprio=proprio))
+
+    async def plan(self, session_id: str, request: schema.PlanRequest) -> schema.Planned:
+        """A plan from where a session is; the session can be used while it is searched for."""
+        wanted = None if request.goal is None else await self.goal(request.goal)
+        async with self.sessions.use(session_id) as session:
+            search = await self.planning.start(session, wanted, request)
+        return await search
+
+    async def act(self, session: Session, request: schema.ActRequest) -> np.ndarray:
+        """What the cloned policy would do next, ``C A``. Raises Refusal (404) where there is none."""
+        policy = self._policy
+        if policy is None:
+            raise Refusal(
+                404,
+                f"world '{self.world.name}' has no cloned policy; learn one from recordings with `kinema "
+                "train DATA --clone --world WORLD --out FOLDER`, and serve that folder",
+                reason="policy",
+            )
+        wanted = None if request.goal is None else await self.goal(request.goal)
+        if wanted is not None and wanted.state:
+            raise Refusal(
+                422,
+                "goal: a cloned policy knows no states; give frames, or episode and row",
+                reason="goal",
+            )
+
+        def act() -> np.ndarray:
+            goal = None
+            if wanted is not None:
+                goal = encode_place(self.world, Seen(frames=wanted.frames or {}, proprio=wanted.proprio))
+            before, here = session.simulation.last_places(2)
+            return policy.foretell(before, here, goal)
+
+        return await self.engine.run(act)
+
+    async def goal(self, request: schema.GoalRequest) -> Goal:
+        """A goal, checked. Raises Refusal and WorldError."""
+        self._refuse_text(request.text)
+        is_given = [request.episode is not None, request.frames is not None, request.state is not None]
+        is_given.append(request.proprio is not None and request.frames is None)
+        if sum(is_given) != 1:
+            raise Refusal(
+                422,
+                "goal: give one of episode (with row), frames, state; or proprio in a world without cameras",
+                reason="goal",
+            )
+        if request.state is not None:
+            state = self.reader.check(request.state)
+            if not state:
+                raise Refusal(422, "goal: state names no quantity", reason="goal")
+            return Goal(state)
+        key, cameras = self.world.config.proprio_key, self.world.cameras
+        if request.episode is not None:
+            recorded = await self.episode(request.episode)
+            row = request.row or 0
+            if row >= len(recorded):
+                raise Refusal(
+                    422,
+                    f"goal: row={row}: episode {request.episode} has rows 0 to {len(recorded) - 1}",
+                    reason="row",
+                )
+            films = {camera: recorded.frames[camera][row : row + 1] for camera in cameras}
+            proprio = recorded.columns[key][row] if key and key in recorded.columns else None
+        else:
+            films = {}
+            if request.frames is not None:
+                given = {camera: [text] for camera, text in request.frames.items()}
+                films = await asyncio.to_thread(self._decode, given)
+            given_proprio = None if request.proprio is None else [request.proprio]
+            rows = _matrix(given_proprio, "goal.proprio", self.world.proprio_dim)
+            proprio = None if rows is None else rows[0]
+        if cameras and not films:
+            raise Refusal(422, f"goal: frames of {', '.join(cameras)} are needed", reason="goal")
+        checked = self.world.by_camera(films or None)
+        return Goal({}, {camera: film[0] for camera, film in checked.items()}, proprio)
 
     # Answers.
 
@@ -328,6 +430,15 @@ class Service:
             raise Refusal(422, f"world '{self.world.name}' has no camera: give proprio", reason="camera")
         return images.decode_frames(frames, self.world, max_frames=self.limits.max_frames)
 
+    def _refuse_text(self, text: str | None) -> None:
+        if text is not None:
+            raise Refusal(
+                422,
+                f"text: world '{self.world.name}' knows no words (no world of this version does); leave text "
+                "out, and give a picture, a recorded row or a state as the goal",
+                reason="text",
+            )
+
     def _check_denoising(self, num: int | None) -> None:
         if num is not None and num > self.limits.max_denoising_steps:
             raise Refusal(
@@ -350,6 +461,18 @@ def find_recordings(source: str, data: Path | None) -> Dataset | None:
     folder = Path(source) if Path(source).is_dir() else BUNDLED_WORLDS / source
     own = folder / "recording"
     return Dataset.open(own) if own.is_dir() else None
+
+
+def find_clone(world: World, source: str) -> Clone | None:
+    """The cloned policy beside a world, where there is one. Raises PartError where it is corrupt."""
+    return load_clone(world, source) if (Path(source) / CLONE_FILE).is_file() else None
+
+
+def _step_beside(beside: Beside, action: np.ndarray, decode: bool) -> None:
+    beside.step(action)
+    if decode:
+        # Drawn here, while the networks work, and not when they are done and the client waits.
+        beside.look()
 
 
 def _child(session: Session, index: int, same_noise: bool) -> tuple[Simulation, int]:

@@ -8,6 +8,8 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 
+import numpy as np
+
 from kinema.serve.beside import Beside
 from kinema.serve.limits import Limits, Refusal
 from kinema.serve.metrics import Metrics
@@ -24,6 +26,8 @@ class Session:
     step: Step
     """What was seen last."""
     seed: int
+    last_action: np.ndarray | None = None
+    """``A``, what was done last, where it is known: plans begin with it."""
     beside: Beside | None = None
     """The real simulator at the same place, where there is one."""
     id: str = dataclasses.field(default_factory=lambda: secrets.token_urlsafe(16))

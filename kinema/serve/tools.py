@@ -12,7 +12,7 @@ from mcp.types import CallToolResult, ImageContent, TextContent
 from pydantic import BaseModel, ConfigDict, Field
 
 from kinema.serve import images, schema
-from kinema.serve.goals import Goal, StateReader
+from kinema.serve.goals import Goal
 from kinema.serve.limits import Refusal
 from kinema.serve.service import Service
 from kinema.serve.sessions import Session
@@ -78,14 +78,14 @@ class Tools:
 
     def __init__(self, service: Service):
         self._service = service
-        self._reader = StateReader(service.probe)
+        self._reader = service.reader
         self._work: dict[str, _Work] = {}
 
     @property
     def all(self) -> list[Callable[..., Awaitable[CallToolResult]]]:
         """Every tool, in the order in which they are used."""
-        tools = [self.list_worlds, self.start, self.look, self.imagine, self.compare, self.act]
-        return [*tools, self.simulate, self.rewind, self.close]
+        tools = [self.list_worlds, self.start, self.look, self.imagine, self.compare, self.plan]
+        return [*tools, self.act, self.simulate, self.rewind, self.close]
 
     async def list_worlds(self) -> CallToolResult:
         """The world that is served: its actions with their ranges, its cameras, the quantities that can be
@@ -96,10 +96,7 @@ class Tools:
             "steps_a_second": info.fps,
             "cameras": [camera.model_dump() for camera in info.cameras],
             "actions": [action.model_dump() for action in info.actions],
-            "quantities": {
-                key: "degrees" if quantity.is_angle else "in the units of the actions, x right, y down"
-                for key, quantity in self._reader.quantities.items()
-            },
+            "quantities": info.quantities,
             "named_goals": self._reader.named_goals,
             "episodes": [episode.model_dump() for episode in self._service.list_episodes(0, 20).episodes],
             "num_episodes": info.num_episodes,
@@ -196,6 +193,65 @@ class Tools:
             text = f"Future {best['future']} comes nearest: {told} off. Next: act with its sequence."
         return _answer(text, {"session": held.id, "ranking": ranked})
 
+    async def plan(
+        self,
+        session: SessionId,
+        goal: GoalInput,
+        horizon: Annotated[int, Field(ge=1, le=60, description="Steps of the plan.")] = 20,
+        max_seconds: Annotated[
+            float, Field(gt=0, le=30, description="After so long the best plan so far is the answer.")
+        ] = 10.0,
+        planner: Annotated[str, Field(description="cem or mppi.", pattern="^(cem|mppi)$")] = "cem",
+        seed: Annotated[int, Field(ge=0, lt=2**31)] = 0,
+    ) -> CallToolResult:
+        """Let a planner search in the simulator for actions that lead to a goal; nothing is carried out.
+        Answers the best sequence and a strip of pictures of its future: future 0 for compare."""
+        service = self._service
+        async with self._use(session) as held:
+            wanted = await self._goal(goal)
+            request = schema.PlanRequest.model_validate(
+                {
+                    "horizon": horizon,
+                    "planner": planner,
+                    "seed": seed,
+                    "max_seconds": min(max_seconds, service.limits.max_plan_seconds),
+                }
+            )
+            planned = await _told(await _told(service.planning.start(held, wanted, request)))
+            actions = np.asarray(planned.actions, np.float32)
+            with _Telling(), service.sessions.room(CLIENT):
+                (film,), (trust,) = await self._roll_out(held, [actions])
+            present = images.by_camera(held.step.frame, service.world)
+        future = _Future(actions, {key: pictures[-1] for key, pictures in film.items()}, trust)
+        self._work[held.id].futures = [future]
+        now, then = (self._reader.distance(frames, wanted) for frames in (present, future.frames))
+        told = ", ".join(f"{key} {now[key]:.1f} to {then[key]:.1f}" for key in now)
+        if self._reader.score(then) < self._reader.score(now):
+            text = f"The plan comes nearer to the goal: {told}. Next: act with its first actions, then look."
+        else:
+            text = (
+                f"No plan that was tried comes nearer to the goal ({told}). Give more max_seconds or another "
+                "horizon, or imagine sequences of your own."
+            )
+        strip = contact_sheet(
+            [np.concatenate(list(film.values()), axis=2)],
+            columns=COLUMNS,
+            scale=max(1, 96 // next(iter(film.values())).shape[1]),
+        )
+        data = {
+            "session": held.id,
+            "actions": [[round(number, 2) for number in row] for row in planned.actions],
+            "num_steps": horizon,
+            "trust": trust,
+            "state": self._reader.read(future.frames),
+            "distance_now": now,
+            "distance_planned": then,
+            "num_candidates": planned.num_candidates,
+            "seconds": planned.seconds,
+            "is_complete": planned.is_complete,
+        }
+        return _answer(text, data, [strip])
+
     async def act(self, session: SessionId, actions: Sequence_, hold: Hold = 1) -> CallToolResult:
         """Carry actions out in the real environment. The simulator then goes on from what the environment
         showed. This cannot be undone."""
@@ -213,6 +269,7 @@ class Tools:
                 work.real_actions.append(action)
             del work.real[:-CONTEXT], work.real_actions[: -(CONTEXT - 1)]
             work.futures = []
+            held.last_action = rows[-1]
             await _told(self._ground(held, work))
             return await self._shown(held, f"Carried out {len(rows)} steps.")
 
@@ -225,6 +282,7 @@ class Tools:
                 (held.step,) = await _told(
                     self._service.engine.step([held.simulation], [action], decode=is_last)
                 )
+            held.last_action = rows[-1]
             self._work[held.id].futures = []
             return await self._shown(held, f"Simulated {len(rows)} steps.")
 
@@ -238,7 +296,7 @@ class Tools:
                     "give fewer"
                 )
             await _told(self._service.engine.run(lambda: simulation.rewind(num_steps)))
-            held.step = await _told(self._service.engine.run(simulation.look))
+            held.step, held.last_action = await _told(self._service.engine.run(simulation.look)), None
             self._work[held.id].futures = []
             return await self._shown(held, f"Went back {num_steps} steps.")
 
@@ -327,16 +385,14 @@ class Tools:
         if frames is not None:
             seen = self._reader.read(frames)
             state = {key: value for key, value in seen.items() if value is not None}
-        wanted = goal.only if goal.only is not None else list(state)
-        known = self._reader.quantities
-        for key in [*state, *wanted]:
-            if key not in known:
-                _fail(f"goal: no quantity {key!r}; there are {', '.join(known) or 'none in this world'}")
-        chosen = {key: np.atleast_1d(state[key]) for key in wanted if key in state}
-        for key, value in chosen.items():
-            size = 1 if known[key].is_angle else 2
-            if value.shape != (size,) or not np.isfinite(value).all():
-                _fail(f"goal: {key} is {size} finite numbers, got {np.asarray(value).tolist()}")
+        if goal.only is not None:
+            unknown = [key for key in goal.only if key not in self._reader.quantities]
+            if unknown:
+                known = ", ".join(self._reader.quantities) or "none in this world"
+                _fail(f"goal: no quantity {unknown[0]!r} for only; there are {known}")
+            state = {key: value for key, value in state.items() if key in goal.only}
+        with _Telling():
+            chosen = self._reader.check(state)
         if not chosen and frames is None:
             _fail("goal: no quantity is left to compare")
         return Goal(chosen, frames)

@@ -17,6 +17,7 @@ from kinema.data import Dataset
 from kinema.data.spaces import RecordError
 from kinema.evaluation.agents import Cost, SimulatorAgent
 from kinema.evaluation.planning import PlanningConfig, attempt, make_agents, measure_planning
+from kinema.evaluation.plot import LIGHT
 from kinema.evaluation.policy import Mixed, PolicyConfig, judge, parse
 from kinema.evaluation.tasks import PushTReality, Task, draw_tasks
 from kinema.plan import PlanConfig
@@ -219,12 +220,12 @@ def test_a_judgement_of_known_returns(world: World) -> None:  # noqa: F811
     names = ("random", "zero", "random@0.5", "zero@0.5", "zero@0.2")
     config = PolicyConfig(world="w", env="e", policies=names, episodes=3)
     real = np.arange(5.0)[:, None] + np.array([-0.1, 0.0, 0.1])
-    result, picture = judge(world, config, real, 2.0 * real)
+    result, draw = judge(world, config, real, 2.0 * real)
     rows = {row.key: row for row in result.rows}
     assert rows["pearson"].value == pytest.approx(1.0)
     assert rows["mmrv"].value == 0.0
     assert (rows["pearson"].verdict, rows["mmrv"].verdict) == ("aim", "aim")
-    assert picture.shape == (560, 560, 3)
+    assert draw(LIGHT).shape == (560, 560, 3)
     assert result.protocol["returns"]["zero"]["simulated"] == pytest.approx([1.8, 2.0, 2.2])
     json.loads(result.to_json())
     swapped = 2.0 * real[[1, 0, 2, 3, 4]]
@@ -263,6 +264,7 @@ def test_evaluate_policy_as_a_command(
     assert len({tuple(each["simulated"]) for each in returns.values()}) == 5
     assert all(-4.0 <= value <= 8.0 for each in returns.values() for value in each["simulated"])
     assert Image.open(tmp_path / "policy-scatter.png").size == (560, 560)
+    assert (tmp_path / "policy.html").read_text().count("<img") == 2
     # What needs the simulator's own state cannot be graded in a world.
     assert cli.main([*words, *names[:4], "pusht-play"]) == 2
     assert "needs pos_agent and block_pose in info" in capsys.readouterr().err

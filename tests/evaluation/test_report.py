@@ -6,6 +6,7 @@ import pytest
 
 from kinema.data import DataError
 from kinema.evaluation import Report, ReportConfig, measure
+from kinema.evaluation.report import write
 from kinema.simulation import World
 
 from .drawn import DrawnWorld, Mistakes, Recording, record, tiny_config
@@ -167,8 +168,12 @@ def test_any_world_is_measured_by_its_pictures(recording: Recording) -> None:
 
 def test_report_as_json_and_as_table(recording: Recording, tmp_path: Path) -> None:
     report = run(recording, Mistakes(vanishes_after=0))
-    report.write(tmp_path / "deep" / "report.json")
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["report.json"]
+    paths = write(report, tmp_path / "deep")
+    assert [path.name for path in paths] == ["report.json", "report.png", "report.html"]
+    assert sorted(paths) == sorted((tmp_path / "deep").iterdir())
+    page = paths[-1].read_text(encoding="utf-8")
+    assert "agent position, last frame repeated, px" in page
+    assert '<td class="missed">missed</td>' in page
     content = json.loads((tmp_path / "deep" / "report.json").read_text(encoding="utf-8"))
     rows = {row["key"]: row for row in content["rows"]}
     assert rows["simulate/agent"]["verdict"] == "missed"

@@ -131,6 +131,9 @@ def test_mistakes_tell_what_to_do_next(tmp_path: Path) -> None:
                 own | {"actions": action * 3, "hold": 100},
                 "held for 100 steps are over 200",
             ),
+            ("plan", own | {"goal": {}}, "give one of name, state, episode"),
+            ("plan", own | {"goal": {"episode": 0, "row": 3}, "max_seconds": 1e-6}, "give more time"),
+            ("plan", own | {"goal": {"episode": 0, "row": 3}, "horizon": 500}, "less than or equal to 60"),
             ("rewind", own | {"num_steps": 5000}, "can be undone"),
             ("imagine", own | {"sequences": []}, "sequences"),
         ):
@@ -173,6 +176,13 @@ def test_acting_grounds_the_simulator_in_the_environment() -> None:
         ranked = (await call("compare", session=session, goal=goal)).structured_content["ranking"]
         assert [entry["future"] for entry in ranked][-1] == 0
         assert ranked[-1]["distance"]["agent"] > 150
+        planned = await call("plan", session=session, goal=goal, horizon=8, max_seconds=4, seed=1)
+        found = planned.structured_content
+        assert np.shape(found["actions"]) == (found["num_steps"], 2)
+        assert len(pictures(planned)) == 1
+        (best, *_) = (await call("compare", session=session, goal=goal)).structured_content["ranking"]
+        assert best["distance"]["agent"] <= found["distance_planned"]["agent"] + 1e-6
+        assert found["num_candidates"] >= 16
         named = (await call("compare", session=session, goal={"name": "target"})).structured_content
         assert set(named["ranking"][0]["distance"]) == {"block", "angle"}
 

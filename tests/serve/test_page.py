@@ -127,6 +127,45 @@ def test_arrow_keys_move_the_agent(open_page: Callable[..., Any]) -> None:
     assert abs(agent(page)[1] - before[1]) < 0.1
 
 
+def test_a_gamepad_moves_the_agent(open_page: Callable[..., Any]) -> None:
+    """No gamepad is plugged in here: the browser's own list of them is made to hold one."""
+    page = open_page()
+    before = agent(page)
+    page.evaluate("() => { navigator.getGamepads = () => [null, { axes: [0.05, -1] }]; }")
+    page.click("#play")
+    wait_until(page, lambda: agent(page)[1] < before[1] - 0.1)
+    # The stick's rest is not at zero exactly, and is no input.
+    page.evaluate("() => { navigator.getGamepads = () => [{ axes: [0.1, 0.1] }]; }")
+    inputs = page.get_attribute("body", "data-inputs")
+    first = steps(page)
+    wait_until(page, lambda: steps(page) > first + 3)
+    settled = page.get_attribute("body", "data-inputs")
+    wait_until(page, lambda: steps(page) > first + 8)
+    assert int(inputs) <= int(settled) == int(page.get_attribute("body", "data-inputs"))
+
+
+def test_every_control_is_reached_by_the_keyboard(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    wanted = {"play", "step", "back", "fork", "record", "export", "theme"}
+    wanted |= {"episode", "row", "seed", "denoising", "speed", "A simulated"}
+    reached: set[str] = set()
+    page.focus("#theme")
+    for _ in range(40):
+        focused = "() => document.activeElement.id || document.activeElement.getAttribute('aria-label')"
+        reached.add(page.evaluate(focused))
+        page.keyboard.press("Tab")
+    assert wanted <= reached
+    unnamed = """() => [...document.querySelectorAll('button, input, select, canvas[tabindex]')].filter(
+        (one) => !(one.textContent.trim() || one.labels?.length || one.getAttribute('aria-label'))).length"""
+    assert page.evaluate(unnamed) == 0
+    before = steps(page)
+    page.focus("[data-name=A] .simulated canvas")
+    page.keyboard.press(".")
+    wait_until(page, lambda: steps(page) == before + 1)
+    page.keyboard.press("f")
+    page.wait_for_selector("[data-name=B]")
+
+
 def test_going_back_shows_what_was_there(open_page: Callable[..., Any]) -> None:
     page = open_page()
     point(page, 0.3, 0.6)

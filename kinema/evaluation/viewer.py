@@ -1,0 +1,244 @@
+"""``kinema view``: an episode, or what a world makes of it, as a recording for the Rerun viewer.
+
+Everything stands on two timelines: ``row``, the row of the episode, and ``time`` in seconds.
+"""
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+from kinema import view
+from kinema.data.lerobot import Dataset
+from kinema.evaluation.rollout import open_recordings
+from kinema.evaluation.simulate import Comparison, SimulateConfig, compare_episode
+from kinema.simulation import BUNDLED_WORLDS, World, load
+from kinema.types import Episode
+from kinema.world_model import CONFIG_FILE
+
+BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+"""Columns that say where a row is and nothing of the robot."""
+APPLICATION = "kinema"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    source: Annotated[str, tyro.conf.Positional]
+    """A dataset (LeRobot folder or Hub id) or a world (name of a bundled one, folder or Hub id)."""
+    episode: int = 0
+    """Which episode."""
+    simulate: bool = False
+    """Simulate the episode with the world, beside what was recorded."""
+    data: str | None = None
+    """Recordings of a world: a LeRobot folder or Hub id; by default what the world brings along."""
+    steps: int = 200
+    """Steps to simulate, at most as many as were recorded."""
+    context: int = 4
+    """Recorded frames to start a simulation from."""
+    seed: int = 0
+    """Of the simulation's noise."""
+    num_denoising_steps: int | None = None
+    """Network calls for a frame; the world's own by default."""
+    device: str = "cpu"
+    """Where to compute: cpu or cuda."""
+    out: Path | None = None
+    """File to write, such as episode.rrd; by default the viewer opens."""
+
+    def __post_init__(self) -> None:
+        if self.episode < 0:
+            raise ValueError(f"episode is {self.episode}, but must be at least 0")
+        if self.out is not None and self.out.suffix != ".rrd":
+            raise ValueError(f"out is {self.out}: Rerun's files end in .rrd")
+
+
+def show(config: ViewConfig) -> int:
+    """Write the file, or open the viewer; 0 when done.
+
+    Raises:
+        ImportError: Rerun is not installed.
+        ValueError: the world or the data cannot be read, or do not fit each other or what is asked.
+    """
+    import rerun  # noqa: F401  # Before the work of minutes that would be for nothing.
+
+    world, dataset = _open(config)
+    if config.episode >= dataset.num_episodes:
+        raise ValueError(
+            f"{dataset.root}: no episode {config.episode}; there are {dataset.num_episodes}, counted from 0"
+        )
+    comparison = None
+    if world is not None:
+        simulated = SimulateConfig(
+            world=config.source,
+            episode=config.episode,
+            steps=config.steps,
+            context=config.context,
+            seed=config.seed,
+            num_denoising_steps=config.num_denoising_steps,
+        )
+        comparison = compare_episode(world, dataset, simulated)
+    episode = dataset.episode(config.episode)
+    name = f"{dataset.root.name} episode {config.episode}"
+    with _recording(name, dataset.fps, _layout(dataset, world), config.out) as log:
+        log_episode(log, dataset, episode)
+        if world is not None and comparison is not None:
+            log_comparison(log, dataset, world, comparison, first=config.context)
+    if config.out is not None:
+        print(f"{config.out}\nopen it with: rerun {config.out}")
+    return 0
+
+
+class Log:
+    """Writes into a recording of Rerun."""
+
+    def __init__(self, stream: Any, fps: float):
+        self._stream, self._fps = stream, fps
+
+    def at(self, row: int) -> None:
+        """What follows is of this row of the episode."""
+        self._stream.set_time("row", sequence=row)
+        self._stream.set_time("time", duration=row / self._fps)
+
+    def picture(self, path: list[str], picture: np.ndarray) -> None:
+        """``H W C`` uint8, without loss."""
+        import rerun
+
+        buffer = io.BytesIO()
+        shown = picture[..., 0] if picture.shape[-1] == 1 else picture
+        Image.fromarray(shown).save(buffer, format="PNG", compress_level=1)
+        self._stream.log(path, rerun.EncodedImage(contents=buffer.getvalue(), media_type="image/png"))
+
+    def number(self, path: list[str], value: float) -> None:
+        """A number; one that is not finite leaves a gap."""
+        import rerun
+
+        if np.isfinite(value):
+            self._stream.log(path, rerun.Scalars(float(value)))
+
+    def text(self, path: list[str], text: str) -> None:
+        """Of the whole recording."""
+        import rerun
+
+        self._stream.log(path, rerun.TextDocument(text), static=True)
+
+
+def log_episode(log: Log, dataset: Dataset, episode: Episode) -> None:
+    """What was recorded: pictures by camera, and every column of numbers by its names."""
+    if episode.task is not None:
+        log.text(["task"], episode.task)
+    columns = {
+        key: np.asarray(values).reshape(len(episode), -1)
+        for key, values in episode.columns.items()
+        if key not in BOOKKEEPING and np.asarray(values).dtype.kind in "biuf"
+    }
+    names = {key: _names(dataset, key, values.shape[1]) for key, values in columns.items()}
+    for row in tqdm(range(len(episode)), desc="logging", unit=" rows"):
+        log.at(row)
+        for camera, film in episode.frames.items():
+            log.picture(["real", camera], film[row])
+        for key, values in columns.items():
+            for name, value in zip(names[key], values[row], strict=True):
+                log.number([key, "real", name], float(value))
+
+
+def log_comparison(log: Log, dataset: Dataset, world: World, comparison: Comparison, *, first: int) -> None:
+    """What was simulated from row ``first`` on, and how it differs from what was recorded: pictures and
+    their difference by camera, proprioception, trust, errors."""
+    clip, key = comparison.clip, world.config.proprio_key
+    names = [] if key is None else _names(dataset, key, world.proprio_dim)
+    # At the size that the world shows; the recording may be larger.
+    differences = {
+        camera: view.difference(clip.frames[camera][first:], film)
+        for camera, film in comparison.frames.items()
+    }
+    for step in tqdm(range(clip.num_frames - first), desc="logging", unit=" steps"):
+        log.at(first + step)
+        for camera, film in comparison.frames.items():
+            log.picture(["simulated", camera], film[step])
+            log.picture(["difference", camera], differences[camera][step])
+        if key is not None and comparison.proprio is not None:
+            for name, value in zip(names, comparison.proprio[step], strict=True):
+                log.number([key, "simulated", name], float(value))
+        if comparison.trust is not None:
+            log.number(["trust"], float(comparison.trust[step]))
+        for quantity in comparison.quantities:
+            place = ["error", f"{quantity.label} ({quantity.unit})"]
+            log.number([*place, "simulated"], float(comparison.errors[quantity.key][step]))
+            log.number([*place, "last frame repeated"], float(comparison.still[quantity.key][step]))
+
+
+def _open(config: ViewConfig) -> tuple[World | None, Dataset]:
+    """The world where one is to simulate, and the recordings. Raises ValueError."""
+    folder = Path(config.source)
+    if not folder.is_dir() and (BUNDLED_WORLDS / config.source).is_dir():
+        folder = BUNDLED_WORLDS / config.source
+    is_world = (folder / CONFIG_FILE).is_file()
+    if (folder / "meta" / "info.json").is_file() and config.simulate:
+        raise ValueError(
+            f"{folder} is a dataset, and --simulate needs a world: kinema view WORLD --data {folder} "
+            "--simulate"
+        )
+    if config.simulate:
+        return load(config.source, device=config.device), open_recordings(config.source, config.data)
+    if is_world or config.data is not None:
+        return None, open_recordings(config.source, config.data)
+    return None, Dataset.open(config.source)
+
+
+def _names(dataset: Dataset, key: str, size: int) -> list[str]:
+    """The names of a column's numbers, where it has as many; else their places."""
+    names = dataset.features.get(key, {}).get("names")
+    if isinstance(names, Mapping):
+        names = next((value for value in names.values() if isinstance(value, list)), None)
+    if not isinstance(names, list) or len(names) != size or len(set(map(str, names))) != size:
+        return [str(index) for index in range(size)]
+    return [str(name) for name in names]
+
+
+def _layout(dataset: Dataset, world: World | None) -> Any:
+    """Pictures above, one row for each camera, and plots beneath."""
+    import rerun
+    from rerun import blueprint
+
+    kinds = ("real",) if world is None else ("real", "simulated", "difference")
+    pictures = [
+        blueprint.Spatial2DView(origin=rerun.new_entity_path([kind, camera]), name=f"{kind} {camera}")
+        for camera in (dataset.cameras if world is None else world.cameras)
+        for kind in kinds
+    ]
+    groups = [key for key in dataset.features if key not in (*BOOKKEEPING, *dataset.cameras)]
+    groups += [] if world is None else ["error", "trust"]
+    plots = [blueprint.TimeSeriesView(origin=rerun.new_entity_path([key]), name=key) for key in groups]
+    parts: list[Any] = [blueprint.Grid(*pictures, grid_columns=len(kinds))] if pictures else []
+    return blueprint.Blueprint(blueprint.Vertical(*parts, blueprint.Grid(*plots)))
+
+
+@contextmanager
+def _recording(name: str, fps: float, layout: Any, out: Path | None) -> Iterator[Log]:
+    """A recording that goes to a file, written beside and then renamed, or else to the viewer."""
+    import rerun
+
+    with contextlib.ExitStack() as stack:
+        stream = rerun.RecordingStream(APPLICATION)
+        stack.callback(stream.disconnect)
+        part = None
+        if out is None:
+            stream.spawn(default_blueprint=layout)
+        else:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            part = out.with_name(f".{out.name}.part")
+            stack.callback(part.unlink, missing_ok=True)
+            stream.save(part, default_blueprint=layout)
+        stream.send_recording_name(name)
+        yield Log(stream, fps)
+        stream.flush()
+        stream.disconnect()
+        if part is not None and out is not None:
+            part.replace(out)
