@@ -4,6 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from kinema.planners import SearchConfig
+from kinema.planners.scores import MeasureOrAuto
+
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e30, le=1e30)]
 Row = Annotated[list[Number], Field(min_length=1, max_length=1024)]
 Action = Annotated[Row, Field(description="One number for each of the world's actions, in its units.")]
@@ -116,14 +119,20 @@ class PlanRequest(Request):
 
     goal: GoalRequest | None = Field(None, description="None to plan for reward alone.")
     planner: Literal["cem", "mppi"] = Field("cem", description="Cross-entropy method, or MPPI.")
-    horizon: int = Field(20, ge=1, le=200, description="Actions of the plan.")
-    num_knots: int = Field(5, ge=1, le=200, description="Actions searched for; straight lines between them.")
-    candidates: int = Field(32, ge=2, le=512, description="Plans that are tried in an iteration.")
-    iterations: int = Field(4, ge=1, le=64, description="Times that candidates are drawn.")
-    measure: Literal["auto", "steps", "latents"] = Field(
+    horizon: int = Field(SearchConfig.horizon, ge=1, le=200, description="Actions of the plan.")
+    num_knots: int = Field(
+        SearchConfig.num_knots, ge=1, le=200, description="Actions searched for; straight lines between them."
+    )
+    candidates: int = Field(
+        SearchConfig.candidates, ge=2, le=512, description="Plans that are tried in an iteration."
+    )
+    iterations: int = Field(
+        SearchConfig.iterations, ge=1, le=64, description="Times that candidates are drawn."
+    )
+    measure: MeasureOrAuto = Field(
         "auto",
-        description="How far a frame is from a picture: by the steps that the world's heads foretell, or in "
-        "latents; auto takes the heads where there are any.",
+        description="How far a frame is from a picture: by the steps that the world's heads foretell, by "
+        "codes of its manifold, or by latents; auto takes the first of these that the world has.",
     )
     reward_weight: Number = Field(0.0, description="Weight of the rewards that the world's heads foretell.")
     min_trust: Annotated[float, Field(ge=0, le=1)] | None = Field(
@@ -143,7 +152,7 @@ class Planned(BaseModel):
     actions: list[list[float]] = Field(description="In the units of the dataset.")
     score: float = Field(description="More is better.")
     score_of_start: float = Field(description="That of the plan that the search began with: stay as it is.")
-    measure: Literal["steps", "latents", "state", "reward"] = Field(
+    measure: Literal["steps", "codes", "latents", "state", "reward"] = Field(
         description="What scores are made of. State: the mean over the quantities, 1 being as far as can be."
     )
     num_candidates: int = Field(description="Plans that were tried.")

@@ -58,7 +58,13 @@ class Witness:
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Witness]]:
     """A server, and a witness at it."""
-    limits = Limits(requests_per_second=1e6, max_sessions=40, max_sessions_per_client=39, body_seconds=3)
+    limits = Limits(
+        requests_per_second=1e6,
+        max_sessions=40,
+        max_sessions_per_client=39,
+        body_seconds=3,
+        max_plan_seconds=0.2,
+    )
     service = small_service(tmp_path_factory.mktemp("attacked"), limits)
     assert service._dataset is not None
     episode = service._dataset.episode(0)

@@ -58,14 +58,14 @@ def test_a_plan_is_that_of_the_planner(
     given = episode.columns["action"][:3]
     sim = world.start({key: film[:4] for key, film in episode.frames.items()}, given)
     config = SearchConfig(horizon=4, candidates=20, iterations=2, num_knots=3, elites=4)
-    score = WorldScore(sim.fork(1), Goal(target=encode_goal(world, picture), measure="latents"), max_batch=16)
+    score = WorldScore(sim.fork(1), Goal(target=encode_goal(world, picture), measure="codes"), max_batch=16)
     start = np.repeat(np.clip(normalize_actions(world, given[-1]), -1, 1)[None], 4, axis=0)
     found = {"cem": CrossEntropy, "mppi": MPPI}[planner](config).plan(score, start, np.random.default_rng(3))
     np.testing.assert_allclose(planned["actions"], restore_actions(world, found.actions), atol=1e-4)
     assert planned["score"] == pytest.approx(found.score, rel=1e-3)
     assert planned["score"] >= planned["score_of_start"]
     assert planned["is_complete"]
-    assert (planned["measure"], planned["num_candidates"], planned["num_steps"]) == ("latents", 40, 160)
+    assert (planned["measure"], planned["num_candidates"], planned["num_steps"]) == ("codes", 40, 160)
     # The session stayed where it was.
     assert http.get(f"/v1/sessions/{session}?format=none").json()["num_steps"] == 0
 
@@ -180,8 +180,7 @@ def test_the_agent_of_pusht_is_planned_to_a_state() -> None:
             state={"agent": goal}, horizon=12, candidates=16, iterations=3, max_seconds=30.0, num_knots=2
         )
         assert actions.shape == (12, 2)
-        for action in actions:
-            step = sim.step(action)
+        step = [sim.step(action) for action in actions][-1]
         np.testing.assert_allclose(step.proprio, goal, atol=60)
         with pytest.raises(WorldError, match="agent is 2 finite numbers"):
             sim.plan(state={"agent": [1.0]})
