@@ -231,6 +231,14 @@ class SimulationBatch:
         """Proprioception of the present frame of every session, as the networks have it."""
         return self._cache.last_proprio.clone()
 
+    @property
+    def frame_before(self) -> tuple[Float[Tensor, "B L Z"], Float[Tensor, "B P"]]:
+        """Latents and normalised proprioception of the frame before the present one of every session; of the
+        present one where there is no other."""
+        frames, _ = self._cache.past()
+        index = max(0, frames.latents.shape[1] - 2)
+        return frames.latents[:, index].clone(), frames.proprio[:, index].clone()
+
     def fork(self, num: int, *, max_rewind: int | None = None) -> "SimulationBatch":
         """``num`` futures of every session, ``B * num`` in all, each with its own noise from here on.
 

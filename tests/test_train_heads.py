@@ -16,7 +16,7 @@ from kinema.data import DataError, Dataset
 from kinema.data.segments import SegmentsConfig, load_segments
 from kinema.heads import HeadsConfig
 from kinema.hindsight import Hindsight
-from kinema.policies.cloned import CLONE_FILE, CloneConfig, ClonedPolicy, load_clone
+from kinema.policies.cloned import CLONE_FILE, CloneConfig, ClonedPolicy, CloneProposer, load_clone
 from kinema.simulation import World, load
 from kinema.train import TrainConfig, _encode_all, train
 from kinema.types import Seen
@@ -216,6 +216,13 @@ def test_a_clone_does_what_the_goal_shows(tmp_path: Path) -> None:
         done.append(policy.choose(seen))
     scale = world.action_normalizer.scale.numpy()
     assert (np.abs(np.stack(done) - asked) / scale).mean() < 0.3
+    # As a planner uses it, it draws what it would do: near that, and not twice the same.
+    session = world.start(draw(np.array([[2.0, 1.5]])), proprio=np.array([[2.0, 1.5]], np.float32))
+    goal = world.place(latents := world.encode(draw(asked[1:])), normalized.expand(len(latents), -1))
+    drawn = CloneProposer(objective.clone).propose(session.fork(40), goal, np.random.default_rng(0))
+    assert drawn.shape == (40, 1, 2)
+    assert np.abs(np.median(drawn[:, 0], axis=0) - asked[1]).max() / scale.max() < 0.3
+    assert (drawn.std(axis=0) > 0).all()
     # Without a goal, and with noise, it still acts within the range.
     policy.set_goal(None)
     noisy = ClonedPolicy(world, objective.clone, noise=0.5, is_greedy=False)

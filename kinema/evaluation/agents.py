@@ -9,11 +9,12 @@ from jaxtyping import Float
 
 from kinema.arena import History
 from kinema.evaluation.tasks import PushTReality, SimulatorScore, Task
-from kinema.planners import Controller, Goal, Planner
+from kinema.goals import encode_goal
+from kinema.planners import Controller, Goal, Planner, ProposeAndCheck
 from kinema.planners.controller import last_action
 from kinema.planners.scores import Measure, restore_actions
 from kinema.planners.search import WarmStart
-from kinema.policies.cloned import ClonedPolicy, encode_goal
+from kinema.policies.cloned import ClonedPolicy
 from kinema.simulation import World
 
 
@@ -75,7 +76,14 @@ class PlannerAgent:
     """A planner in the world, told the goal picture."""
 
     def __init__(
-        self, name: str, world: World, planner: Planner, *, measure: Measure, chunk: int, context: int
+        self,
+        name: str,
+        world: World,
+        planner: Planner | ProposeAndCheck,
+        *,
+        measure: Measure,
+        chunk: int,
+        context: int,
     ):
         """Raises WorldError where the world has no heads and steps are the measure."""
         if measure == "steps":

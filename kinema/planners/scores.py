@@ -90,6 +90,11 @@ class WorldScore:
         batch = self.session.world.config.num_denoising_steps
         return self.num_batched_steps * (batch + 1)
 
+    def count(self, num: int, horizon: int) -> None:
+        """So many more steps of so many sessions were simulated."""
+        self.num_steps += num * horizon
+        self.num_batched_steps += horizon
+
     def __call__(self, candidates: Float[np.ndarray, "K H A"]) -> Float[np.ndarray, " K"]:
         parts = [
             self._score(candidates[first : first + self.max_batch])
@@ -117,8 +122,7 @@ class WorldScore:
                 if distances:
                     distance = np.where(is_lost, np.max(distances, axis=0), distance)
                 distances.append(distance)
-        self.num_steps += num * horizon
-        self.num_batched_steps += horizon
+        self.count(num, horizon)
         scores = goal.reward_weight * rewards
         if distances:
             each = np.stack(distances)

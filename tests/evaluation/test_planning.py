@@ -20,7 +20,9 @@ from kinema.evaluation.planning import PlanningConfig, attempt, make_agents, mea
 from kinema.evaluation.policy import Mixed, PolicyConfig, judge, parse
 from kinema.evaluation.tasks import PushTReality, Task, draw_tasks
 from kinema.plan import PlanConfig
+from kinema.parts import save_part
 from kinema.planners import CrossEntropy, SearchConfig
+from kinema.policies.cloned import CLONE_FILE, CloneConfig, new_clone
 from kinema.simulation import World
 from kinema.world_model import WorldError
 
@@ -124,6 +126,15 @@ def test_evaluate_planning_as_a_command(
     assert "near: mppi, goals reached" in capsys.readouterr().out
     assert (tmp_path / "planning.png").is_file()
     assert json.loads((tmp_path / "planning.json").read_text())["protocol"]["near"] == [5, 4]
+    words[words.index("mppi")] = "propose"
+    assert cli.main(words) == 2
+    assert "there is no policy that could propose plans" in capsys.readouterr().err
+    clone = new_clone(world, CloneConfig(width=16, depth=1, chunk=4))
+    save_part(tmp_path / "world" / CLONE_FILE, clone.config, clone)
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    for agent in ("random", "cloned", "propose", "best planner (propose)"):
+        assert f"near: {agent}, goals reached" in printed
 
 
 def test_plan_as_a_command(
