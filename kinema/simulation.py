@@ -239,6 +239,12 @@ class SimulationBatch:
         index = max(0, frames.latents.shape[1] - 2)
         return frames.latents[:, index].clone(), frames.proprio[:, index].clone()
 
+    def select(self, indices: Sequence[int], seeds: Sequence[int]) -> "SimulationBatch":
+        """Sessions that go on from where some of these are, each with noise of its own seed; they cannot be
+        rewound."""
+        assert len(indices) == len(seeds)
+        return self._copy(torch.tensor(list(indices)), list(seeds), max_rewind=0)
+
     def fork(self, num: int, *, max_rewind: int | None = None) -> "SimulationBatch":
         """``num`` futures of every session, ``B * num`` in all, each with its own noise from here on.
 

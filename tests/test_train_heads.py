@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from kinema import cli
-from kinema import train as train_module
+from kinema import loop as loop_module
 from kinema.checkpoint import CheckpointError, read_state
 from kinema.data import DataError, Dataset
 from kinema.data.segments import SegmentsConfig, load_segments
@@ -40,7 +40,7 @@ def world_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def every_update_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_module, "LOG_EVERY", 1)
+    monkeypatch.setattr(loop_module, "LOG_EVERY", 1)
 
 
 def config_of(data: Path, out: Path, world: Path, **fields: Any) -> TrainConfig:
@@ -53,7 +53,7 @@ def config_of(data: Path, out: Path, world: Path, **fields: Any) -> TrainConfig:
 def uninterrupted(data: Path, world_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "world"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "LOG_EVERY", 1)
+        patch.setattr(loop_module, "LOG_EVERY", 1)
         assert train(config_of(data, out, world_folder)) == 0
     return out
 

@@ -22,6 +22,7 @@ POLICIES = {
     "zero": "kinema.policies.open_loop:ZeroPolicy",
     "pusht-play": "kinema.policies.pusht_play:make",
     "cloned": "kinema.policies.cloned:make",
+    "imagined": "kinema.policies.imagined:make",
 }
 """Short names of the policies that come with kinema."""
 

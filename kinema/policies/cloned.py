@@ -166,6 +166,11 @@ class ClonedPolicy:
             self._reader = ObservationReader(observation_space)
         self.set_goal(goal)
 
+    @property
+    def actions_per_look(self) -> int:
+        """Actions of a chunk that are done."""
+        return self.clone.config.chunk - self.clone.config.chunk // 2
+
     def set_goal(self, goal: Any) -> None:
         """Act for this goal from now on: a picture ``H W 3``, or several by camera; None for no goal.
 
@@ -184,7 +189,7 @@ class ClonedPolicy:
         """The action for what is seen, in the units of the dataset. A chunk is half used before the next is
         made."""
         here = encode_place(self.world, seen)
-        if len(self._plan) <= self.clone.config.chunk // 2:
+        if len(self._plan) <= self.clone.config.chunk - self.actions_per_look:
             self._plan = list(self._foretell(here))
         self._last = here
         return self._plan.pop(0)

@@ -19,8 +19,8 @@ from kinema.evaluation.agents import Cost, SimulatorAgent
 from kinema.evaluation.planning import PlanningConfig, attempt, make_agents, measure_planning
 from kinema.evaluation.policy import Mixed, PolicyConfig, judge, parse
 from kinema.evaluation.tasks import PushTReality, Task, draw_tasks
-from kinema.plan import PlanConfig
 from kinema.parts import save_part
+from kinema.plan import PlanConfig
 from kinema.planners import CrossEntropy, SearchConfig
 from kinema.policies.cloned import CLONE_FILE, CloneConfig, new_clone
 from kinema.simulation import World
