@@ -90,8 +90,8 @@ class Reward:
 class ImaginedBatch:
     """Rollouts of ``H`` steps: step ``t`` leads from ``places[t + 1]`` to ``places[t + 2]``."""
 
-    places: Float[Tensor, "H+2 N G"]
-    """The frame before the start, the start, and what each step led to."""
+    places: Float[Tensor, "S N G"]
+    """The frame before the start, the start, and what each step led to: ``S`` is ``H + 2``."""
     actions: Float[Tensor, "H N A"]
     """Normalised, as they were drawn; what was done is clipped to [-1, 1]."""
     rewards: Float[Tensor, "H N"]
