@@ -13,7 +13,7 @@ import tyro
 from tqdm import tqdm
 
 from kinema import view
-from kinema.arena import Arena, History, seen_after
+from kinema.arena import Arena, seen_after
 from kinema.data.options import JsonObject
 from kinema.evaluation.probe import errors, find_probe
 from kinema.evaluation.table import align
@@ -29,6 +29,7 @@ from kinema.planners import (
 )
 from kinema.planners.scores import resolve_measure
 from kinema.simulation import World, load
+from kinema.starts import History
 from kinema.types import Seen
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,13 +19,15 @@ from kinema.hardware import uses_bfloat16
 from kinema.heads import HeadsConfig, HeadsObjective
 from kinema.hindsight import Hindsight
 from kinema.loop import CHECKPOINTS, Loop, LoopConfig, Stage, Stopped, check_same_run, find_device
+from kinema.nn.goal import GoalFrame
 from kinema.nn.manifold import Manifold, ManifoldObjective
-from kinema.objective import DynamicsObjective
+from kinema.objective import DynamicsObjective, Goals
 from kinema.parts import save_part
 from kinema.policies.cloned import CLONE_FILE, CloneConfig, CloneObjective, new_clone
 from kinema.progress import MetricsLog, evaluate_progress
 from kinema.recipes import RECIPES, Phase, Recipe, Schedule
 from kinema.simulation import World, load
+from kinema.starts import check_dataset
 from kinema.tokenizers import DecoderObjective, TokenizerObjective, to_pixels
 from kinema.world_model import CONFIG_FILE, CameraConfig, WorldConfig
 
@@ -33,6 +36,9 @@ SAMPLE_ROWS = 1024
 RADIUS_ROWS = 20_000
 """Frames from which the manifold's radius is taken."""
 HEADS_SCHEDULE = Schedule(phases=(Phase(updates=6000, batch=256),), learning_rate=1e-3)
+ACT_UPDATES, ACT_LEARNING_RATE = 6000, 5e-4
+MAX_GOAL_STEPS = 100
+"""Goals are up to so many steps away."""
 CLONE_SCHEDULE = Schedule(phases=(Phase(updates=8000, batch=256),), learning_rate=1e-3)
 
 
@@ -46,10 +52,14 @@ class TrainConfig(LoopConfig):
     """What the world is called; the folder's name by default."""
     heads: bool = False
     """Learn no world but the heads of the finished one in --out: reward, termination, steps to a goal."""
+    act: bool = False
+    """The network shall also act: find actions that lead to a goal frame. Alone it is for a new world; with
+    --world, that world goes on learning, by the recipe's objective, and the one that acts goes to --out."""
     clone: bool = False
     """The same of a policy that does what the recordings did (behaviour cloning)."""
     world: str | None = None
-    """With --heads or --clone: take this world (a bundled one, a folder, a Hub id) and write it to --out."""
+    """With --act, --heads or --clone: take this world (a bundled one, a folder, a Hub id) and write it to
+    --out."""
 
 
 def train(config: TrainConfig) -> int:
@@ -60,15 +70,23 @@ def train(config: TrainConfig) -> int:
         CheckpointError: a checkpoint in ``out`` is corrupt or belongs to another run.
         ValueError: an unknown recipe.
     """
+    if config.act and (config.heads or config.clone):
+        raise ValueError("--act changes the world that --heads and --clone are for: run it first, alone")
+    if config.recipe not in RECIPES:
+        raise ValueError(f"recipe '{config.recipe}': choose one of {', '.join(RECIPES)}")
+    if config.act and config.world is not None:
+        return _teach_to_act(config)
     if config.heads or config.clone:
         return _add_to_world(config)
     if config.world is not None:
-        raise ValueError(f"--world {config.world}: it is for --heads and --clone, which add to a world")
-    if config.recipe not in RECIPES:
-        raise ValueError(f"recipe '{config.recipe}': choose one of {', '.join(RECIPES)}")
+        raise ValueError(
+            f"--world {config.world}: it is for --act, --heads and --clone, which add to a world"
+        )
     started = time.monotonic()
     dataset = Dataset.open(config.data)
     recipe = _shortened(RECIPES[config.recipe](dataset), config.update_share)
+    if config.act:
+        recipe = dataclasses.replace(recipe, dynamics=dataclasses.replace(recipe.dynamics, use_goal=True))
     config.out.mkdir(parents=True, exist_ok=True)
     run = {
         "data": str(config.data),
@@ -105,6 +123,56 @@ def train(config: TrainConfig) -> int:
     world.save(config.out)
     print(f"the world is in {config.out}: kinema simulate {config.out} --data {config.data}")
     return 0
+
+
+def _teach_to_act(config: TrainConfig) -> int:
+    """Let a finished world go on learning until it acts as well; resumes what is unfinished."""
+    started = time.monotonic()
+    world = _as_acting(load(config.world or "", device=find_device(config.device)))
+    dataset = Dataset.open(config.data)
+    check_dataset(world, dataset)
+    recipe = RECIPES[config.recipe](dataset)
+    run = {"data": str(config.data), "seed": config.seed, "share": config.update_share, "world": config.world}
+    check_same_run(config.out, "act.json", {**run, **dataclasses.asdict(recipe.dynamics_objective)})
+    num_learned = max(1, dataset.num_episodes - recipe.num_held_out)
+    segments = _segments_of(world, dataset, (0, num_learned), config.out)
+    values = _encode_all(world, segments, uses_bfloat16(config.precision, world.device))
+    objective = DynamicsObjective(world.dynamics, recipe.dynamics_objective, world.settle)
+    phase = dataclasses.replace(recipe.dynamics_schedule.phases[-1], updates=ACT_UPDATES)
+    schedule = dataclasses.replace(recipe.dynamics_schedule, phases=(phase,), learning_rate=ACT_LEARNING_RATE)
+    stage = Stage(
+        name="act",
+        objective=objective,
+        schedule=_shortened_schedule(schedule, config.update_share),
+        draw=_dynamics_draw(world, recipe, segments, values, None),
+    )
+    log = MetricsLog(config.out)
+    try:
+        Loop(config, log, started).run(stage)
+    except Stopped:
+        print(f"stopped; the same command continues from {config.out / CHECKPOINTS}")
+        return 130
+    finally:
+        log.close()
+    world.save(config.out)
+    print(
+        f"the world that acts is in {config.out}; its heads are those it had, a clone is to be learned anew"
+    )
+    return 0
+
+
+def _as_acting(world: World) -> World:
+    """The same world with a network that can be told of goals."""
+    if world.config.dynamics.use_goal:
+        return world
+    dynamics = dataclasses.replace(world.config.dynamics, use_goal=True)
+    torch.manual_seed(0)
+    acting = World(dataclasses.replace(world.config, dynamics=dynamics)).to(world.device)
+    acting.heads = world.heads
+    missing, unknown = acting.load_state_dict(world.state_dict(), strict=False)
+    assert not unknown
+    assert all(key.startswith("dynamics.goal_in.") for key in missing)
+    return acting
 
 
 def _add_to_world(config: TrainConfig) -> int:
@@ -209,14 +277,6 @@ def _dynamics_stage(
 ) -> Stage:
     objective = DynamicsObjective(world.dynamics, recipe.dynamics_objective, world.settle)
 
-    def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
-        rows = segments.draw_rows(
-            rng, phase.batch, phase.length, weights=weights, weighted_share=recipe.surprising_share
-        )
-        drawn = values.map(lambda x: x[0, torch.from_numpy(rows)].float())
-        own_steps = int(rng.integers(1, phase.own_context_steps + 1))
-        return drawn, torch.from_numpy(segments.has_action[rows]), phase.own_context_share, own_steps
-
     def evaluate(update: int) -> dict[str, float]:
         held_out = range(dataset.num_episodes - recipe.num_held_out, dataset.num_episodes)
         world.save(out)
@@ -226,17 +286,50 @@ def _dynamics_stage(
         name="dynamics",
         objective=objective,
         schedule=recipe.dynamics_schedule,
-        draw=draw,
+        draw=_dynamics_draw(world, recipe, segments, values, weights),
         evaluate=evaluate,
     )
+
+
+def _dynamics_draw(
+    world: World, recipe: Recipe, segments: Segments, values: Values, weights: np.ndarray | None
+) -> Callable[[np.random.Generator, Phase], tuple[Any, ...]]:
+    """Segments for the dynamics, with goals that they came to where it can be told of them."""
+
+    def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
+        rows = segments.draw_rows(
+            rng, phase.batch, phase.length, weights=weights, weighted_share=recipe.surprising_share
+        )
+        drawn = values.map(lambda x: x[0, torch.from_numpy(rows)].float())
+        own_steps = int(rng.integers(1, phase.own_context_steps + 1))
+        batch = (drawn, torch.from_numpy(segments.has_action[rows]), phase.own_context_share, own_steps)
+        if not world.config.dynamics.use_goal:
+            return batch
+        goals, at = segments.draw_goals_of(rng, rows, MAX_GOAL_STEPS)
+        index = torch.from_numpy(goals)
+        # A goal is mostly a picture alone; without cameras there is nothing but proprioception.
+        is_known = rng.random(len(goals)) < (0.5 if world.cameras else 1.0)
+        frame = GoalFrame(
+            values.latents[0, index].float(), values.proprio[0, index].float(), torch.from_numpy(is_known)
+        )
+        return *batch, Goals(frame, torch.from_numpy(at))
+
+    return draw
 
 
 def _hindsight(
     world: World, dataset: Dataset, episodes: tuple[int, int], out: Path, use_bfloat16: bool
 ) -> Hindsight:
     """Episodes as a finished world has them."""
+    segments = _segments_of(world, dataset, episodes, out)
+    values = _encode_all(world, segments, use_bfloat16)
+    return Hindsight(world, dataset, segments, values, first=episodes[0])
+
+
+def _segments_of(world: World, dataset: Dataset, episodes: tuple[int, int], out: Path) -> Segments:
+    """Episodes at the size that a finished world learned."""
     size = world.config.tokenizer
-    segments = load_segments(
+    return load_segments(
         dataset,
         SegmentsConfig(
             cameras=world.cameras,
@@ -247,8 +340,6 @@ def _hindsight(
         ),
         out / "frames-{}-{}".format(*episodes),
     )
-    values = _encode_all(world, segments, use_bfloat16)
-    return Hindsight(world, dataset, segments, values, first=episodes[0])
 
 
 def _heads_stage(world: World, config: TrainConfig, lessons: Hindsight, held_out: Hindsight) -> Stage:

@@ -73,7 +73,7 @@ def recipe(dataset: Dataset) -> Recipe:
     """Small, and as long as it takes."""
     tiny = RECIPES["tiny"](dataset)
     schedule = Schedule(
-        phases=(Phase(updates=350, batch=64, length=9),), learning_rate=3e-3, warmup=20, ema=0.99
+        phases=(Phase(updates=250, batch=32, length=9),), learning_rate=4e-3, warmup=20, ema=0.98
     )
     dynamics = dataclasses.replace(tiny.dynamics, window=4)
     return dataclasses.replace(tiny, dynamics=dynamics, dynamics_schedule=schedule)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from kinema.arena import History
 from kinema.goals import encode_goal
 from kinema.parts import save_part
 from kinema.planners import (
@@ -26,6 +25,7 @@ from kinema.planners import (
 from kinema.planners.propose import roll_out
 from kinema.policies.cloned import CLONE_FILE, CloneConfig, CloneProposer, new_clone
 from kinema.simulation import SimulationBatch, World
+from kinema.starts import History
 from kinema.types import Seen
 from kinema.world_model import WorldError
 

@@ -15,10 +15,17 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from kinema.arena import History
 from kinema.data.lerobot import Dataset
 from kinema.evaluation import bootstrap
-from kinema.evaluation.agents import Agent, CloneAgent, Cost, PlannerAgent, RandomAgent, SimulatorAgent
+from kinema.evaluation.agents import (
+    ActAgent,
+    Agent,
+    CloneAgent,
+    Cost,
+    PlannerAgent,
+    RandomAgent,
+    SimulatorAgent,
+)
 from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.table import Row
 from kinema.evaluation.tasks import ANGLE, POSITION, PushTReality, Task, draw_tasks, is_met
@@ -26,6 +33,7 @@ from kinema.planners import PLANNER_NAMES, PROPOSE, ProposeAndCheck, SearchConfi
 from kinema.planners.scores import END_SHARE, resolve_measure
 from kinema.policies.cloned import CLONE_FILE, ClonedPolicy, load_clone
 from kinema.simulation import World, load
+from kinema.starts import History
 
 BEST = "best planner"
 
@@ -132,6 +140,8 @@ def make_agents(world: World, config: PlanningConfig) -> tuple[list[Agent], list
         agents.append(CloneAgent(ClonedPolicy(world, load_clone(world, folder))))
     else:
         notes.append("No cloned policy: kinema train DATA --out WORLD --clone makes one.")
+    if world.config.dynamics.use_goal:
+        agents.append(ActAgent(world, chunk=config.chunk))
     for name, planner in planners.items():
         agents.append(
             PlannerAgent(name, world, planner, measure=measure, chunk=config.chunk, context=config.context)

@@ -6,6 +6,7 @@ from kinema.planners.cross_entropy import CrossEntropy
 from kinema.planners.mppi import MPPI
 from kinema.planners.propose import ProposeAndCheck, Proposer
 from kinema.planners.search import Planner, SearchConfig
+from kinema.policies.acting import ActProposer
 from kinema.policies.cloned import CLONE_FILE, CloneProposer, load_clone
 from kinema.simulation import World
 from kinema.world_model import WorldError
@@ -17,8 +18,10 @@ PLANNER_NAMES = (*PLANNERS, PROPOSE)
 
 
 def find_proposer(world: World, folder: str | Path) -> Proposer | None:
-    """Who proposes plans in a world: the policy that was cloned for it into ``folder``; None where there is
-    none."""
+    """Who proposes plans in a world: the network itself where it acts, else the policy that was cloned for it
+    into ``folder``; None where there is none."""
+    if world.config.dynamics.use_goal:
+        return ActProposer()
     if (Path(folder) / CLONE_FILE).is_file():
         return CloneProposer(load_clone(world, folder))
     return None
@@ -35,6 +38,6 @@ def make_planner(name: str, config: SearchConfig, proposer: Proposer | None) -> 
     if proposer is None:
         raise WorldError(
             "planner 'propose': there is no policy that could propose plans; learn one from recordings: "
-            "kinema train DATA --out WORLD --clone"
+            "kinema train DATA --out WORLD --clone (or --act)"
         )
     return ProposeAndCheck(config, proposer)

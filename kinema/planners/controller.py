@@ -6,11 +6,11 @@ import time
 import numpy as np
 from jaxtyping import Float
 
-from kinema.arena import History
 from kinema.planners.propose import ProposeAndCheck
 from kinema.planners.scores import Goal, WorldScore, normalize_actions, restore_actions
 from kinema.planners.search import Planner, WarmStart
 from kinema.simulation import Simulation, World
+from kinema.starts import History
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from PIL import Image
 
 from kinema import cli
-from kinema.arena import Arena, History
+from kinema.arena import Arena
 from kinema.data import Dataset
 from kinema.data.spaces import RecordError
 from kinema.evaluation.agents import Cost, SimulatorAgent
@@ -24,6 +24,7 @@ from kinema.plan import PlanConfig
 from kinema.planners import CrossEntropy, SearchConfig
 from kinema.policies.cloned import CLONE_FILE, CloneConfig, new_clone
 from kinema.simulation import World
+from kinema.starts import History
 from kinema.world_model import WorldError
 
 from ..worlds import random_heads
