@@ -9,12 +9,20 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import tyro
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
 from kinema.data.lerobot import Dataset
 from kinema.data.segments import Segments, SegmentsConfig, load_segments
-from kinema.dynamics import NUM_BEFORE, Values
+from kinema.dynamics import Values
+from kinema.encoded import (
+    SAMPLE_ROWS,
+    encode_all,
+    fit_response,
+    fit_units,
+    sample_frames,
+    sample_pictures,
+    surprise_by_row,
+)
 from kinema.hardware import uses_bfloat16
 from kinema.heads import HeadsConfig, HeadsObjective
 from kinema.hindsight import Hindsight
@@ -28,11 +36,9 @@ from kinema.progress import MetricsLog, evaluate_progress
 from kinema.recipes import RECIPES, Phase, Recipe, Schedule
 from kinema.simulation import World, load
 from kinema.starts import check_dataset
-from kinema.tokenizers import DecoderObjective, TokenizerObjective, to_pixels
+from kinema.tokenizers import DecoderObjective, TokenizerObjective
 from kinema.world_model import CONFIG_FILE, CameraConfig, WorldConfig
 
-SAMPLE_ROWS = 1024
-"""Pictures from which statistics are taken: of colours, and of latents."""
 RADIUS_ROWS = 20_000
 """Frames from which the manifold's radius is taken."""
 HEADS_SCHEDULE = Schedule(phases=(Phase(updates=6000, batch=256),), learning_rate=1e-3)
@@ -104,14 +110,14 @@ def train(config: TrainConfig) -> int:
         if world.tokenizer is not None:
             loop.run(_tokenizer_stage(world, recipe, segments))
         with torch.inference_mode():
-            _fit_units(world, segments)
-        values = _encode_all(world, segments, uses_bfloat16(config.precision, world.device))
-        _fit_response(world, segments, values)
-        weights = _surprise(world, segments, values) if recipe.surprising_share else None
+            fit_units(world, segments)
+        values = encode_all(world, segments, uses_bfloat16(config.precision, world.device))
+        fit_response(world, segments, values)
+        weights = surprise_by_row(world, segments, values) if recipe.surprising_share else None
         if world.manifold is not None:
             world.manifold.fit_robot(values.latents[0], values.proprio[0])
             loop.run(_manifold_stage(world.manifold, recipe, segments, values, weights))
-            world.manifold.fit_radius(*_sample(values, RADIUS_ROWS))
+            world.manifold.fit_radius(*sample_frames(values, RADIUS_ROWS))
         if recipe.decoder_schedule is not None:
             loop.run(_decoder_stage(world, recipe, segments, values))
         loop.run(_dynamics_stage(world, recipe, dataset, segments, values, weights, config.out))
@@ -136,7 +142,7 @@ def _teach_to_act(config: TrainConfig) -> int:
     check_same_run(config.out, "act.json", {**run, **dataclasses.asdict(recipe.dynamics_objective)})
     num_learned = max(1, dataset.num_episodes - recipe.num_held_out)
     segments = _segments_of(world, dataset, (0, num_learned), config.out)
-    values = _encode_all(world, segments, uses_bfloat16(config.precision, world.device))
+    values = encode_all(world, segments, uses_bfloat16(config.precision, world.device))
     objective = DynamicsObjective(world.dynamics, recipe.dynamics_objective, world.settle)
     phase = dataclasses.replace(recipe.dynamics_schedule.phases[-1], updates=ACT_UPDATES)
     schedule = dataclasses.replace(recipe.dynamics_schedule, phases=(phase,), learning_rate=ACT_LEARNING_RATE)
@@ -224,7 +230,7 @@ def _tokenizer_stage(world: World, recipe: Recipe, segments: Segments) -> Stage:
     tokenizer = world.tokenizer
     tokenizer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (PyTorch's stub lacks it)
     objective = TokenizerObjective(tokenizer, recipe.tokenizer_objective).to(world.device)
-    objective.loss.fit_rarity(_sample_pictures(segments))
+    objective.loss.fit_rarity(sample_pictures(segments))
 
     def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
         return (segments.draw_pairs(rng, phase.batch).pictures,)
@@ -256,7 +262,7 @@ def _decoder_stage(world: World, recipe: Recipe, segments: Segments, values: Val
     assert world.manifold is not None
     assert recipe.decoder_schedule is not None
     objective = DecoderObjective(world.tokenizer, world.manifold, recipe.tokenizer_objective).to(world.device)
-    objective.loss.fit_rarity(_sample_pictures(segments))
+    objective.loss.fit_rarity(sample_pictures(segments))
 
     def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
         pairs = segments.draw_pairs(rng, phase.batch)
@@ -322,7 +328,7 @@ def _hindsight(
 ) -> Hindsight:
     """Episodes as a finished world has them."""
     segments = _segments_of(world, dataset, episodes, out)
-    values = _encode_all(world, segments, use_bfloat16)
+    values = encode_all(world, segments, use_bfloat16)
     return Hindsight(world, dataset, segments, values, first=episodes[0])
 
 
@@ -383,75 +389,6 @@ def _held_out(objective: nn.Module, batch: Any) -> dict[str, float]:
     device = next(objective.parameters()).device
     loss, metrics = objective(batch, generator=torch.Generator(device).manual_seed(0))
     return {f"held_out_{key}": value.item() for key, value in {"loss": loss, **metrics}.items()}
-
-
-def _fit_units(world: World, segments: Segments) -> None:
-    """Take the units of actions, proprioception and latents from the data."""
-    world.action_normalizer.fit(segments.actions)
-    if segments.proprio is not None:
-        world.proprio_normalizer.fit(segments.proprio)
-    if world.tokenizer is not None:
-        pixels = to_pixels(_sample_pictures(segments).to(world.device))
-        raw = torch.cat([world.tokenizer.encode_raw(x) for x in pixels.split(128)])
-        world.tokenizer.set_statistics(raw)
-
-
-@torch.inference_mode()
-def _encode_all(world: World, segments: Segments, use_bfloat16: bool) -> Values:
-    """Normalised values of every row: latents (half precision), proprioception, the action that led to it."""
-    tokenizer, parts = world.tokenizer, []
-    rows = segments.num_rows
-    for start in tqdm(range(0, rows, 256), desc="encoding", unit="batch", disable=tokenizer is None):
-        piece = {key: frames[start : start + 256] for key, frames in segments.frames.items()}
-        with torch.autocast(world.device.type, torch.bfloat16, enabled=use_bfloat16):
-            parts.append(world.encode(piece or None).half().cpu())
-    latents = (
-        torch.cat(parts) if tokenizer is not None else torch.zeros(rows, 0, world.config.dynamics.latent_dim)
-    )
-    previous = torch.from_numpy(segments.prev_action).to(world.device)
-    proprio = torch.zeros(rows, 0)
-    if segments.proprio is not None:
-        proprio = world.proprio_normalizer.normalize(
-            torch.from_numpy(segments.proprio).to(world.device)
-        ).cpu()
-    # Cloned outside inference mode, so that autograd may save them.
-    with torch.inference_mode(False):
-        action = world.action_normalizer.normalize(previous).cpu()
-        return Values(latents[None].clone(), proprio[None].clone(), action[None].clone())
-
-
-def _sample_pictures(segments: Segments) -> Tensor:
-    """Pictures ``N H W 3`` drawn from all episodes."""
-    pairs = segments.draw_pairs(np.random.default_rng(0), min(SAMPLE_ROWS, segments.num_rows))
-    return pairs.pictures[:, 0]
-
-
-def _sample(values: Values, count: int) -> tuple[Tensor, Tensor]:
-    """Latents and proprioception of about as many frames, evenly spread."""
-    step = -(-values.latents.shape[1] // count)
-    return values.latents[0, ::step], values.proprio[0, ::step]
-
-
-def _fit_response(world: World, segments: Segments, values: Values) -> None:
-    is_third = segments.has_action.copy()
-    is_third[1:] &= segments.has_action[:-1]
-    if world.dynamics.response is not None:
-        rows = (values.latents[0], values.proprio[0], values.action[0])
-        world.dynamics.response.fit(*rows, torch.from_numpy(is_third))
-
-
-@torch.inference_mode()
-def _surprise(world: World, segments: Segments, values: Values) -> np.ndarray:
-    """By row: the mean square of what the linear response does not foresee of the latents, ten times its mean
-    at most."""
-    surprise = np.zeros(segments.num_rows)
-    for start in range(0, segments.num_rows, 4096):
-        begin = max(0, start - NUM_BEFORE)
-        piece = values.map(lambda x, a=begin, b=start + 4096: x[:, a:b].float().to(world.device))
-        error = (piece.latents - world.dynamics.foresee(piece).latents).square().mean((2, 3))
-        surprise[start : start + 4096] = error[0, start - begin :].cpu().numpy()
-    surprise[~segments.has_action] = 0.0
-    return np.minimum(surprise, 10.0 * surprise.mean())
 
 
 def _world_config(config: TrainConfig, recipe: Recipe, dataset: Dataset, segments: Segments) -> WorldConfig:

@@ -73,9 +73,11 @@ def recipe(dataset: Dataset) -> Recipe:
     """Small, and as long as it takes."""
     tiny = RECIPES["tiny"](dataset)
     schedule = Schedule(
-        phases=(Phase(updates=250, batch=32, length=9),), learning_rate=4e-3, warmup=20, ema=0.98
+        phases=(Phase(updates=250, batch=48, length=7),), learning_rate=4e-3, warmup=20, ema=0.98
     )
-    dynamics = dataclasses.replace(tiny.dynamics, window=4)
+    dynamics = dataclasses.replace(
+        tiny.dynamics, window=4, width=32, num_heads=1, num_octaves=3, num_directions=16
+    )
     return dataclasses.replace(tiny, dynamics=dynamics, dynamics_schedule=schedule)
 
 

@@ -160,7 +160,8 @@ class Recorder(torch.nn.Module):
 def test_what_the_network_is_shown_of_a_segment_in_which_it_acts() -> None:
     dynamics = acting_dynamics()
     recorder = Recorder(dynamics)
-    config = DynamicsObjectiveConfig(act_share=1.0, goal_dropout=0.3, infer_share=0.0)
+    # Frames whose proprioception is to be found are all noise as well.
+    config = DynamicsObjectiveConfig(act_share=1.0, goal_dropout=0.3, infer_share=0.0, proprio_share=0.0)
     objective = DynamicsObjective(recorder, config)  # pyright: ignore[reportArgumentType]
     batch, time = 64, 8
     values = random_values(dynamics.config, batch, time)

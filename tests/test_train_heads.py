@@ -14,11 +14,12 @@ from kinema import loop as loop_module
 from kinema.checkpoint import CheckpointError, read_state
 from kinema.data import DataError, Dataset
 from kinema.data.segments import SegmentsConfig, load_segments
+from kinema.encoded import encode_all
 from kinema.heads import HeadsConfig
 from kinema.hindsight import Hindsight
 from kinema.policies.cloned import CLONE_FILE, CloneConfig, ClonedPolicy, CloneProposer, load_clone
 from kinema.simulation import World, load
-from kinema.train import TrainConfig, _encode_all, train
+from kinema.train import TrainConfig, train
 from kinema.types import Seen
 from kinema.world_model import HEADS_FILE, WEIGHTS_FILE, WorldError
 
@@ -62,7 +63,7 @@ def hindsight(data: Path, world: World) -> Hindsight:
     dataset = Dataset.open(data)
     config = SegmentsConfig(cameras=(CAMERA,), proprio=PROPRIO, height=SIZE, width=SIZE)
     segments = load_segments(dataset, config, data / "unused", progress=False)
-    return Hindsight(world, dataset, segments, _encode_all(world, segments, False), first=0)
+    return Hindsight(world, dataset, segments, encode_all(world, segments, False), first=0)
 
 
 def test_the_world_stays_as_it_is(uninterrupted: Path, world_folder: Path) -> None:
