@@ -56,11 +56,11 @@ class TrainConfig(LoopConfig):
     """Name of the recipe."""
     name: str | None = None
     """What the world is called; the folder's name by default."""
-    heads: bool = False
-    """Learn no world but the heads of the finished one in --out: reward, termination, steps to a goal."""
     act: bool = False
     """The network shall also act: find actions that lead to a goal frame. Alone it is for a new world; with
     --world, that world goes on learning, by the recipe's objective, and the one that acts goes to --out."""
+    heads: bool = False
+    """Learn no world but the heads of the finished one in --out: reward, termination, steps to a goal."""
     clone: bool = False
     """The same of a policy that does what the recordings did (behaviour cloning)."""
     world: str | None = None
@@ -161,9 +161,7 @@ def _teach_to_act(config: TrainConfig) -> int:
     finally:
         log.close()
     world.save(config.out)
-    print(
-        f"the world that acts is in {config.out}; its heads are those it had, a clone is to be learned anew"
-    )
+    print(f"the world that acts is in {config.out}; heads and clones of {config.world} fit it as well")
     return 0
 
 

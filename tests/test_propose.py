@@ -51,6 +51,7 @@ class Counter:
     """Proposes two actions that say how often it was asked, and remembers where."""
 
     name = "counter"
+    num_network_calls = 7
     places: list[torch.Tensor] = dataclasses.field(default_factory=list)
 
     def propose(
@@ -114,6 +115,8 @@ def test_a_policy_is_asked_again_where_its_actions_led(world: World) -> None:
         futures.step(done, decode=False)
     torch.testing.assert_close(counter.places[1], futures.latents, rtol=1e-3, atol=1e-3)
     assert (score.num_steps, score.num_batched_steps) == (12, 4)
+    # It was asked three times; each of four steps is found and kept.
+    assert score.num_network_calls == 3 * 7 + 4 * 2
     assert session.num_steps == 0
 
 

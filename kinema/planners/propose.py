@@ -24,6 +24,11 @@ class Proposer(Protocol):
 
     name: str
 
+    @property
+    def num_network_calls(self) -> int:
+        """Calls of the dynamics for a proposal, whatever the number of sessions."""
+        ...
+
     def propose(
         self, sessions: SimulationBatch, target: Float[Tensor, "1 G"] | None, rng: np.random.Generator
     ) -> Float[np.ndarray, "B C A"]:
@@ -94,6 +99,7 @@ def roll_out(
     chunks: list[np.ndarray] = []
     num_actions = 0
     while True:
+        score.num_other_calls += proposer.num_network_calls
         chunk = proposer.propose(sessions, score.goal.target, rng)[:, : horizon - num_actions]
         chunk = np.clip(normalize_actions(world, chunk), -1.0, 1.0)
         chunks.append(chunk)

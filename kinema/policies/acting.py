@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kinema.data.spaces import ObservationReader
 from kinema.goals import check_acts, encode_goal
-from kinema.simulation import ACT_CHUNK, SimulationBatch, World, load
+from kinema.simulation import ACT_CHUNK, ACT_STEPS, SimulationBatch, World, load
 from kinema.starts import History
 from kinema.types import Seen
 
@@ -97,6 +97,11 @@ class ActProposer:
 
     def __init__(self, chunk: int = ACT_CHUNK):
         self.chunk = chunk
+
+    @property
+    def num_network_calls(self) -> int:
+        """To find each action, and to keep it."""
+        return self.chunk * (ACT_STEPS + 1)
 
     def propose(
         self, sessions: SimulationBatch, target: Float[Tensor, "1 G"] | None, rng: np.random.Generator

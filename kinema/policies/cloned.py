@@ -221,6 +221,7 @@ class CloneProposer:
     session show."""
 
     name = "cloned"
+    num_network_calls = 0
 
     def __init__(self, clone: Clone):
         self.clone = clone
