@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from kinema.data import Dataset, DatasetWriter
+from kinema.objective import DynamicsObjectiveConfig
 from kinema.recipes import RECIPES, Phase, Recipe, Schedule
 
 SPEED = 0.15
@@ -78,7 +79,11 @@ def recipe(dataset: Dataset) -> Recipe:
     dynamics = dataclasses.replace(
         tiny.dynamics, window=4, width=32, num_heads=1, num_octaves=3, num_directions=16
     )
-    return dataclasses.replace(tiny, dynamics=dynamics, dynamics_schedule=schedule)
+    # How it moves the linear response knows already, so most of what there is to learn is to act.
+    objective = DynamicsObjectiveConfig(act_share=0.7, act_weight=3.0, infer_share=0.02)
+    return dataclasses.replace(
+        tiny, dynamics=dynamics, dynamics_objective=objective, dynamics_schedule=schedule
+    )
 
 
 gymnasium.register(id="kinema_tests/PointMass-v0", entry_point=PointMass, max_episode_steps=50)
