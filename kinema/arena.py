@@ -1,15 +1,14 @@
-"""A real environment as a world sees it, and what was seen and done in it last."""
+"""A real environment as a world sees it."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from kinema.data.environment import make_environment
 from kinema.data.record import RENDER_KEY
 from kinema.data.spaces import ActionReader, ObservationReader, RecordError, to_picture
-from kinema.simulation import Simulation, Step, World
+from kinema.simulation import Step, World
 from kinema.types import Seen
 
 
@@ -114,35 +113,3 @@ def seen_after(world: World, step: Step) -> Seen:
     elif world.cameras:
         frames[world.cameras[0]] = step.frame
     return Seen(frames=frames, proprio=step.proprio)
-
-
-class History:
-    """The last frames of an episode and the actions between them: what a session is started with."""
-
-    def __init__(self, world: World, length: int):
-        if length < 1:
-            raise ValueError(f"a history of {length} frames: at least 1 is needed")
-        self.world, self.length = world, length
-        self.seen: list[Seen] = []
-        self.actions: list[np.ndarray] = []
-
-    def begin(self, seen: Seen) -> None:
-        """Forget all but this."""
-        self.seen, self.actions = [seen], []
-
-    def add(self, action: np.ndarray, seen: Seen) -> None:
-        """What was done, and what was seen then."""
-        self.seen = [*self.seen, seen][-self.length :]
-        actions = [*self.actions, np.asarray(action, dtype=np.float32)]
-        self.actions = actions[len(actions) - len(self.seen) + 1 :]
-
-    def start(self, seed: int = 0) -> Simulation:
-        """A session that goes on from here."""
-        frames = {key: np.stack([seen.frames[key] for seen in self.seen]) for key in self.world.cameras}
-        proprio = [seen.proprio for seen in self.seen if seen.proprio is not None]
-        return self.world.start(
-            frames or None,
-            np.stack(self.actions) if self.actions else None,
-            proprio=np.stack(proprio) if proprio else None,
-            generator=torch.Generator().manual_seed(seed),
-        )

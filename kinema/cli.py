@@ -70,6 +70,13 @@ COMMANDS = {
         function="plan",
         after_interrupt="The same command starts again.",
     ),
+    "imagine": Command(
+        summary="Let a policy learn inside a world, and ask what it is worth for real.",
+        module="kinema.imagine",
+        config="ImagineConfig",
+        function="learn",
+        after_interrupt="The same command resumes from the last checkpoint.",
+    ),
     "evaluate horizon": Command(
         summary="Measure how long a world stays possible and right, beside reality.",
         module="kinema.evaluation.horizon",

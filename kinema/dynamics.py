@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kinema.nn.blocks import Block, norm
 from kinema.nn.cache import LayerCache, Ring
 from kinema.nn.embeddings import FourierFeatures, rotary_table
+from kinema.nn.goal import GoalFrame, GoalInput
 from kinema.nn.response import UNFORESEEN_ERROR, LinearResponse
 
 NUM_BEFORE = 2
@@ -55,6 +56,8 @@ class DynamicsConfig:
     """Octaves of the Fourier features of actions and proprioception."""
     num_directions: int = 96
     """Random directions of the same."""
+    use_goal: bool = False
+    """Whether the network can be told of a goal frame, and asked for actions that lead there."""
 
     def __post_init__(self) -> None:
         for rows, columns in self.grids:
@@ -396,6 +399,15 @@ class Dynamics(nn.Module):
         self.register_buffer("patch_camera", torch.tensor(cameras, dtype=torch.long), persistent=False)
         latents = self.patch_camera.repeat_interleave(config.patch**2)
         self.register_buffer("latent_camera", latents, persistent=False)
+        self.goal_in = None
+        if config.use_goal:
+            self.goal_in = GoalInput(
+                patch_dim=patch_dim,
+                num_patches=config.num_patches,
+                proprio_dim=config.proprio_dim,
+                num_tokens=config.num_tokens,
+                width=width,
+            )
 
     def forward(
         self,
@@ -403,6 +415,8 @@ class Dynamics(nn.Module):
         context_tau: Float[Tensor, "B T M"],
         target: Values,
         target_tau: Float[Tensor, "B U M"],
+        goal: GoalFrame | None = None,
+        has_goal: Bool[Tensor, "B U"] | None = None,
     ) -> Values:
         """The training path: clean values of every target frame, all at once.
 
@@ -410,6 +424,9 @@ class Dynamics(nn.Module):
         the context frames before that time within the window, and itself; the context frames see only earlier
         context and themselves. So every target meets just what it will meet when the frames before it have
         been simulated and kept.
+
+        Targets are told of the goal of their segment where ``has_goal`` says so. Context never is: what was
+        seen is the same whatever is wanted, so goals may change as a session goes on.
         """
         num_context, num_target = context_tau.shape[1], target_tau.shape[1]
         assert num_target <= num_context + 1
@@ -417,9 +434,10 @@ class Dynamics(nn.Module):
         padded = F.pad(self._known(context, context_tau), (0, 0, NUM_BEFORE, 0))
         past = self._past(context, context_tau, padded[:, :-1])
         target_past = self._past(target, target_tau, padded[:, num_context + 1 - num_target :])
-        x = torch.cat(
-            [self._embed(context, context_tau, past), self._embed(target, target_tau, target_past)], dim=1
-        )
+        wanted = self._embed(target, target_tau, target_past)
+        if self.goal_in is not None:
+            wanted = wanted + self._tell(goal, has_goal, wanted)
+        x = torch.cat([self._embed(context, context_tau, past), wanted], dim=1)
         times, mask = two_stream_mask(num_context, num_target, self.config.window, x.device)
         rotary = rotary_table(times.float(), self.config.width // self.config.num_heads)
         for block in self.blocks:
@@ -430,13 +448,16 @@ class Dynamics(nn.Module):
         """An empty cache for ``batch`` sessions."""
         return Cache(self.config, batch, max_rewind, like=self.token_bias)
 
-    def step(self, frame: Values, tau: Float[Tensor, "B 1 M"], cache: Cache) -> Values:
-        """The streaming path: clean values of one frame (T = 1) that sees the cache. ``keep`` keeps it."""
+    def step(
+        self, frame: Values, tau: Float[Tensor, "B 1 M"], cache: Cache, goal: GoalFrame | None = None
+    ) -> Values:
+        """The streaming path: clean values of one frame (T = 1) that sees the cache, and is told of a goal
+        if there is one. ``keep`` keeps it."""
         if not cache.is_pending:
-            return self._stream(frame, tau, cache)
+            return self._stream(frame, tau, cache, goal)
         past, past_tau = cache.past()
         both = past.map(_last).followed_by(frame)
-        found = self._stream(both, torch.cat([_last(past_tau), tau], dim=1), cache)
+        found = self._stream(both, torch.cat([_last(past_tau), tau], dim=1), cache, goal)
         cache.keep_pending()
         return found
 
@@ -448,17 +469,34 @@ class Dynamics(nn.Module):
             cache.keep_pending()
         cache.keep(frame, tau)
 
-    def _stream(self, frames: Values, tau: Float[Tensor, "B T M"], cache: Cache) -> Values:
+    def _stream(
+        self, frames: Values, tau: Float[Tensor, "B T M"], cache: Cache, goal: GoalFrame | None = None
+    ) -> Values:
         """Clean values of the last of one or two frames that see the cache; where a frame is pending, it is
         the first of them."""
         first = int(not cache.is_pending)
         past = self._past(frames, tau, self._before(cache)[:, first : first + NUM_BEFORE + tau.shape[1] - 1])
         x = self._embed(frames, tau, past)
+        if self.goal_in is not None:
+            told = self._tell(goal, None, x[:, -1:])
+            x = torch.cat([x[:, :-1], x[:, -1:] + told], dim=1)
         rotary, layers = cache.rotary(tau.shape[1]), iter(cache.layers)
         for block in self.blocks:
             assert isinstance(block, Block)
             x = block.step(x, rotary, next(layers) if block.time is not None else None)
         return self._read(x[:, -1:], frames.map(_last), tau[:, -1:], past.map(_last))
+
+    def _tell(
+        self, goal: GoalFrame | None, has_goal: Bool[Tensor, "B U"] | None, tokens: Float[Tensor, "B U N D"]
+    ) -> Float[Tensor, "B U N D"]:
+        """What tokens of frames are told of a goal: all of them, unless ``has_goal`` says which."""
+        assert self.goal_in is not None
+        if has_goal is None:
+            has_goal = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        patches = None
+        if goal is not None and self.config.grids:
+            patches = self._patchify(goal.latents.unsqueeze(1))[:, 0]
+        return self.goal_in(patches, goal, has_goal)
 
     def _known(self, values: Values, tau: Tensor) -> Float[Tensor, "B T V"]:
         """Frames packed, with zeros where a modality is mostly noise."""

@@ -7,19 +7,22 @@ own errors (diffusion forcing, 2407.01392; 2408.14837, section 3.2).
 
 Noise times are drawn jointly, as they meet when a frame is solved: first proprioception, from the past and
 the action; then the picture, given that too. And in the other directions: proprioception from the picture,
-where a recording has none; the action from both.
+where a recording has none; the action from both. And, for a goal that was reached later, the actions of
+frames that are all noise, which is how the network acts.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kinema.dynamics import Dynamics, Values
 from kinema.flow import interpolate, sample_tau
+from kinema.nn.goal import GoalFrame
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,11 @@ class DynamicsObjectiveConfig:
     """Share of frames trained to find proprioception before the picture, where a world knows both."""
     locate_share: float = 0.05
     """Share of frames trained to find proprioception from the picture, where a world knows both."""
+    act_share: float = 0.4
+    """Where goals are given (a network with ``use_goal``): share of segments of which all frames behind one
+    are noise, and their actions are to be found."""
+    goal_dropout: float = 0.15
+    """Share of those that are not told of their goal."""
     hidden_share: float = 0.1
     """Share of segments whose actions are hidden in the context, and of those whose proprioception is, as in
     recordings without them."""
@@ -47,6 +55,8 @@ class DynamicsObjectiveConfig:
     """Weight of the action's squared error against that of the latents."""
     proprio_weight: float = 3.0
     """Weight of proprioception's absolute error (squared below 0.02) against the latents' squared error."""
+    act_weight: float = 0.5
+    """Weight of the squared error of an action that is to lead to a goal."""
     locate_weight: float = 0.1
     """Weight of a frame that is located against one that is foreseen: its error is much larger."""
 
@@ -54,12 +64,26 @@ class DynamicsObjectiveConfig:
 LEAST_ERROR = 0.03
 """Errors of a latent below this count as squares."""
 
-OBSERVATION, PROPRIO, LOCATE, ACTION = range(4)
-"""What a target frame is trained to find: the picture; proprioception before it, or from it; the action."""
+OBSERVATION, PROPRIO, LOCATE, ACTION, ACT = range(5)
+"""What a target frame is trained to find: the picture; proprioception before it, or from it; the action from
+both; the action for a goal, nothing of the frame being known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Goals:
+    """What segments are to come to."""
+
+    frame: GoalFrame
+    at: Int[Tensor, " B"]
+    """Frames from the first of a segment to its goal, which may be behind the last."""
+
+    def to(self, device: torch.device) -> "Goals":
+        """The same on another device."""
+        return Goals(self.frame.to(device), self.at.to(device))
 
 
 class DynamicsObjective(nn.Module):
-    """``module(values, has_action, own_context_share, own_context_steps) -> (loss, metrics)``."""
+    """``module(values, has_action, own_context_share, own_context_steps, goals) -> (loss, metrics)``."""
 
     def __init__(
         self,
@@ -82,6 +106,7 @@ class DynamicsObjective(nn.Module):
         has_action: Bool[Tensor, "B T"],
         own_context_share: float = 0.0,
         own_context_steps: int = 1,
+        goals: Goals | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of clean, normalised values of ``T`` frames: all are targets, all but the
@@ -93,6 +118,7 @@ class DynamicsObjective(nn.Module):
             own_context_share: share of segments whose context is the network's own, as it is in a rollout:
                 clean, and each frame simulated from as many true ones before it as ``own_context_steps``.
             own_context_steps: steps of that rollout.
+            goals: frames that the segments came to, for a dynamics that can be told of them.
             generator: source of all noise.
         """
         config, device = self.config, has_action.device
@@ -120,7 +146,20 @@ class DynamicsObjective(nn.Module):
             self._levels(zero, tau, action_tau),
             self._levels(picture_tau, tau, action_tau),
             self._levels(picture_tau, shows_proprio * proprio_tau, tau),
+            self._levels(zero, zero, tau),
         ])  # fmt: skip
+        told: tuple[Any, ...] = ()
+        if goals is not None:
+            acts = random(batch, 1) < config.act_share
+            present = (random(batch, 1) * (time - 1)).long()
+            is_ahead = acts & (torch.arange(time, device=device) > present)
+            has_goal = is_ahead & (random(batch, 1) >= config.goal_dropout)
+            told = (goals.frame, has_goal)
+            kind = kind.masked_fill(is_ahead, ACT)
+            # When a chunk is chosen, nothing of what it leads to is known but the actions before in it.
+            blind_tau = self._levels(zero, zero, action_tau)
+            context_tau = torch.where(is_ahead.unsqueeze(-1), blind_tau, context_tau)
+            uses_own = uses_own & ~acts[:, 0]
         target_tau = target_tau.gather(0, kind[None, :, :, None].expand(1, -1, -1, target_tau.shape[-1]))[0]
 
         past = values.map(lambda x: x[:, :-1])
@@ -131,7 +170,7 @@ class DynamicsObjective(nn.Module):
             for _ in range(own_context_steps):
                 context = self._own_context(context, context_tau[:, :-1], past, uses_own, generator)
             shown = torch.where(uses_own.view(-1, 1, 1, 1), context.latents, shown)
-        predicted = self.dynamics(context, context_tau[:, :-1], target, target_tau)
+        predicted = self.dynamics(context, context_tau[:, :-1], target, target_tau, *told)
 
         # A distance and not its square: where several things may happen, the least mean square is their
         # mixture, and that is no picture; the least distance is near the likeliest.
@@ -153,11 +192,18 @@ class DynamicsObjective(nn.Module):
             "action": (kind == ACTION) & has_past,
         }
         errors["locate"] = errors["proprio"]
+        if goals is not None:
+            # Behind its goal a segment goes on to somewhere else.
+            counted["act"] = (
+                (kind == ACT) & has_action & (torch.arange(time, device=device) <= goals.at[:, None])
+            )
+            errors["act"] = errors["action"]
         weights = {
             "observation": 1.0,
             "proprio": config.proprio_weight,
             "locate": config.proprio_weight * config.locate_weight,
             "action": config.action_weight,
+            "act": config.act_weight,
         }
         loss = torch.zeros((), device=device)
         metrics = {}

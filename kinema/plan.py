@@ -13,14 +13,23 @@ import tyro
 from tqdm import tqdm
 
 from kinema import view
-from kinema.arena import Arena, History, seen_after
+from kinema.arena import Arena, seen_after
 from kinema.data.options import JsonObject
 from kinema.evaluation.probe import errors, find_probe
 from kinema.evaluation.table import align
-from kinema.planners import PLANNERS, Controller, Goal, Plan, SearchConfig
+from kinema.goals import encode_goal
+from kinema.planners import (
+    PLANNER_NAMES,
+    Controller,
+    Goal,
+    Plan,
+    SearchConfig,
+    find_proposer,
+    make_planner,
+)
 from kinema.planners.scores import MeasureOrAuto, resolve_measure
-from kinema.policies.cloned import encode_goal
 from kinema.simulation import World, load
+from kinema.starts import History
 from kinema.types import Seen
 
 
@@ -43,7 +52,9 @@ class PlanConfig:
     min_trust: float | None = None
     """Plans are worth nothing from where trust falls under this; by default all are believed."""
     planner: str = "cem"
-    """cem or mppi."""
+    """cem, mppi, or propose: a policy proposes plans, the best are refined."""
+    clone: str | None = None
+    """Folder of the cloned policy that proposes; by default the world's."""
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     """What the planner searches for, and how much."""
     steps: int = 50
@@ -60,8 +71,8 @@ class PlanConfig:
     """Folder for plan.mp4 and plan.png."""
 
     def __post_init__(self) -> None:
-        if self.planner not in PLANNERS:
-            raise ValueError(f"planner '{self.planner}': choose one of {', '.join(PLANNERS)}")
+        if self.planner not in PLANNER_NAMES:
+            raise ValueError(f"planner '{self.planner}': choose one of {', '.join(PLANNER_NAMES)}")
         for name in ("steps", "chunk", "context"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
@@ -101,9 +112,8 @@ def plan(config: PlanConfig) -> int:
         reward_weight=config.reward_weight,
         min_trust=config.min_trust,
     )
-    controller = Controller(
-        world, PLANNERS[config.planner](config.search), goal, chunk=config.chunk, context=config.context
-    )
+    planner = make_planner(config.planner, config.search, find_proposer(world, config.clone or config.world))
+    controller = Controller(world, planner, goal, chunk=config.chunk, context=config.context)
     arena = Arena(world, config.env, config.env_args)
     try:
         trial = attempt(arena, controller, steps=config.steps, seed=config.seed)

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kinema.dynamics import Cache, Values
+from kinema.goals import act, check_acts, encode_goal, goal_frame
 from kinema.hardware import Precision, keep_freed_memory, one_thread, uses_bfloat16
 from kinema.sampler import solve
 from kinema.view import write_video
@@ -34,6 +35,10 @@ HISTORY_BYTES = 64 * 2**20
 BUNDLED_WORLDS = Path(__file__).parent / "worlds"
 FEW_SESSIONS = 2
 """So many step faster on one thread of a CPU than on several."""
+ACT_CHUNK, ACT_STEPS = 8, 4
+"""Actions that the network finds at a time, and network calls for each."""
+ACT_STREAM = 3
+"""First of the streams of noise of a session that actions are made of."""
 MAX_REWIND = 256
 """Most steps that ``rewind`` can go back."""
 
@@ -223,6 +228,41 @@ class SimulationBatch:
                 raise WorldError(f"seeds: {len(self)} sessions need {len(self)}, got {len(seeds)}")
             self._seeds = list(seeds)
 
+    @torch.inference_mode()
+    def act(
+        self, goal: Any = None, chunk: int = ACT_CHUNK, *, num_denoising_steps: int = ACT_STEPS
+    ) -> Float[np.ndarray, "B C A"]:
+        """The next actions of every session, in the units of the dataset, as the network itself finds them:
+        the same ones in sessions that are alike and have the same noise. The sessions stay as they are.
+
+        Args:
+            goal: what they shall lead to: a picture ``H W 3``, several by camera, proprioception ``P`` in a
+                world without cameras, or what ``kinema.goals.encode_goal`` made of one. Without a goal they
+                are what the recordings might have done.
+            chunk: actions; where they are more than attention over time sees, the last do not know where
+                they began.
+            num_denoising_steps: network calls for each.
+
+        Raises:
+            WorldError: this world was not trained to act, or the goal does not fit it.
+        """
+        world = self._networks
+        check_acts(world)
+        if chunk < 1:
+            raise WorldError(f"chunk={chunk}: at least 1 action is needed")
+        place = goal if goal is None or isinstance(goal, Tensor) else encode_goal(self.world, goal)
+        frame = None if place is None else goal_frame(self.world, place.expand(len(self), -1))
+        with self._networks.autocast():
+            actions = act(
+                world,
+                self._cache.select(torch.arange(len(self)), 0),
+                frame,
+                lambda size, draw: self._noise(size, stream=ACT_STREAM + draw),
+                chunk=chunk,
+                num_denoising_steps=_at_least_one(num_denoising_steps),
+            )
+        return self.world.action_normalizer.restore(actions).cpu().numpy()
+
     @property
     def latents(self) -> Float[Tensor, "B L Z"]:
         """Latents of the present frame of every session."""
@@ -232,6 +272,20 @@ class SimulationBatch:
     def normalized_proprio(self) -> Float[Tensor, "B P"]:
         """Proprioception of the present frame of every session, as the networks have it."""
         return self._cache.last_proprio.clone()
+
+    @property
+    def frame_before(self) -> tuple[Float[Tensor, "B L Z"], Float[Tensor, "B P"]]:
+        """Latents and normalised proprioception of the frame before the present one of every session; of the
+        present one where there is no other."""
+        frames, _ = self._cache.past()
+        index = max(0, frames.latents.shape[1] - 2)
+        return frames.latents[:, index].clone(), frames.proprio[:, index].clone()
+
+    def select(self, indices: Sequence[int], seeds: Sequence[int]) -> "SimulationBatch":
+        """Sessions that go on from where some of these are, each with noise of its own seed; they cannot be
+        rewound."""
+        assert len(indices) == len(seeds)
+        return self._copy(torch.tensor(list(indices)), list(seeds), max_rewind=0)
 
     def fork(self, num: int, *, max_rewind: int | None = None) -> "SimulationBatch":
         """``num`` futures of every session, ``B * num`` in all, each with its own noise from here on.
@@ -408,6 +462,13 @@ class Simulation:
         """
         array = self.world.check_actions(action, (self.world.action_dim,), "action")
         return self._batch.step(array[None], decode=decode).of_session(0)
+
+    def act(
+        self, goal: Any = None, chunk: int = ACT_CHUNK, *, num_denoising_steps: int = ACT_STEPS
+    ) -> Float[np.ndarray, "C A"]:
+        """The next actions, in the units of the dataset, as the network itself finds them: see
+        ``SimulationBatch.act``."""
+        return self._batch.act(goal, chunk, num_denoising_steps=num_denoising_steps)[0]
 
     def look(self, *, decode: bool = True) -> Step:
         """The present frame, as the last step gave it, or the last given one as the tokenizer has it."""
@@ -608,6 +669,26 @@ class World(WorldModel):
                 num_denoising_steps=num_denoising_steps,
             )
         )
+
+    def act(
+        self,
+        frames: Pictures,
+        goal: Any = None,
+        actions: np.ndarray | None = None,
+        *,
+        proprio: np.ndarray | None = None,
+        chunk: int = ACT_CHUNK,
+        num_denoising_steps: int = ACT_STEPS,
+        generator: torch.Generator | None = None,
+    ) -> Float[np.ndarray, "C A"]:
+        """What the network itself would do next: the actions ``chunk A``, in the units of the dataset, that
+        lead from the last of the frames to a goal.
+
+        ``frames``, ``actions``, ``proprio`` and ``generator`` are those of ``start``, the others those of
+        ``SimulationBatch.act``; it raises what they raise.
+        """
+        session = self.start(frames, actions, proprio=proprio, generator=generator)
+        return session.act(goal, chunk, num_denoising_steps=num_denoising_steps)
 
 
 def load(source: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "auto") -> World:

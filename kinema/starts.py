@@ -1,4 +1,4 @@
-"""Places in recorded episodes at which sessions of a world can start."""
+"""What sessions of a world start with: places in recorded episodes, or what was seen and done last."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from kinema.data.lerobot import DataError, Dataset
-from kinema.simulation import SimulationBatch, World
+from kinema.simulation import Simulation, SimulationBatch, World
 from kinema.types import Seen
 
 MAX_EPISODES = 16
@@ -85,6 +85,38 @@ class Starts:
     def draw(self, rng: np.random.Generator) -> Start:
         """One of them."""
         return self.starts[int(rng.integers(len(self.starts)))]
+
+
+class History:
+    """The last frames of an episode and the actions between them: what a session is started with."""
+
+    def __init__(self, world: World, length: int):
+        if length < 1:
+            raise ValueError(f"a history of {length} frames: at least 1 is needed")
+        self.world, self.length = world, length
+        self.seen: list[Seen] = []
+        self.actions: list[np.ndarray] = []
+
+    def begin(self, seen: Seen) -> None:
+        """Forget all but this."""
+        self.seen, self.actions = [seen], []
+
+    def add(self, action: np.ndarray, seen: Seen) -> None:
+        """What was done, and what was seen then."""
+        self.seen = [*self.seen, seen][-self.length :]
+        actions = [*self.actions, np.asarray(action, dtype=np.float32)]
+        self.actions = actions[len(actions) - len(self.seen) + 1 :]
+
+    def start(self, seed: int = 0) -> Simulation:
+        """A session that goes on from here."""
+        frames = {key: np.stack([seen.frames[key] for seen in self.seen]) for key in self.world.cameras}
+        proprio = [seen.proprio for seen in self.seen if seen.proprio is not None]
+        return self.world.start(
+            frames or None,
+            np.stack(self.actions) if self.actions else None,
+            proprio=np.stack(proprio) if proprio else None,
+            generator=torch.Generator().manual_seed(seed),
+        )
 
 
 def begin(world: World, starts: Sequence[Start], seeds: Sequence[int]) -> SimulationBatch:

@@ -1,102 +1,71 @@
-"""``kinema train``: from a dataset to a world, tokenizer first, then dynamics, by one loop.
-
-Update ``u`` draws all its randomness from the seed, the stage and ``u``, so a run that was stopped and
-resumed is the same as one that was not.
-"""
+"""``kinema train``: from a dataset to a world, tokenizer first, then dynamics; heads and policies beside."""
 
 import dataclasses
-import json
-import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import tyro
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
-from kinema.checkpoint import CheckpointError, load_checkpoint, read_state, save_checkpoint
 from kinema.data.lerobot import Dataset
 from kinema.data.segments import Segments, SegmentsConfig, load_segments
-from kinema.dynamics import NUM_BEFORE, Values
-from kinema.hardware import Precision, uses_bfloat16
-from kinema.heads import HeadsBatch, HeadsConfig, HeadsObjective
+from kinema.dynamics import Values
+from kinema.encoded import (
+    SAMPLE_ROWS,
+    encode_all,
+    fit_response,
+    fit_units,
+    sample_frames,
+    sample_pictures,
+    surprise_by_row,
+)
+from kinema.hardware import uses_bfloat16
+from kinema.heads import HeadsConfig, HeadsObjective
 from kinema.hindsight import Hindsight
+from kinema.loop import CHECKPOINTS, Loop, LoopConfig, Stage, Stopped, check_same_run, find_device
+from kinema.nn.goal import GoalFrame
 from kinema.nn.manifold import Manifold, ManifoldObjective
-from kinema.objective import DynamicsObjective
-from kinema.optim import build_optimizer
+from kinema.objective import DynamicsObjective, Goals
 from kinema.parts import save_part
-from kinema.policies.cloned import CLONE_FILE, CloneBatch, CloneConfig, CloneObjective, new_clone
+from kinema.policies.cloned import CLONE_FILE, CloneConfig, CloneObjective, new_clone
 from kinema.progress import MetricsLog, evaluate_progress
 from kinema.recipes import RECIPES, Phase, Recipe, Schedule
 from kinema.simulation import World, load
-from kinema.tokenizers import DecoderObjective, TokenizerObjective, to_pixels
+from kinema.starts import check_dataset
+from kinema.tokenizers import DecoderObjective, TokenizerObjective
 from kinema.world_model import CONFIG_FILE, CameraConfig, WorldConfig
 
-CHECKPOINTS = "checkpoints"
-LOG_EVERY = 20
-"""Updates from one line of numbers to the next."""
-SAMPLE_ROWS = 1024
-"""Pictures from which statistics are taken: of colours, and of latents."""
 RADIUS_ROWS = 20_000
 """Frames from which the manifold's radius is taken."""
 HEADS_SCHEDULE = Schedule(phases=(Phase(updates=6000, batch=256),), learning_rate=1e-3)
+ACT_UPDATES, ACT_LEARNING_RATE = 6000, 5e-4
+MAX_GOAL_STEPS = 100
+"""Goals are up to so many steps away."""
 CLONE_SCHEDULE = Schedule(phases=(Phase(updates=8000, batch=256),), learning_rate=1e-3)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(LoopConfig):
     data: Annotated[str, tyro.conf.Positional]
     """Folder of a LeRobot dataset, or its Hub id."""
-    out: Path
-    """Folder of the world; an unfinished run in it is resumed."""
     recipe: str = "base"
     """Name of the recipe."""
     name: str | None = None
     """What the world is called; the folder's name by default."""
-    seed: int = 0
-    """Of the weights and of all sampling."""
-    device: str = "auto"
-    """cpu, cuda, or auto: cuda where there is one."""
-    precision: Precision = "auto"
-    """Of the networks' arithmetic; auto takes bfloat16 where the hardware multiplies it faster."""
-    checkpoint_minutes: float = 3.0
-    """Minutes between checkpoints."""
-    evaluate_minutes: float = 10.0
-    """Minutes between contact sheets of real against simulated."""
-    max_minutes: float | None = None
-    """Stop after so long, with a checkpoint; the same command goes on."""
-    update_share: float = 1.0
-    """Share of the recipe's updates to make, for a quick look."""
+    act: bool = False
+    """The network shall also act: find actions that lead to a goal frame. Alone it is for a new world; with
+    --world, that world goes on learning, by the recipe's objective, and the one that acts goes to --out."""
     heads: bool = False
     """Learn no world but the heads of the finished one in --out: reward, termination, steps to a goal."""
     clone: bool = False
     """The same of a policy that does what the recordings did (behaviour cloning)."""
     world: str | None = None
-    """With --heads or --clone: take this world (a bundled one, a folder, a Hub id) and write it to --out."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One thing to train: its name, module, schedule and batches."""
-
-    name: str
-    objective: nn.Module
-    """``objective(*batch, generator=...) -> (loss, metrics)``."""
-    schedule: Schedule
-    draw: Callable[[np.random.Generator, Phase], tuple[Any, ...]]
-    """Draws the arguments of the objective."""
-    evaluate: Callable[[int], dict[str, float]] | None = None
-    """Called now and then with the moving average of the weights in place; gives numbers to log."""
-
-
-class Stopped(Exception):
-    """The run was stopped on purpose; its checkpoint is written."""
+    """With --act, --heads or --clone: take this world (a bundled one, a folder, a Hub id) and write it to
+    --out."""
 
 
 def train(config: TrainConfig) -> int:
@@ -107,15 +76,23 @@ def train(config: TrainConfig) -> int:
         CheckpointError: a checkpoint in ``out`` is corrupt or belongs to another run.
         ValueError: an unknown recipe.
     """
+    if config.act and (config.heads or config.clone):
+        raise ValueError("--act changes the world that --heads and --clone are for: run it first, alone")
+    if config.recipe not in RECIPES:
+        raise ValueError(f"recipe '{config.recipe}': choose one of {', '.join(RECIPES)}")
+    if config.act and config.world is not None:
+        return _teach_to_act(config)
     if config.heads or config.clone:
         return _add_to_world(config)
     if config.world is not None:
-        raise ValueError(f"--world {config.world}: it is for --heads and --clone, which add to a world")
-    if config.recipe not in RECIPES:
-        raise ValueError(f"recipe '{config.recipe}': choose one of {', '.join(RECIPES)}")
+        raise ValueError(
+            f"--world {config.world}: it is for --act, --heads and --clone, which add to a world"
+        )
     started = time.monotonic()
     dataset = Dataset.open(config.data)
     recipe = _shortened(RECIPES[config.recipe](dataset), config.update_share)
+    if config.act:
+        recipe = dataclasses.replace(recipe, dynamics=dataclasses.replace(recipe.dynamics, use_goal=True))
     config.out.mkdir(parents=True, exist_ok=True)
     run = {
         "data": str(config.data),
@@ -123,24 +100,24 @@ def train(config: TrainConfig) -> int:
         "seed": config.seed,
         **dataclasses.asdict(recipe),
     }
-    _check_same_run(config.out, "run.json", run)
+    check_same_run(config.out, "run.json", run)
     segments = _load(dataset, recipe, config.out)
     torch.manual_seed(config.seed)
-    world = World(_world_config(config, recipe, dataset, segments)).to(_device(config.device))
+    world = World(_world_config(config, recipe, dataset, segments)).to(find_device(config.device))
     log = MetricsLog(config.out)
     loop = Loop(config, log, started)
     try:
         if world.tokenizer is not None:
             loop.run(_tokenizer_stage(world, recipe, segments))
         with torch.inference_mode():
-            _fit_units(world, segments)
-        values = _encode_all(world, segments, uses_bfloat16(config.precision, world.device))
-        _fit_response(world, segments, values)
-        weights = _surprise(world, segments, values) if recipe.surprising_share else None
+            fit_units(world, segments)
+        values = encode_all(world, segments, uses_bfloat16(config.precision, world.device))
+        fit_response(world, segments, values)
+        weights = surprise_by_row(world, segments, values) if recipe.surprising_share else None
         if world.manifold is not None:
             world.manifold.fit_robot(values.latents[0], values.proprio[0])
             loop.run(_manifold_stage(world.manifold, recipe, segments, values, weights))
-            world.manifold.fit_radius(*_sample(values, RADIUS_ROWS))
+            world.manifold.fit_radius(*sample_frames(values, RADIUS_ROWS))
         if recipe.decoder_schedule is not None:
             loop.run(_decoder_stage(world, recipe, segments, values))
         loop.run(_dynamics_stage(world, recipe, dataset, segments, values, weights, config.out))
@@ -154,6 +131,54 @@ def train(config: TrainConfig) -> int:
     return 0
 
 
+def _teach_to_act(config: TrainConfig) -> int:
+    """Let a finished world go on learning until it acts as well; resumes what is unfinished."""
+    started = time.monotonic()
+    world = _as_acting(load(config.world or "", device=find_device(config.device)))
+    dataset = Dataset.open(config.data)
+    check_dataset(world, dataset)
+    recipe = RECIPES[config.recipe](dataset)
+    run = {"data": str(config.data), "seed": config.seed, "share": config.update_share, "world": config.world}
+    check_same_run(config.out, "act.json", {**run, **dataclasses.asdict(recipe.dynamics_objective)})
+    num_learned = max(1, dataset.num_episodes - recipe.num_held_out)
+    segments = _segments_of(world, dataset, (0, num_learned), config.out)
+    values = encode_all(world, segments, uses_bfloat16(config.precision, world.device))
+    objective = DynamicsObjective(world.dynamics, recipe.dynamics_objective, world.settle)
+    phase = dataclasses.replace(recipe.dynamics_schedule.phases[-1], updates=ACT_UPDATES)
+    schedule = dataclasses.replace(recipe.dynamics_schedule, phases=(phase,), learning_rate=ACT_LEARNING_RATE)
+    stage = Stage(
+        name="act",
+        objective=objective,
+        schedule=_shortened_schedule(schedule, config.update_share),
+        draw=_dynamics_draw(world, recipe, segments, values, None),
+    )
+    log = MetricsLog(config.out)
+    try:
+        Loop(config, log, started).run(stage)
+    except Stopped:
+        print(f"stopped; the same command continues from {config.out / CHECKPOINTS}")
+        return 130
+    finally:
+        log.close()
+    world.save(config.out)
+    print(f"the world that acts is in {config.out}; heads and clones of {config.world} fit it as well")
+    return 0
+
+
+def _as_acting(world: World) -> World:
+    """The same world with a network that can be told of goals."""
+    if world.config.dynamics.use_goal:
+        return world
+    dynamics = dataclasses.replace(world.config.dynamics, use_goal=True)
+    torch.manual_seed(0)
+    acting = World(dataclasses.replace(world.config, dynamics=dynamics)).to(world.device)
+    acting.heads = world.heads
+    missing, unknown = acting.load_state_dict(world.state_dict(), strict=False)
+    assert not unknown
+    assert all(key.startswith("dynamics.goal_in.") for key in missing)
+    return acting
+
+
 def _add_to_world(config: TrainConfig) -> int:
     """Learn heads or a policy for a world that stays as it is; resumes what is unfinished."""
     started = time.monotonic()
@@ -162,7 +187,7 @@ def _add_to_world(config: TrainConfig) -> int:
         raise ValueError(
             f"--out {config.out}: there is no finished world in it; train one first, or name one with --world"
         )
-    world = load(config.out if is_there else config.world or "", device=_device(config.device))
+    world = load(config.out if is_there else config.world or "", device=find_device(config.device))
     dataset = Dataset.open(config.data)
     if not is_there:
         world.save(config.out)
@@ -170,7 +195,7 @@ def _add_to_world(config: TrainConfig) -> int:
     names = [name for name, is_asked in (("heads", config.heads), ("clone", config.clone)) if is_asked]
     for name in names:
         run = {"data": str(config.data), "seed": config.seed, "share": config.update_share}
-        _check_same_run(config.out, f"{name}.json", run)
+        check_same_run(config.out, f"{name}.json", run)
     log = MetricsLog(config.out)
     loop = Loop(config, log, started)
     try:
@@ -198,134 +223,12 @@ def _add_to_world(config: TrainConfig) -> int:
     return 0
 
 
-class Interrupt:
-    """Ctrl-C within this context only says so, once: an update that is half done could not be resumed
-    exactly. The second Ctrl-C is the usual one and gives up what the last checkpoint does not hold."""
-
-    was_asked = False
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._on_signal)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._previous)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.was_asked:
-            raise KeyboardInterrupt
-        self.was_asked = True
-
-
-class Loop:
-    """Runs stages: updates, moving average, progress, checkpoints."""
-
-    def __init__(self, config: TrainConfig, log: MetricsLog, started: float):
-        self.config = config
-        self.log = log
-        self.deadline = started + 60.0 * config.max_minutes if config.max_minutes is not None else None
-
-    def run(self, stage: Stage) -> None:
-        """Bring a stage to its end; its module then holds the moving average of its weights.
-
-        Raises:
-            Stopped: by Ctrl-C or the time limit, after a checkpoint.
-        """
-        config, schedule = self.config, stage.schedule
-        device = next(stage.objective.parameters()).device
-        folder = config.out / CHECKPOINTS / stage.name
-        parameters = dict(stage.objective.named_parameters())
-        ema = {key: value.detach().clone() for key, value in parameters.items()}
-        optimizer = build_optimizer(stage.objective, schedule)
-        state = read_state(folder) or {"update": 0}
-        if state["update"]:
-            load_checkpoint(folder, module=stage.objective, ema=ema, optimizer=optimizer)
-        use_bfloat16 = uses_bfloat16(self.config.precision, device)
-        generator = torch.Generator(device)
-
-        def save(update: int) -> None:
-            save_checkpoint(
-                folder, state={"update": update}, module=stage.objective, ema=ema, optimizer=optimizer
-            )
-
-        saved_at = evaluated_at = logged_at = time.monotonic()
-        logged_update = state["update"]
-        bar = tqdm(
-            total=schedule.updates, initial=state["update"], desc=f"training the {stage.name}", unit="update"
-        )
-        update = state["update"]
-        with bar, Interrupt() as interrupt:
-            while update < schedule.updates:
-                phase = schedule.phase_at(update)
-                seeds = np.random.SeedSequence([config.seed, _stage_number(stage.name), update])
-                generator.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
-                batch = [_to(item, device) for item in stage.draw(np.random.default_rng(seeds), phase)]
-                for group in optimizer.param_groups:
-                    group["lr"] = schedule.rate_at(update)
-                with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
-                    loss, metrics = stage.objective(*batch, generator=generator)
-                if not torch.isfinite(loss):
-                    raise FloatingPointError(
-                        f"{stage.name}, update {update}: the loss is {loss.item()}; the last good checkpoint "
-                        f"is in {folder}: lower the learning rate"
-                    )
-                optimizer.zero_grad()
-                loss.backward()
-                norm = nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-                optimizer.step()
-                decay = min(schedule.ema, (update + 1) / (update + 10))
-                torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-                    list(ema.values()), [p.detach() for p in parameters.values()], 1.0 - decay
-                )
-                update += 1
-                bar.update()
-                if update % LOG_EVERY == 0:
-                    numbers = {"loss": loss.item(), "gradient_norm": norm.item()}
-                    numbers |= {key: value.item() for key, value in metrics.items()}
-                    seconds = time.monotonic() - logged_at
-                    frames = (update - logged_update) * phase.batch * phase.length
-                    numbers["frames_per_second"] = frames / seconds
-                    logged_at, logged_update = time.monotonic(), update
-                    self.log.write(stage.name, update, numbers)
-                    bar.set_postfix_str(" ".join(f"{key} {value:.4g}" for key, value in numbers.items()))
-                now = time.monotonic()
-                if stage.evaluate and now - evaluated_at > 60.0 * config.evaluate_minutes:
-                    self._evaluate(stage, parameters, ema, update)
-                    evaluated_at = now
-                is_late = self.deadline is not None and now > self.deadline and update < schedule.updates
-                if interrupt.was_asked or is_late:
-                    save(update)
-                    raise Stopped
-                if now - saved_at > 60.0 * config.checkpoint_minutes:
-                    save(update)
-                    saved_at = now
-        if update > state["update"]:
-            save(update)
-        _swap(parameters, ema)
-        if stage.evaluate:
-            self.log.write(stage.name, update, stage.evaluate(update))
-
-    def _evaluate(
-        self, stage: Stage, parameters: dict[str, nn.Parameter], ema: dict[str, Tensor], update: int
-    ) -> None:
-        assert stage.evaluate is not None
-        _swap(parameters, ema)
-        try:
-            self.log.write(stage.name, update, stage.evaluate(update))
-        finally:
-            _swap(parameters, ema)
-
-
 def _tokenizer_stage(world: World, recipe: Recipe, segments: Segments) -> Stage:
     assert world.tokenizer is not None
     tokenizer = world.tokenizer
     tokenizer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (PyTorch's stub lacks it)
     objective = TokenizerObjective(tokenizer, recipe.tokenizer_objective).to(world.device)
-    objective.loss.fit_rarity(_sample_pictures(segments))
+    objective.loss.fit_rarity(sample_pictures(segments))
 
     def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
         return (segments.draw_pairs(rng, phase.batch).pictures,)
@@ -357,7 +260,7 @@ def _decoder_stage(world: World, recipe: Recipe, segments: Segments, values: Val
     assert world.manifold is not None
     assert recipe.decoder_schedule is not None
     objective = DecoderObjective(world.tokenizer, world.manifold, recipe.tokenizer_objective).to(world.device)
-    objective.loss.fit_rarity(_sample_pictures(segments))
+    objective.loss.fit_rarity(sample_pictures(segments))
 
     def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
         pairs = segments.draw_pairs(rng, phase.batch)
@@ -378,14 +281,6 @@ def _dynamics_stage(
 ) -> Stage:
     objective = DynamicsObjective(world.dynamics, recipe.dynamics_objective, world.settle)
 
-    def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
-        rows = segments.draw_rows(
-            rng, phase.batch, phase.length, weights=weights, weighted_share=recipe.surprising_share
-        )
-        drawn = values.map(lambda x: x[0, torch.from_numpy(rows)].float())
-        own_steps = int(rng.integers(1, phase.own_context_steps + 1))
-        return drawn, torch.from_numpy(segments.has_action[rows]), phase.own_context_share, own_steps
-
     def evaluate(update: int) -> dict[str, float]:
         held_out = range(dataset.num_episodes - recipe.num_held_out, dataset.num_episodes)
         world.save(out)
@@ -395,17 +290,50 @@ def _dynamics_stage(
         name="dynamics",
         objective=objective,
         schedule=recipe.dynamics_schedule,
-        draw=draw,
+        draw=_dynamics_draw(world, recipe, segments, values, weights),
         evaluate=evaluate,
     )
+
+
+def _dynamics_draw(
+    world: World, recipe: Recipe, segments: Segments, values: Values, weights: np.ndarray | None
+) -> Callable[[np.random.Generator, Phase], tuple[Any, ...]]:
+    """Segments for the dynamics, with goals that they came to where it can be told of them."""
+
+    def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
+        rows = segments.draw_rows(
+            rng, phase.batch, phase.length, weights=weights, weighted_share=recipe.surprising_share
+        )
+        drawn = values.map(lambda x: x[0, torch.from_numpy(rows)].float())
+        own_steps = int(rng.integers(1, phase.own_context_steps + 1))
+        batch = (drawn, torch.from_numpy(segments.has_action[rows]), phase.own_context_share, own_steps)
+        if not world.config.dynamics.use_goal:
+            return batch
+        goals, at = segments.draw_goals_of(rng, rows, MAX_GOAL_STEPS)
+        index = torch.from_numpy(goals)
+        # A goal is mostly a picture alone; without cameras there is nothing but proprioception.
+        is_known = rng.random(len(goals)) < (0.5 if world.cameras else 1.0)
+        frame = GoalFrame(
+            values.latents[0, index].float(), values.proprio[0, index].float(), torch.from_numpy(is_known)
+        )
+        return *batch, Goals(frame, torch.from_numpy(at))
+
+    return draw
 
 
 def _hindsight(
     world: World, dataset: Dataset, episodes: tuple[int, int], out: Path, use_bfloat16: bool
 ) -> Hindsight:
     """Episodes as a finished world has them."""
+    segments = _segments_of(world, dataset, episodes, out)
+    values = encode_all(world, segments, use_bfloat16)
+    return Hindsight(world, dataset, segments, values, first=episodes[0])
+
+
+def _segments_of(world: World, dataset: Dataset, episodes: tuple[int, int], out: Path) -> Segments:
+    """Episodes at the size that a finished world learned."""
     size = world.config.tokenizer
-    segments = load_segments(
+    return load_segments(
         dataset,
         SegmentsConfig(
             cameras=world.cameras,
@@ -416,8 +344,6 @@ def _hindsight(
         ),
         out / "frames-{}-{}".format(*episodes),
     )
-    values = _encode_all(world, segments, use_bfloat16)
-    return Hindsight(world, dataset, segments, values, first=episodes[0])
 
 
 def _heads_stage(world: World, config: TrainConfig, lessons: Hindsight, held_out: Hindsight) -> Stage:
@@ -463,75 +389,6 @@ def _held_out(objective: nn.Module, batch: Any) -> dict[str, float]:
     return {f"held_out_{key}": value.item() for key, value in {"loss": loss, **metrics}.items()}
 
 
-def _fit_units(world: World, segments: Segments) -> None:
-    """Take the units of actions, proprioception and latents from the data."""
-    world.action_normalizer.fit(segments.actions)
-    if segments.proprio is not None:
-        world.proprio_normalizer.fit(segments.proprio)
-    if world.tokenizer is not None:
-        pixels = to_pixels(_sample_pictures(segments).to(world.device))
-        raw = torch.cat([world.tokenizer.encode_raw(x) for x in pixels.split(128)])
-        world.tokenizer.set_statistics(raw)
-
-
-@torch.inference_mode()
-def _encode_all(world: World, segments: Segments, use_bfloat16: bool) -> Values:
-    """Normalised values of every row: latents (half precision), proprioception, the action that led to it."""
-    tokenizer, parts = world.tokenizer, []
-    rows = segments.num_rows
-    for start in tqdm(range(0, rows, 256), desc="encoding", unit="batch", disable=tokenizer is None):
-        piece = {key: frames[start : start + 256] for key, frames in segments.frames.items()}
-        with torch.autocast(world.device.type, torch.bfloat16, enabled=use_bfloat16):
-            parts.append(world.encode(piece or None).half().cpu())
-    latents = (
-        torch.cat(parts) if tokenizer is not None else torch.zeros(rows, 0, world.config.dynamics.latent_dim)
-    )
-    previous = torch.from_numpy(segments.prev_action).to(world.device)
-    proprio = torch.zeros(rows, 0)
-    if segments.proprio is not None:
-        proprio = world.proprio_normalizer.normalize(
-            torch.from_numpy(segments.proprio).to(world.device)
-        ).cpu()
-    # Cloned outside inference mode, so that autograd may save them.
-    with torch.inference_mode(False):
-        action = world.action_normalizer.normalize(previous).cpu()
-        return Values(latents[None].clone(), proprio[None].clone(), action[None].clone())
-
-
-def _sample_pictures(segments: Segments) -> Tensor:
-    """Pictures ``N H W 3`` drawn from all episodes."""
-    pairs = segments.draw_pairs(np.random.default_rng(0), min(SAMPLE_ROWS, segments.num_rows))
-    return pairs.pictures[:, 0]
-
-
-def _sample(values: Values, count: int) -> tuple[Tensor, Tensor]:
-    """Latents and proprioception of about as many frames, evenly spread."""
-    step = -(-values.latents.shape[1] // count)
-    return values.latents[0, ::step], values.proprio[0, ::step]
-
-
-def _fit_response(world: World, segments: Segments, values: Values) -> None:
-    is_third = segments.has_action.copy()
-    is_third[1:] &= segments.has_action[:-1]
-    if world.dynamics.response is not None:
-        rows = (values.latents[0], values.proprio[0], values.action[0])
-        world.dynamics.response.fit(*rows, torch.from_numpy(is_third))
-
-
-@torch.inference_mode()
-def _surprise(world: World, segments: Segments, values: Values) -> np.ndarray:
-    """By row: the mean square of what the linear response does not foresee of the latents, ten times its mean
-    at most."""
-    surprise = np.zeros(segments.num_rows)
-    for start in range(0, segments.num_rows, 4096):
-        begin = max(0, start - NUM_BEFORE)
-        piece = values.map(lambda x, a=begin, b=start + 4096: x[:, a:b].float().to(world.device))
-        error = (piece.latents - world.dynamics.foresee(piece).latents).square().mean((2, 3))
-        surprise[start : start + 4096] = error[0, start - begin :].cpu().numpy()
-    surprise[~segments.has_action] = 0.0
-    return np.minimum(surprise, 10.0 * surprise.mean())
-
-
 def _world_config(config: TrainConfig, recipe: Recipe, dataset: Dataset, segments: Segments) -> WorldConfig:
     names = dataset.features["action"].get("names")
     if not isinstance(names, list) or len(names) != recipe.dynamics.action_dim:
@@ -561,21 +418,6 @@ def _load(dataset: Dataset, recipe: Recipe, out: Path) -> Segments:
     )
 
 
-def _check_same_run(out: Path, name: str, run: dict[str, Any]) -> None:
-    """A folder holds one run of a kind: another recipe, dataset or seed must go elsewhere."""
-    path = out / CHECKPOINTS / name
-    text = json.dumps(run, indent=2) + "\n"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(text)
-        partial.rename(path)
-    elif path.read_text() != text:
-        raise CheckpointError(
-            f"{out}: it holds another run (recipe, data or seed differ: {path}); choose another --out"
-        )
-
-
 def _shortened_schedule(schedule: Schedule, share: float) -> Schedule:
     phases = tuple(
         dataclasses.replace(phase, updates=max(1, round(share * phase.updates))) for phase in schedule.phases
@@ -597,27 +439,3 @@ def _shortened(recipe: Recipe, share: float) -> Recipe:
         decoder_schedule=shorten(recipe.decoder_schedule) if recipe.decoder_schedule else None,
         dynamics_schedule=shorten(recipe.dynamics_schedule),
     )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def _stage_number(name: str) -> int:
-    return ("tokenizer", "dynamics", "manifold", "decoder", "heads", "clone").index(name)
-
-
-def _to(item: Any, device: torch.device) -> Any:
-    if isinstance(item, Values):
-        return item.map(lambda x: x.to(device))
-    return item.to(device) if isinstance(item, Tensor | HeadsBatch | CloneBatch) else item
-
-
-def _swap(parameters: dict[str, nn.Parameter], ema: dict[str, Tensor]) -> None:
-    """Exchange the weights and their moving average."""
-    for key, parameter in parameters.items():
-        kept = parameter.detach().clone()
-        parameter.data.copy_(ema[key])
-        ema[key].copy_(kept)

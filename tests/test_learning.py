@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kinema import train as train_module
+from kinema import loop as loop_module
 from kinema.data import Dataset
 from kinema.objective import DynamicsObjectiveConfig
 from kinema.recipes import RECIPES, Phase, Recipe, Schedule
@@ -95,7 +95,7 @@ def test_infer_reads_the_actions_off_the_frames(world: World, data: Dataset) -> 
 
 def test_droid_in_miniature(droid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real recordings: three cameras and proprioception, trained for some seconds, then simulated."""
-    monkeypatch.setattr(train_module, "LOG_EVERY", 1)
+    monkeypatch.setattr(loop_module, "LOG_EVERY", 1)
     out = tmp_path / "droid"
     assert train(TrainConfig(data=str(droid), out=out, recipe="tiny", update_share=0.5)) == 0
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

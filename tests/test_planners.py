@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kinema.arena import History
+from kinema.goals import encode_goal
 from kinema.planners import (
     PLANNERS,
     Controller,
@@ -19,8 +19,8 @@ from kinema.planners import (
 )
 from kinema.planners.scores import Measure, normalize_actions, restore_actions
 from kinema.planners.search import WarmStart, between
-from kinema.policies.cloned import encode_goal
 from kinema.simulation import World
+from kinema.starts import History
 from kinema.types import Seen
 from kinema.world_model import WorldError
 

@@ -12,14 +12,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from kinema import train as train_module
+from kinema import loop as loop_module
 from kinema.checkpoint import CheckpointError, read_state
 from kinema.data import DataError, Dataset, DatasetWriter
 from kinema.data.segments import Segments
+from kinema.loop import Interrupt, Loop, Stage, Stopped
 from kinema.progress import MetricsLog
 from kinema.recipes import RECIPES, Phase, Recipe, Schedule
 from kinema.simulation import load
-from kinema.train import Interrupt, Loop, Stage, Stopped, TrainConfig, train
+from kinema.train import TrainConfig, train
 from kinema.world_model import CONFIG_FILE, WEIGHTS_FILE
 
 from .worlds import CAMERA, PROPRIO, full_disk, write_exact_world
@@ -33,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def every_update_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_module, "LOG_EVERY", 1)
+    monkeypatch.setattr(loop_module, "LOG_EVERY", 1)
 
 
 def config_of(data: Path, out: Path, **fields: Any) -> TrainConfig:
@@ -63,7 +64,7 @@ def assert_same_world(one: Path, other: Path) -> None:
 def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "world"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "LOG_EVERY", 1)
+        patch.setattr(loop_module, "LOG_EVERY", 1)
         assert train(config_of(data, out)) == 0
     return out
 

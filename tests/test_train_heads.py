@@ -10,15 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 from kinema import cli
-from kinema import train as train_module
+from kinema import loop as loop_module
 from kinema.checkpoint import CheckpointError, read_state
 from kinema.data import DataError, Dataset
 from kinema.data.segments import SegmentsConfig, load_segments
+from kinema.encoded import encode_all
 from kinema.heads import HeadsConfig
 from kinema.hindsight import Hindsight
-from kinema.policies.cloned import CLONE_FILE, CloneConfig, ClonedPolicy, load_clone
+from kinema.policies.cloned import CLONE_FILE, CloneConfig, ClonedPolicy, CloneProposer, load_clone
 from kinema.simulation import World, load
-from kinema.train import TrainConfig, _encode_all, train
+from kinema.train import TrainConfig, train
 from kinema.types import Seen
 from kinema.world_model import HEADS_FILE, WEIGHTS_FILE, WorldError
 
@@ -40,7 +41,7 @@ def world_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def every_update_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_module, "LOG_EVERY", 1)
+    monkeypatch.setattr(loop_module, "LOG_EVERY", 1)
 
 
 def config_of(data: Path, out: Path, world: Path, **fields: Any) -> TrainConfig:
@@ -53,7 +54,7 @@ def config_of(data: Path, out: Path, world: Path, **fields: Any) -> TrainConfig:
 def uninterrupted(data: Path, world_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "world"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "LOG_EVERY", 1)
+        patch.setattr(loop_module, "LOG_EVERY", 1)
         assert train(config_of(data, out, world_folder)) == 0
     return out
 
@@ -62,7 +63,7 @@ def hindsight(data: Path, world: World) -> Hindsight:
     dataset = Dataset.open(data)
     config = SegmentsConfig(cameras=(CAMERA,), proprio=PROPRIO, height=SIZE, width=SIZE)
     segments = load_segments(dataset, config, data / "unused", progress=False)
-    return Hindsight(world, dataset, segments, _encode_all(world, segments, False), first=0)
+    return Hindsight(world, dataset, segments, encode_all(world, segments, False), first=0)
 
 
 def test_the_world_stays_as_it_is(uninterrupted: Path, world_folder: Path) -> None:
@@ -116,7 +117,7 @@ def test_mistakes_are_explained(data: Path, world_folder: Path, uninterrupted: P
         ValueError, match="there is no finished world in it; train one first, or name one with"
     ):
         train(TrainConfig(data=str(data), out=tmp_path / "none", heads=True))
-    with pytest.raises(ValueError, match=r"--world .*: it is for --heads and --clone"):
+    with pytest.raises(ValueError, match=r"--world .*: it is for --act, --heads and --clone"):
         train(TrainConfig(data=str(data), out=tmp_path / "none", world="pusht"))
     with pytest.raises(CheckpointError, match="it holds another run"):
         train(config_of(data, uninterrupted, world_folder, seed=1))
@@ -216,6 +217,13 @@ def test_a_clone_does_what_the_goal_shows(tmp_path: Path) -> None:
         done.append(policy.choose(seen))
     scale = world.action_normalizer.scale.numpy()
     assert (np.abs(np.stack(done) - asked) / scale).mean() < 0.3
+    # As a planner uses it, it draws what it would do: near that, and not twice the same.
+    session = world.start(draw(np.array([[2.0, 1.5]])), proprio=np.array([[2.0, 1.5]], np.float32))
+    goal = world.place(latents := world.encode(draw(asked[1:])), normalized.expand(len(latents), -1))
+    drawn = CloneProposer(objective.clone).propose(session.fork(40), goal, np.random.default_rng(0))
+    assert drawn.shape == (40, 1, 2)
+    assert np.abs(np.median(drawn[:, 0], axis=0) - asked[1]).max() / scale.max() < 0.3
+    assert (drawn.std(axis=0) > 0).all()
     # Without a goal, and with noise, it still acts within the range.
     policy.set_goal(None)
     noisy = ClonedPolicy(world, objective.clone, noise=0.5, is_greedy=False)

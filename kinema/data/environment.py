@@ -21,7 +21,9 @@ POLICIES = {
     "random": "kinema.policies.open_loop:RandomPolicy",
     "zero": "kinema.policies.open_loop:ZeroPolicy",
     "pusht-play": "kinema.policies.pusht_play:make",
+    "act": "kinema.policies.acting:make",
     "cloned": "kinema.policies.cloned:make",
+    "imagined": "kinema.policies.imagined:make",
 }
 """Short names of the policies that come with kinema."""
 

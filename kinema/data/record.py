@@ -50,9 +50,9 @@ class RecordConfig:
     out: Path
     """Folder of the dataset. Where an earlier run of the same command left episodes, this one continues."""
     policy: str = "random"
-    """random, zero, pusht-play, or MODULE:CALLABLE. The callable gets --policy-args (and the environment's
-    spaces, if it has parameters action_space or observation_space) and returns an object with
-    reset(rng, info) and act(observation, info); None instead of an action ends the episode."""
+    """random, zero, pusht-play, cloned, act, imagined, or MODULE:CALLABLE. The callable gets --policy-args
+    (and the environment's spaces, if it has parameters action_space or observation_space) and returns an
+    object with reset(rng, info) and act(observation, info); None instead of an action ends the episode."""
     policy_args: JsonObject = dataclasses.field(default_factory=dict)
     """Arguments of the policy."""
     env_args: JsonObject = dataclasses.field(default_factory=dict)

@@ -129,6 +129,17 @@ class Segments:
         steps = np.minimum(steps, most)
         return rows, rows + steps, steps
 
+    def draw_goals_of(
+        self, rng: np.random.Generator, rows: np.ndarray, max_steps: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """For segments (``batch length`` rows) a later row each of the same episode, and how many frames
+        behind the segment's first it is: half of them within the segment, the others up to ``max_steps``."""
+        first, length = rows[:, 0], rows.shape[1]
+        most = np.where(rng.random(len(rows)) < 0.5, length - 1, max_steps)
+        most = np.maximum(np.minimum(most, self.last_rows(first) - first), 1)
+        steps = 1 + (rng.random(len(rows)) * most).astype(np.int64)
+        return first + steps, steps
+
     def first_rows(self, rows: np.ndarray) -> np.ndarray:
         """The first rows of the episodes that rows are of."""
         return self.starts[self._episode_of_row[rows]]

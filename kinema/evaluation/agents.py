@@ -7,14 +7,15 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from kinema.arena import History
 from kinema.evaluation.tasks import PushTReality, SimulatorScore, Task
-from kinema.planners import Controller, Goal, Planner
+from kinema.goals import check_acts, encode_goal
+from kinema.planners import Controller, Goal, Planner, ProposeAndCheck
 from kinema.planners.controller import last_action
 from kinema.planners.scores import Measure, restore_actions
 from kinema.planners.search import WarmStart
-from kinema.policies.cloned import ClonedPolicy, encode_goal
-from kinema.simulation import World
+from kinema.policies.cloned import ClonedPolicy
+from kinema.simulation import ACT_STEPS, World
+from kinema.starts import History
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +72,38 @@ class CloneAgent:
         return self._policy.choose(history.seen[-1])[None], None
 
 
+class ActAgent:
+    """The network itself, told the goal picture."""
+
+    name = "act"
+
+    def __init__(self, world: World, *, chunk: int):
+        """Raises WorldError where the world was not trained to act."""
+        check_acts(world)
+        self._world, self._chunk = world, chunk
+
+    def begin(self, task: Task, rng: np.random.Generator) -> None:
+        self._goal, self._rng = encode_goal(self._world, task.goal_frame), rng
+
+    def act(self, history: History, reality: PushTReality) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
+        began = time.perf_counter()
+        session = history.start(seed=int(self._rng.integers(2**31)))
+        actions = session.act(self._goal, self._chunk)
+        return actions, Cost(1e3 * (time.perf_counter() - began), self._chunk * (ACT_STEPS + 1))
+
+
 class PlannerAgent:
     """A planner in the world, told the goal picture."""
 
     def __init__(
-        self, name: str, world: World, planner: Planner, *, measure: Measure, chunk: int, context: int
+        self,
+        name: str,
+        world: World,
+        planner: Planner | ProposeAndCheck,
+        *,
+        measure: Measure,
+        chunk: int,
+        context: int,
     ):
         """Raises WorldError where the world has no heads and steps are the measure."""
         if measure == "steps":

@@ -15,17 +15,25 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from kinema.arena import History
 from kinema.data.lerobot import Dataset
 from kinema.evaluation import bootstrap
-from kinema.evaluation.agents import Agent, CloneAgent, Cost, PlannerAgent, RandomAgent, SimulatorAgent
+from kinema.evaluation.agents import (
+    ActAgent,
+    Agent,
+    CloneAgent,
+    Cost,
+    PlannerAgent,
+    RandomAgent,
+    SimulatorAgent,
+)
 from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.table import Row
 from kinema.evaluation.tasks import ANGLE, POSITION, PushTReality, Task, draw_tasks, is_met
-from kinema.planners import PLANNERS, SearchConfig
+from kinema.planners import PLANNER_NAMES, PROPOSE, ProposeAndCheck, SearchConfig, find_proposer, make_planner
 from kinema.planners.scores import END_SHARE, MeasureOrAuto, resolve_measure
 from kinema.policies.cloned import CLONE_FILE, ClonedPolicy, load_clone
 from kinema.simulation import World, load
+from kinema.starts import History
 
 BEST = "best planner"
 
@@ -36,8 +44,8 @@ class PlanningConfig:
     """Name of a bundled world (pusht), folder of one, or its Hub id."""
     data: str
     """Held-out episodes (a LeRobot folder or Hub id) with the columns info.pos_agent and info.block_pose."""
-    planners: tuple[str, ...] = ("cem", "mppi")
-    """Of cem and mppi."""
+    planners: tuple[str, ...] = ()
+    """Of cem, mppi and propose; by default all, propose where a policy is there that does."""
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     """What the planners search for, and how much."""
     measure: MeasureOrAuto = "auto"
@@ -72,9 +80,9 @@ class PlanningConfig:
         for name, least in {"chunk": 1, "context": 1, "tasks": 1, "seeds": 1, "seed": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}")
-        unknown = [name for name in self.planners if name not in PLANNERS]
-        if unknown or not self.planners:
-            raise ValueError(f"planners: {', '.join(unknown) or 'none'}; there are {', '.join(PLANNERS)}")
+        unknown = [name for name in self.planners if name not in PLANNER_NAMES]
+        if unknown:
+            raise ValueError(f"planners: {', '.join(unknown)}; there are {', '.join(PLANNER_NAMES)}")
         for name, (distance, budget) in {"near": self.near, "far": self.far}.items():
             if name == "far" and distance == budget == 0:
                 continue
@@ -123,20 +131,29 @@ def make_agents(world: World, config: PlanningConfig) -> tuple[list[Agent], list
     notes = [f"Planners measure how far they are from the goal in {measure}."]
     agents: list[Agent] = [RandomAgent(world)]
     folder = Path(config.clone or config.world)
+    proposer = find_proposer(world, folder)
+    names = config.planners or [name for name in PLANNER_NAMES if name != PROPOSE or proposer is not None]
+    planners = {name: make_planner(name, config.search, proposer) for name in names}
+    if PROPOSE in planners and proposer is not None:
+        notes.append(f"propose: plans are proposed by the policy '{proposer.name}'.")
     if config.clone is not None or (folder / CLONE_FILE).is_file():
         agents.append(CloneAgent(ClonedPolicy(world, load_clone(world, folder))))
     else:
         notes.append("No cloned policy: kinema train DATA --out WORLD --clone makes one.")
-    for name in config.planners:
-        planner = PLANNERS[name](config.search)
+    if world.config.dynamics.use_goal:
+        agents.append(ActAgent(world, chunk=config.chunk))
+    for name, planner in planners.items():
         agents.append(
             PlannerAgent(name, world, planner, measure=measure, chunk=config.chunk, context=config.context)
         )
-    for name in config.planners if config.ceiling else ():
-        planner = PLANNERS[name](config.search)
-        agents.append(
-            SimulatorAgent(f"{name}, real simulator", world, planner, chunk=config.chunk, end_share=END_SHARE)
-        )
+    for name, planner in planners.items() if config.ceiling else ():
+        # Proposals come from the world: with the simulator alone there are none.
+        if not isinstance(planner, ProposeAndCheck):
+            agents.append(
+                SimulatorAgent(
+                    f"{name}, real simulator", world, planner, chunk=config.chunk, end_share=END_SHARE
+                )
+            )
     return agents, notes
 
 
@@ -230,7 +247,8 @@ def _rows(
     must, aim = {"near": (0.70, 0.95), "far": (0.0, 0.50)}[name]
     rows = []
     reached = {agent: np.isfinite(tried.reached_at).astype(float) for agent, tried in attempts.items()}
-    best = max(config.planners, key=lambda planner: reached[planner].mean())
+    planners = [agent for agent in attempts if agent in PLANNER_NAMES]
+    best = max(planners, key=lambda planner: reached[planner].mean())
     for agent, flags in {**reached, BEST: reached[best]}.items():
         low, high = bootstrap.interval(bootstrap.share, flags, rng=rng)
         is_best = agent == BEST
@@ -251,7 +269,7 @@ def _rows(
         if not tried.costs:
             continue
         times = np.array([cost.milliseconds for cost in tried.costs])
-        is_ours = agent in config.planners
+        is_ours = agent in PLANNER_NAMES
         rows.append(
             Row(
                 key=f"{name}/{agent}/ms",

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from kinema.arena import Arena, History
+from kinema.arena import Arena
 from kinema.data.environment import make_environment
 from kinema.data.lerobot import DataError, Dataset
 from kinema.evaluation.probe import PushTProbe
 from kinema.evaluation.pusht_state import PUSHT, advance, agent_velocity, get_bodies, set_bodies
 from kinema.simulation import World
-from kinema.starts import check_dataset
+from kinema.starts import History, check_dataset
 from kinema.types import Seen
 
 POSITION, ANGLE = 20.0, np.pi / 9

@@ -1,18 +1,20 @@
 """Search for actions: planners propose candidates, a score judges them, and that is all they know of each
 other."""
 
+from kinema.planners.choose import PLANNER_NAMES, PLANNERS, PROPOSE, find_proposer, make_planner
 from kinema.planners.controller import Controller, Plan
 from kinema.planners.cross_entropy import CrossEntropy
 from kinema.planners.mppi import MPPI
+from kinema.planners.propose import CheckProposals, ProposeAndCheck, Proposer
 from kinema.planners.scores import Distance, Goal, WorldScore
 from kinema.planners.search import Found, Planner, Score, SearchConfig, check_planner
-
-PLANNERS = {"cem": CrossEntropy, "mppi": MPPI}
-"""By the names that the command line takes."""
 
 __all__ = [
     "MPPI",
     "PLANNERS",
+    "PLANNER_NAMES",
+    "PROPOSE",
+    "CheckProposals",
     "Controller",
     "CrossEntropy",
     "Distance",
@@ -20,8 +22,12 @@ __all__ = [
     "Goal",
     "Plan",
     "Planner",
+    "ProposeAndCheck",
+    "Proposer",
     "Score",
     "SearchConfig",
     "WorldScore",
     "check_planner",
+    "find_proposer",
+    "make_planner",
 ]

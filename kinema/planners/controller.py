@@ -6,10 +6,11 @@ import time
 import numpy as np
 from jaxtyping import Float
 
-from kinema.arena import History
+from kinema.planners.propose import ProposeAndCheck
 from kinema.planners.scores import Goal, WorldScore, normalize_actions, restore_actions
 from kinema.planners.search import Planner, WarmStart
 from kinema.simulation import Simulation, World
+from kinema.starts import History
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,15 @@ class Plan:
 class Controller:
     """Plans in a world for a goal, again and again, each time from where the last plan left off."""
 
-    def __init__(self, world: World, planner: Planner, goal: Goal, *, chunk: int = 5, context: int = 4):
+    def __init__(
+        self,
+        world: World,
+        planner: Planner | ProposeAndCheck,
+        goal: Goal,
+        *,
+        chunk: int = 5,
+        context: int = 4,
+    ):
         """``chunk`` actions of a plan are done before the next plan, which is made from the last ``context``
         frames.
 
@@ -57,7 +66,8 @@ class Controller:
         session = history.start(seed=int(rng.integers(2**31)))
         score = WorldScore(session, self.goal)
         start = self._warm_start.guess(self.planner.config.horizon, last_action(self.world, history))
-        found = self.planner.plan(score, start, rng)
+        planner = self.planner.at(score) if isinstance(self.planner, ProposeAndCheck) else self.planner
+        found = planner.plan(score, start, rng)
         self._warm_start.keep(found.actions, self.chunk)
         return Plan(
             actions=restore_actions(self.world, found.actions),

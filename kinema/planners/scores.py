@@ -117,12 +117,20 @@ class WorldScore:
         """Steps simulated so far, those of all candidates together."""
         self.num_batched_steps = 0
         """Steps simulated so far, those of a batch counted once."""
+        self.num_other_calls = 0
+        """Calls of the dynamics so far that simulated nothing, but proposed what to do."""
 
     @property
     def num_network_calls(self) -> int:
-        """Calls of the dynamics so far: one to keep each frame, beside those that find it."""
+        """Calls of the dynamics so far: one to keep each frame, beside those that find it, and those of
+        proposals."""
         batch = self.session.world.config.num_denoising_steps
-        return self.num_batched_steps * (batch + 1)
+        return self.num_batched_steps * (batch + 1) + self.num_other_calls
+
+    def count(self, num: int, horizon: int) -> None:
+        """So many more steps of so many sessions were simulated."""
+        self.num_steps += num * horizon
+        self.num_batched_steps += horizon
 
     def __call__(self, candidates: Float[np.ndarray, "K H A"]) -> Float[np.ndarray, " K"]:
         parts = [
@@ -150,8 +158,7 @@ class WorldScore:
                 if distances:
                     distance = np.where(is_lost, np.max(distances, axis=0), distance)
                 distances.append(distance)
-        self.num_steps += num * horizon
-        self.num_batched_steps += horizon
+        self.count(num, horizon)
         scores = goal.reward_weight * rewards
         if distances:
             each = np.stack(distances)

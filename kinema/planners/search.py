@@ -68,7 +68,10 @@ class Found:
 class Planner(Protocol):
     """Searches for a good sequence of actions."""
 
-    config: SearchConfig
+    @property
+    def config(self) -> SearchConfig:
+        """How much it searches."""
+        ...
 
     def plan(self, score: Score, start: Float[np.ndarray, "H A"], rng: np.random.Generator) -> Found:
         """The best that it found, searching around ``start``; all its randomness is from ``rng``."""
@@ -120,11 +123,7 @@ def search(
         knots[0], knots[1] = mean, best_knots
         knots = np.clip(knots, -1.0, 1.0)
         candidates = between(knots, config.horizon)
-        scores = score(candidates)
-        if scores.shape != (config.candidates,) or np.isnan(scores).any():
-            raise ValueError(
-                f"a score must give one number for each of {config.candidates} candidates; got {scores!r}"
-            )
+        scores = checked(score, candidates)
         top = int(scores.argmax())
         if scores[top] > best_score:
             best, best_score, best_knots = candidates[top], float(scores[top]), knots[top]
@@ -133,6 +132,16 @@ def search(
         mean = keep * mean + (1.0 - keep) * new_mean
         std = np.maximum(keep * std + (1.0 - keep) * new_std, config.min_std)
     return Found(best, best_score, config.candidates * config.iterations)
+
+
+def checked(score: Score, candidates: Float[np.ndarray, "K H A"]) -> Float[np.ndarray, " K"]:
+    """The scores of candidates. Raises ValueError where they are not one number for each."""
+    scores = score(candidates)
+    if scores.shape != (len(candidates),) or np.isnan(scores).any():
+        raise ValueError(
+            f"a score must give one number for each of {len(candidates)} candidates; got {scores!r}"
+        )
+    return scores
 
 
 def between(knots: Float[np.ndarray, "K N A"], horizon: int) -> Float[np.ndarray, "K H A"]:

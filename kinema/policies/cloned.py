@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from kinema.goals import encode_goal, encode_place
 from kinema.heads import PlaceFeatures, PlaceSizes, ResidualMLP, to_device
 from kinema.parts import load_part
-from kinema.simulation import World, load
+from kinema.simulation import SimulationBatch, World, load
 from kinema.types import Seen
 from kinema.world_model import WorldError
 
@@ -166,6 +167,11 @@ class ClonedPolicy:
         self.set_goal(goal)
         self.begin(np.random.default_rng(0))
 
+    @property
+    def actions_per_look(self) -> int:
+        """Actions of a chunk that are done."""
+        return self.clone.config.chunk - self.clone.config.chunk // 2
+
     def set_goal(self, goal: Any) -> None:
         """Act for this goal from now on: a picture ``H W 3``, or several by camera; None for no goal.
 
@@ -184,7 +190,7 @@ class ClonedPolicy:
         """The action for what is seen, in the units of the dataset. A chunk is half used before the next is
         made."""
         here = encode_place(self.world, seen)
-        if len(self._plan) <= self.clone.config.chunk // 2:
+        if len(self._plan) <= self.clone.config.chunk - self.actions_per_look:
             before = here if self._last is None else self._last
             self._plan = list(self.foretell(before, here, self._goal))
         self._last = here
@@ -208,52 +214,46 @@ class ClonedPolicy:
         (``World.place``)."""
         has_goal = torch.tensor([goal is not None], device=self.world.device)
         found = self.clone(before, here, here if goal is None else goal, has_goal)
-        if self.is_greedy:
-            actions = most_likely(found)
-        else:
-            modes = found.mixture_distribution.probs[0].cpu().double().numpy()
-            mode = self._rng.choice(len(modes), p=modes / modes.sum())
-            parts = found.component_distribution
-            normal = torch.from_numpy(self._rng.normal(size=parts.mean.shape[-1])).to(parts.mean)
-            actions = parts.mean[:, mode] + parts.stddev[:, mode] * normal
+        actions = most_likely(found) if self.is_greedy else draw(found, self._rng)
         actions = actions.unflatten(-1, (-1, self.clone.action_dim))[0]
         actions = actions + self.noise * torch.from_numpy(self._rng.normal(size=actions.shape)).to(actions)
         return self.world.action_normalizer.restore(actions.clamp(-1.0, 1.0)).cpu().numpy()
 
 
-def encode_place(world: World, seen: Seen) -> Float[Tensor, "1 G"]:
-    """What is seen as heads and policies read it; proprioception that is not told is found in the picture
-    (``World.locate``).
+class CloneProposer:
+    """A clone as planners use it: it draws the next chunk of actions, from what the last two frames of each
+    session show."""
 
-    Raises:
-        WorldError: it does not fit the world.
-    """
-    latents = world.encode({key: frame[None] for key, frame in seen.frames.items()} or None)
-    if not world.cameras:
-        latents = torch.zeros(1, 0, world.config.dynamics.latent_dim, device=world.device)
-    if seen.proprio is None:
-        proprio = world.locate(latents)
-    else:
-        proprio = world.normalized_proprio(np.asarray(seen.proprio)[None, None], 1, 1)[:, 0]
-    return world.place(latents, proprio)
+    name = "cloned"
+    num_network_calls = 0
+
+    def __init__(self, clone: Clone):
+        self.clone = clone
+
+    @torch.inference_mode()
+    def propose(
+        self, sessions: SimulationBatch, target: Float[Tensor, "1 G"] | None, rng: np.random.Generator
+    ) -> Float[np.ndarray, "B C A"]:
+        world = sessions.world
+        now = world.place(sessions.latents, sessions.normalized_proprio)
+        before = world.place(*sessions.frame_before)
+        goal = now if target is None else target.expand(len(now), -1)
+        has_goal = torch.full((len(now),), target is not None, device=world.device)
+        found = self.clone(before, now, goal, has_goal)
+        actions = draw(found, rng).unflatten(-1, (-1, self.clone.action_dim))
+        return world.action_normalizer.restore(actions.clamp(-1.0, 1.0)).cpu().numpy()
 
 
-def encode_goal(world: World, goal: Any) -> Float[Tensor, "1 G"]:
-    """A goal as heads and policies read it: a picture ``H W 3`` or a dict of them by camera; a vector of
-    proprioception in a world without cameras.
-
-    Raises:
-        WorldError: it does not fit the world.
-    """
-    if not world.cameras:
-        return encode_place(world, Seen(frames={}, proprio=np.asarray(goal, dtype=np.float32)))
-    pictures = goal if isinstance(goal, Mapping) else {world.cameras[0]: goal}
-    if not isinstance(goal, Mapping) and len(world.cameras) > 1:
-        raise WorldError(
-            f"world '{world.name}' has {len(world.cameras)} cameras: give the goal as a dict of pictures "
-            f"with the keys {', '.join(world.cameras)}"
-        )
-    return encode_place(world, Seen(frames=dict(pictures), proprio=None))
+def draw(found: torch.distributions.MixtureSameFamily, rng: np.random.Generator) -> Float[Tensor, "N V"]:
+    """One draw from each of the distributions."""
+    parts = found.component_distribution
+    probabilities = found.mixture_distribution.probs.cpu().double().numpy()
+    shares = (probabilities / probabilities.sum(-1, keepdims=True)).cumsum(-1)
+    modes = (rng.random((len(shares), 1)) > shares).sum(-1).clip(max=shares.shape[-1] - 1)
+    rows = torch.arange(len(modes), device=parts.mean.device)
+    modes = torch.from_numpy(modes).to(parts.mean.device)
+    normal = torch.from_numpy(rng.normal(size=(len(modes), parts.mean.shape[-1]))).to(parts.mean)
+    return parts.mean[rows, modes] + parts.stddev[rows, modes] * normal
 
 
 def new_clone(world: World, config: CloneConfig) -> Clone:

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from PIL import Image
 
 from kinema import cli
-from kinema.arena import Arena, History
+from kinema.arena import Arena
 from kinema.data import Dataset
 from kinema.data.spaces import RecordError
 from kinema.evaluation.agents import Cost, SimulatorAgent
@@ -20,9 +20,12 @@ from kinema.evaluation.planning import PlanningConfig, attempt, make_agents, mea
 from kinema.evaluation.plot import LIGHT
 from kinema.evaluation.policy import Mixed, PolicyConfig, judge, parse
 from kinema.evaluation.tasks import PushTReality, Task, draw_tasks
+from kinema.parts import save_part
 from kinema.plan import PlanConfig
 from kinema.planners import CrossEntropy, SearchConfig
+from kinema.policies.cloned import CLONE_FILE, CloneConfig, new_clone
 from kinema.simulation import World
+from kinema.starts import History
 from kinema.world_model import WorldError
 
 from ..worlds import random_heads
@@ -125,6 +128,15 @@ def test_evaluate_planning_as_a_command(
     assert "near: mppi, goals reached" in capsys.readouterr().out
     assert (tmp_path / "planning.png").is_file()
     assert json.loads((tmp_path / "planning.json").read_text())["protocol"]["near"] == [5, 4]
+    words[words.index("mppi")] = "propose"
+    assert cli.main(words) == 2
+    assert "there is no policy that could propose plans" in capsys.readouterr().err
+    clone = new_clone(world, CloneConfig(width=16, depth=1, chunk=4))
+    save_part(tmp_path / "world" / CLONE_FILE, clone.config, clone)
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    for agent in ("random", "cloned", "propose", "best planner (propose)"):
+        assert f"near: {agent}, goals reached" in printed
 
 
 def test_plan_as_a_command(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kinema import train as train_module
+from kinema import loop as loop_module
 from kinema.data import DataError, Dataset, DatasetWriter
 from kinema.recipes import RECIPES, Recipe, Schedule
 from kinema.train import TrainConfig, train
@@ -87,7 +87,7 @@ def test_first_updates(name: str, data: Path, tmp_path: Path, monkeypatch: pytes
         )
 
     monkeypatch.setitem(RECIPES, name, short)
-    monkeypatch.setattr(train_module, "LOG_EVERY", 1)
+    monkeypatch.setattr(loop_module, "LOG_EVERY", 1)
     assert train(TrainConfig(data=str(data), out=tmp_path, recipe=name, precision="float32")) == 0
     got: dict[str, list[tuple[float, float]]] = {}
     for line in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()):

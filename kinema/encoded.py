@@ -1,0 +1,84 @@
+"""Recordings as a world has them: its units and its linear response are fitted to them, and every row is
+encoded once, before the dynamics learns."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from kinema.data.segments import Segments
+from kinema.dynamics import NUM_BEFORE, Values
+from kinema.simulation import World
+from kinema.tokenizers import to_pixels
+
+SAMPLE_ROWS = 1024
+"""Pictures from which statistics are taken: of colours, and of latents."""
+
+
+def fit_units(world: World, segments: Segments) -> None:
+    """Take the units of actions, proprioception and latents from the data."""
+    world.action_normalizer.fit(segments.actions)
+    if segments.proprio is not None:
+        world.proprio_normalizer.fit(segments.proprio)
+    if world.tokenizer is not None:
+        pixels = to_pixels(sample_pictures(segments).to(world.device))
+        raw = torch.cat([world.tokenizer.encode_raw(x) for x in pixels.split(128)])
+        world.tokenizer.set_statistics(raw)
+
+
+@torch.inference_mode()
+def encode_all(world: World, segments: Segments, use_bfloat16: bool) -> Values:
+    """Normalised values of every row: latents (half precision), proprioception, the action that led to it."""
+    tokenizer, parts = world.tokenizer, []
+    rows = segments.num_rows
+    for start in tqdm(range(0, rows, 256), desc="encoding", unit="batch", disable=tokenizer is None):
+        piece = {key: frames[start : start + 256] for key, frames in segments.frames.items()}
+        with torch.autocast(world.device.type, torch.bfloat16, enabled=use_bfloat16):
+            parts.append(world.encode(piece or None).half().cpu())
+    latents = (
+        torch.cat(parts) if tokenizer is not None else torch.zeros(rows, 0, world.config.dynamics.latent_dim)
+    )
+    previous = torch.from_numpy(segments.prev_action).to(world.device)
+    proprio = torch.zeros(rows, 0)
+    if segments.proprio is not None:
+        proprio = world.proprio_normalizer.normalize(
+            torch.from_numpy(segments.proprio).to(world.device)
+        ).cpu()
+    # Cloned outside inference mode, so that autograd may save them.
+    with torch.inference_mode(False):
+        action = world.action_normalizer.normalize(previous).cpu()
+        return Values(latents[None].clone(), proprio[None].clone(), action[None].clone())
+
+
+def sample_pictures(segments: Segments) -> Tensor:
+    """Pictures ``N H W 3`` drawn from all episodes."""
+    pairs = segments.draw_pairs(np.random.default_rng(0), min(SAMPLE_ROWS, segments.num_rows))
+    return pairs.pictures[:, 0]
+
+
+def sample_frames(values: Values, count: int) -> tuple[Tensor, Tensor]:
+    """Latents and proprioception of about as many frames, evenly spread."""
+    step = -(-values.latents.shape[1] // count)
+    return values.latents[0, ::step], values.proprio[0, ::step]
+
+
+def fit_response(world: World, segments: Segments, values: Values) -> None:
+    is_third = segments.has_action.copy()
+    is_third[1:] &= segments.has_action[:-1]
+    if world.dynamics.response is not None:
+        rows = (values.latents[0], values.proprio[0], values.action[0])
+        world.dynamics.response.fit(*rows, torch.from_numpy(is_third))
+
+
+@torch.inference_mode()
+def surprise_by_row(world: World, segments: Segments, values: Values) -> np.ndarray:
+    """By row: the mean square of what the linear response does not foresee of the latents, ten times its mean
+    at most."""
+    surprise = np.zeros(segments.num_rows)
+    for start in range(0, segments.num_rows, 4096):
+        begin = max(0, start - NUM_BEFORE)
+        piece = values.map(lambda x, a=begin, b=start + 4096: x[:, a:b].float().to(world.device))
+        error = (piece.latents - world.dynamics.foresee(piece).latents).square().mean((2, 3))
+        surprise[start : start + 4096] = error[0, start - begin :].cpu().numpy()
+    surprise[~segments.has_action] = 0.0
+    return np.minimum(surprise, 10.0 * surprise.mean())

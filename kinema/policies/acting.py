@@ -1,0 +1,121 @@
+"""The network itself as a policy: its actions are denoised while the future stays noise."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from kinema.data.spaces import ObservationReader
+from kinema.goals import check_acts, encode_goal
+from kinema.simulation import ACT_CHUNK, ACT_STEPS, SimulationBatch, World, load
+from kinema.starts import History
+from kinema.types import Seen
+
+CONTEXT = 4
+"""Frames that it looks back at, unless told otherwise."""
+
+
+class ActingPolicy:
+    """A world that acts: in real environments, and for ``kinema record``."""
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        observation_space: Any = None,
+        goal: Any = None,
+        chunk: int = ACT_CHUNK,
+        context: int = CONTEXT,
+    ):
+        """A policy for one episode after the other.
+
+        Args:
+            world: one that was trained to act.
+            observation_space: needed for ``act``, which is given observations as an environment makes them.
+            goal: picture ``H W 3``, or several by camera, or none.
+            chunk: actions that are found at a time; half of them are done before it looks again.
+            context: frames that it looks back at.
+        """
+        self.world, self.chunk = world, chunk
+        self._history = History(world, context)
+        self._reader = None if observation_space is None else ObservationReader(observation_space)
+        self.set_goal(goal)
+
+    def set_goal(self, goal: Any) -> None:
+        """Act for this goal from now on; None for no goal.
+
+        Raises:
+            WorldError: it does not fit the world.
+        """
+        self._goal = None if goal is None else encode_goal(self.world, goal)
+
+    def begin(self, rng: np.random.Generator) -> None:
+        """Begin an episode."""
+        self._rng = rng
+        self._plan: list[np.ndarray] = []
+        self._last: np.ndarray | None = None
+
+    def choose(self, seen: Seen) -> Float[np.ndarray, " A"]:
+        """The action for what is seen, in the units of the dataset.
+
+        Raises:
+            WorldError: the world was not trained to act, or what is seen does not fit it.
+        """
+        if self._last is None:
+            self._history.begin(seen)
+        else:
+            self._history.add(self._last, seen)
+        if not self._plan:
+            session = self._history.start(seed=int(self._rng.integers(2**31)))
+            self._plan = list(session.act(self._goal, self.chunk)[: -(-self.chunk // 2)])
+        self._last = self._plan.pop(0)
+        return self._last
+
+    def reset(self, rng: np.random.Generator, info: Mapping[str, Any]) -> None:
+        self.begin(rng)
+
+    def act(self, observation: Any, info: Mapping[str, Any]) -> np.ndarray:
+        if self._reader is None:
+            raise ValueError("an acting policy needs the observation_space of the environment to act in it")
+        vectors, frames = self._reader.vectors(observation), self._reader.frames(observation)
+        shown = self.world.by_camera({key: frame[None] for key, frame in frames.items()} or None)
+        key = self.world.config.proprio_key
+        return self.choose(
+            Seen(
+                frames={camera: pictures[0] for camera, pictures in shown.items()},
+                proprio=None if key is None else vectors.get(key),
+            )
+        )
+
+
+class ActProposer:
+    """The network as planners use it: what it might do, drawn anew for each session."""
+
+    name = "act"
+
+    def __init__(self, chunk: int = ACT_CHUNK):
+        self.chunk = chunk
+
+    @property
+    def num_network_calls(self) -> int:
+        """To find each action, and to keep it."""
+        return self.chunk * (ACT_STEPS + 1)
+
+    def propose(
+        self, sessions: SimulationBatch, target: Float[Tensor, "1 G"] | None, rng: np.random.Generator
+    ) -> Float[np.ndarray, "B C A"]:
+        seeds = rng.integers(0, 2**62, len(sessions)).tolist()
+        return sessions.select(range(len(sessions)), seeds).act(target, self.chunk)
+
+
+def make(observation_space: Any, *, world: str, goal: str | None = None) -> ActingPolicy:
+    """The policy from plain arguments, as ``kinema record --policy act --policy-args`` has them: the folder
+    of a world that acts, and the file of a goal picture."""
+    from kinema.view import read_picture
+
+    loaded = load(world)
+    check_acts(loaded)
+    picture = None if goal is None else read_picture(goal)
+    return ActingPolicy(loaded, observation_space=observation_space, goal=picture)

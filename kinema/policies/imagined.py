@@ -1,0 +1,326 @@
+"""Learning in imagination: a policy and a value that are trained in rollouts of a world alone.
+
+The policy begins as the cloned one and stays near it. Advantages are only asked for their sign (PMPO,
+2410.04166, as in Dreamer 4, 2509.24527, section 3.3), so that no scale of rewards has to be known; values are
+distributions over symexp bins (DreamerV3, 2301.04104), returns are lambda returns.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from kinema.heads import PlaceFeatures, ResidualMLP, TwoHot, to_device
+from kinema.parts import load_part
+from kinema.policies.cloned import Clone, CloneConfig, ClonedPolicy, draw, most_likely, new_clone
+from kinema.simulation import SimulationBatch, World, load
+from kinema.world_model import WorldError
+
+IMAGINED_FILE = "imagined.safetensors"
+"""Where ``kinema imagine`` leaves the policy in the world's folder."""
+
+RewardKind = Literal["recorded", "goal"]
+Mixture = torch.distributions.MixtureSameFamily
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImaginedConfig:
+    horizon: int = 15
+    """Steps of an imagined rollout."""
+    batch: int = 256
+    """Rollouts of an update, all in one batch."""
+    discount: float = 0.98
+    """Worth of a reward one step later."""
+    lambda_: float = 0.95
+    """Share of the rollout's own rewards in a return, step by step; the rest is the value."""
+    positive_share: float = 0.5
+    """Weight of making good actions likelier, against one minus this of making bad ones less likely."""
+    prior_weight: float = 0.3
+    """Weight of the divergence from the cloned policy."""
+    width: int = 256
+    """Width of the value's residual MLP."""
+    depth: int = 2
+    """Its blocks."""
+    num_bins: int = 129
+    """Bins of the value's distribution."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("horizon", 1), ("batch", 1), ("width", 1), ("depth", 1), ("num_bins", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: at least {least} is needed")
+        for name in ("discount", "lambda_", "positive_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}={getattr(self, name)}: it is a share, from 0 to 1")
+        if self.discount == 1.0:
+            raise ValueError("discount=1.0: rewards without end would have no sum; it must be below 1")
+        if self.prior_weight < 0.0:
+            raise ValueError(f"prior_weight={self.prior_weight}: it must be 0 or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reward:
+    """What is wanted."""
+
+    kind: RewardKind
+    """``recorded``: what the heads foretell of the recorded rewards; ``goal``: steps by which the heads say
+    that a goal came nearer."""
+    goal: Float[Tensor, "1 G"] | None = None
+    """The goal as ``kinema.goals.encode_goal`` gives it; the policy is told of it too."""
+
+    def __post_init__(self) -> None:
+        if self.kind == "goal" and self.goal is None:
+            raise ValueError("reward 'goal' needs a goal")
+
+    def value_range(self, world: World, discount: float) -> tuple[float, float]:
+        """The least and the largest return that there can be."""
+        heads = world.require_heads().config
+        if self.kind == "goal":
+            return -float(heads.max_steps), float(heads.max_steps)
+        low, high = heads.reward_range
+        return min(low, 0.0) / (1.0 - discount), max(high, 0.0) / (1.0 - discount)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImaginedBatch:
+    """Rollouts of ``H`` steps: step ``t`` leads from ``places[t + 1]`` to ``places[t + 2]``."""
+
+    places: Float[Tensor, "S N G"]
+    """The frame before the start, the start, and what each step led to: ``S`` is ``H + 2``."""
+    actions: Float[Tensor, "H N A"]
+    """Normalised, as they were drawn; what was done is clipped to [-1, 1]."""
+    rewards: Float[Tensor, "H N"]
+    continues: Float[Tensor, "H N"]
+    """Probability that the step did not end the episode."""
+    is_trusted: Bool[Tensor, "H N"]
+    """Whether the step led to a frame that may be trusted. None is trusted after one that is not."""
+    is_value_only: Tensor
+    """Whether the policy is to stay as it is, while values that were never learned would mislead it."""
+
+    def to(self, device: torch.device) -> "ImaginedBatch":
+        """The same on another device."""
+        return ImaginedBatch(**to_device(self, device))
+
+
+class Value(nn.Module):
+    """Expected return from a frame and the one before it, as logits of bins."""
+
+    def __init__(self, config: ImaginedConfig, world: World, value_range: tuple[float, float]):
+        super().__init__()
+        self.features = PlaceFeatures(world.place_sizes)
+        self.bins = TwoHot(*value_range, config.num_bins)
+        num_inputs = self.features.size + sum(world.place_sizes)
+        self.network = ResidualMLP(num_inputs, config.num_bins, config.width, config.depth)
+
+    def forward(self, before: Float[Tensor, "*b G"], now: Float[Tensor, "*b G"]) -> Float[Tensor, "*b K"]:
+        shape = now.shape[:-1]
+        before, now = before.reshape(-1, before.shape[-1]), now.reshape(-1, now.shape[-1])
+        return self.network(torch.cat([self.features(now), now - before], dim=-1)).unflatten(0, shape)
+
+
+class ImaginedObjective(nn.Module):
+    """``module(batch) -> (loss, metrics)``: PMPO and the value's cross entropy."""
+
+    def __init__(self, policy: Clone, world: World, config: ImaginedConfig, reward: Reward):
+        """The policy learns; a copy of it, as it is now, is the prior."""
+        super().__init__()
+        self.config, self.reward = config, reward
+        self.policy = policy
+        self.value = Value(config, world, reward.value_range(world, config.discount))
+        # In a tuple, so that it is no part of the module: it is neither trained nor saved.
+        self._prior = (copy.deepcopy(policy).requires_grad_(False),)
+
+    def distribution(self, policy: Clone, before: Tensor, now: Tensor) -> Mixture:
+        """Of the next action, for frames ``N G``."""
+        goal = now if self.reward.goal is None else self.reward.goal.to(now.device).expand(len(now), -1)
+        has_goal = torch.full((len(now),), self.reward.goal is not None, device=now.device)
+        return first_action(policy(before, now, goal, has_goal), policy.action_dim)
+
+    def forward(
+        self, batch: ImaginedBatch, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        config = self.config
+        logits = self.value(batch.places[:-1], batch.places[1:])
+        values = self.value.bins.decode(logits.flatten(0, 1)).unflatten(0, logits.shape[:2]).detach()
+        returns = lambda_returns(
+            batch.rewards,
+            values,
+            batch.continues,
+            batch.is_trusted,
+            discount=config.discount,
+            lambda_=config.lambda_,
+        )
+        # Steps behind the end of an episode matter as little as they are likely to be reached.
+        reached = torch.cat([torch.ones_like(batch.continues[:1]), batch.continues[:-1]]).cumprod(0)
+        weight = (reached * batch.is_trusted).flatten()
+        targets = returns.flatten()
+        value_loss = _mean(self.value.bins.loss(logits[:-1].flatten(0, 1), targets), weight)
+
+        before, now = batch.places[:-2].flatten(0, 1), batch.places[1:-1].flatten(0, 1)
+        found = self.distribution(self.policy, before, now)
+        with torch.no_grad():
+            prior = self.distribution(self._prior[0], before, now)
+        likelihood = found.log_prob(batch.actions.flatten(0, 1))
+        is_good = (returns >= values[:-1]).flatten()
+        share = config.positive_share
+        policy_loss = (1.0 - share) * _mean(likelihood, weight * ~is_good)
+        policy_loss = policy_loss - share * _mean(likelihood, weight * is_good)
+        divergence = _mean(divergence_bound(found, prior), weight)
+        loss = value_loss + (policy_loss + config.prior_weight * divergence) * ~batch.is_value_only
+        metrics = {
+            "reward": _mean(batch.rewards.flatten(), weight),
+            "return": _mean(targets, weight),
+            "value_error": _mean((targets - values[:-1].flatten()).abs(), weight),
+            "divergence": divergence,
+            "good": _mean(is_good.float(), weight),
+            "trusted": batch.is_trusted.float().mean(),
+        }
+        return loss, {name: value.detach() for name, value in metrics.items()}
+
+
+def _mean(values: Float[Tensor, " N"], weight: Float[Tensor, " N"]) -> Tensor:
+    """Weighted mean; 0 where nothing weighs."""
+    return (values * weight).sum() / weight.sum().clamp_min(1e-6)
+
+
+def first_action(found: Mixture, action_dim: int) -> Mixture:
+    """The distribution of the first action of a chunk: numbers of a mode are independent of each other, so
+    the others are left out."""
+    parts = found.component_distribution
+    normal = torch.distributions.Normal(parts.mean[..., :action_dim], parts.stddev[..., :action_dim])
+    return Mixture(found.mixture_distribution, torch.distributions.Independent(normal, 1))
+
+
+def divergence_bound(found: Mixture, prior: Mixture) -> Float[Tensor, " N"]:
+    """An upper bound of the Kullback-Leibler divergence of mixtures whose modes belong together: that of the
+    weights, and the mean one of the modes (chain rule; Hershey and Olsen 2007, section 7). It is 0 where they
+    are the same."""
+    weights, others = found.mixture_distribution, prior.mixture_distribution
+    of_modes = torch.distributions.kl_divergence(
+        found.component_distribution.base_dist, prior.component_distribution.base_dist
+    ).sum(-1)
+    of_weights = torch.distributions.kl_divergence(weights, others)
+    return of_weights + (weights.probs * of_modes).sum(-1)
+
+
+def lambda_returns(
+    rewards: Float[Tensor, "H N"],
+    values: Float[Tensor, "H+1 N"],
+    continues: Float[Tensor, "H N"],
+    is_trusted: Bool[Tensor, "H N"],
+    *,
+    discount: float,
+    lambda_: float,
+) -> Float[Tensor, "H N"]:
+    """``R[t] = r[t] + discount * c[t] * ((1 - lambda) * v[t + 1] + lambda * R[t + 1])`` (Sutton and Barto,
+    section 12.1), ``v[H]`` behind the last step. A step that cannot be trusted is not looked at: there the
+    return is the value of where it began."""
+    later, returns = values[-1], []
+    for t in reversed(range(len(rewards))):
+        ahead = torch.lerp(values[t + 1], later, lambda_)
+        later = torch.where(is_trusted[t], rewards[t] + discount * continues[t] * ahead, values[t])
+        returns.append(later)
+    return torch.stack(returns[::-1])
+
+
+def imagine(
+    objective: ImaginedObjective,
+    sessions: SimulationBatch,
+    *,
+    num_steps: int,
+    rng: np.random.Generator,
+    min_trust: float | None = None,
+    is_greedy: bool = False,
+    is_value_only: bool = False,
+) -> ImaginedBatch:
+    """Let the policy act in sessions of a world, in latents; they move on.
+
+    Args:
+        objective: the policy, and what it is for.
+        sessions: where it begins.
+        num_steps: of the rollouts.
+        rng: of the actions.
+        min_trust: steps count as not trusted from where trust falls under this.
+        is_greedy: take the likeliest actions; else draw them.
+        is_value_only: passed on.
+
+    Raises:
+        WorldError: ``min_trust``, and the world does not tell trust.
+    """
+    world = sessions.world
+    check_trust(world, min_trust)
+    before = world.place(*sessions.frame_before)
+    places = [before, world.place(sessions.latents, sessions.normalized_proprio)]
+    actions, rewards, continues, trusted = [], [], [], []
+    is_trusted = torch.ones(len(sessions), dtype=torch.bool)
+    with torch.inference_mode():
+        for _ in range(num_steps):
+            found = objective.distribution(objective.policy, *places[-2:])
+            action = most_likely(found) if is_greedy else draw(found, rng)
+            done = world.action_normalizer.restore(action.clamp(-1.0, 1.0))
+            step = sessions.step(done.cpu().numpy(), decode=False)
+            places.append(world.place(sessions.latents, sessions.normalized_proprio))
+            reward = torch.from_numpy(np.asarray(step.reward, dtype=np.float32))
+            if objective.reward.kind == "goal" and objective.reward.goal is not None:
+                heads, goal = world.require_heads(), objective.reward.goal.expand(len(sessions), -1)
+                reward = (heads.distance(places[-2], goal) - heads.distance(places[-1], goal)).cpu()
+            if min_trust is not None:
+                is_trusted = is_trusted & torch.from_numpy(step.trust >= min_trust)
+            actions.append(action)
+            rewards.append(reward)
+            continues.append(torch.from_numpy(1.0 - np.asarray(step.termination, dtype=np.float32)))
+            trusted.append(is_trusted)
+    # Cloned outside inference mode, so that autograd may save them.
+    stacked = (torch.stack(part).clone() for part in (places, actions, rewards, continues, trusted))
+    return ImaginedBatch(*stacked, torch.tensor(is_value_only))
+
+
+def check_trust(world: World, min_trust: float | None) -> None:
+    """Raises WorldError where trust is asked for that a world does not tell."""
+    if min_trust is not None and world.manifold is None:
+        raise WorldError(f"min_trust={min_trust}: world '{world.name}' does not tell trust")
+
+
+class ImaginedPolicy(ClonedPolicy):
+    """A policy that was learned in imagination, wherever a cloned one acts: it looks again after each
+    action, as it did when it learned."""
+
+    @property
+    def actions_per_look(self) -> int:
+        """Actions of a chunk that are done."""
+        return 1
+
+
+def load_imagined(world: World, folder: str | Path) -> Clone:
+    """The policy that ``kinema imagine`` left in a world's folder.
+
+    Raises:
+        WorldError: there is none; it says how to get it.
+        PartError: the file is corrupt or belongs to another world.
+    """
+    path = Path(folder) / IMAGINED_FILE
+    if not path.is_file():
+        raise WorldError(
+            f"{path}: there is no policy that was learned in imagination; learn one: kinema imagine {folder} "
+            "--data DATA"
+        )
+    return load_part(path, CloneConfig, lambda config: new_clone(world, config)).to(world.device)
+
+
+def make(
+    observation_space: Any, *, world: str, goal: str | None = None, noise: float = 0.0
+) -> ImaginedPolicy:
+    """The policy from plain arguments, as ``kinema record --policy imagined --policy-args`` has them: those
+    of ``cloned``. A policy that was learned for a goal wants that goal."""
+    from kinema.view import read_picture
+
+    loaded = load(world)
+    picture: np.ndarray | Mapping[str, np.ndarray] | None = None if goal is None else read_picture(goal)
+    return ImaginedPolicy(
+        loaded, load_imagined(loaded, world), observation_space=observation_space, goal=picture, noise=noise
+    )
