@@ -162,7 +162,7 @@ def test_what_the_network_is_shown_of_a_segment_in_which_it_acts() -> None:
     recorder = Recorder(dynamics)
     # Frames whose proprioception is to be found are all noise as well.
     config = DynamicsObjectiveConfig(act_share=1.0, goal_dropout=0.3, infer_share=0.0, proprio_share=0.0)
-    objective = DynamicsObjective(recorder, config)  # pyright: ignore[reportArgumentType]
+    objective = DynamicsObjective(recorder, config)
     batch, time = 64, 8
     values = random_values(dynamics.config, batch, time)
     has_action = torch.ones(batch, time, dtype=torch.bool)
@@ -272,7 +272,7 @@ def test_the_policy_does_half_a_chunk_of_what_its_session_finds() -> None:
     first = world.act(
         random_frames(3)[:1],
         goal,
-        proprio=seen[0].proprio[None],
+        proprio=np.asarray(seen[0].proprio)[None],
         chunk=3,
         generator=torch.Generator().manual_seed(seeds[0]),
     )

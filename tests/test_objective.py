@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from kinema.dynamics import Dynamics, DynamicsConfig, Values
+from kinema.dynamics import Dynamics, DynamicsConfig, GoalFrame, Values
 from kinema.objective import LEAST_ERROR, DynamicsObjective, DynamicsObjectiveConfig
 
 from .worlds import dynamics_config, random_dynamics, random_values
@@ -75,7 +75,13 @@ class ConstantDynamics(Dynamics):
     prediction = 0.0
 
     def forward(
-        self, context: Values, context_tau: torch.Tensor, target: Values, target_tau: torch.Tensor
+        self,
+        context: Values,
+        context_tau: torch.Tensor,
+        target: Values,
+        target_tau: torch.Tensor,
+        goal: GoalFrame | None = None,
+        has_goal: GoalFrame | None = None,
     ) -> Values:
         return target.map(lambda x: torch.full_like(x, self.prediction))
 

@@ -204,6 +204,7 @@ def test_a_clone_does_what_the_goal_shows(tmp_path: Path) -> None:
     policy = ClonedPolicy(world, objective.clone.eval())
     asked = np.array([[4.5, 1.8], [-1.0, 1.2]], dtype=np.float32)
     done = []
+    normalized = torch.zeros(1, 2)
     seen = Seen(frames={CAMERA: draw(np.array([[2.0, 1.5]]))[0]}, proprio=np.array([2.0, 1.5], np.float32))
     for place in asked:
         policy.set_goal(draw(place[None])[0])

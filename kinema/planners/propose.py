@@ -94,13 +94,15 @@ def roll_out(
 ) -> Float[np.ndarray, "K H A"]:
     """Plans of ``horizon`` steps: what a policy does in futures of a score's session, where it is asked again
     whenever what it proposed is done. The steps are counted with those of the score."""
-    world = score.session.world
+    world, target = score.session.world, score.goal.target
+    if target is not None and not isinstance(target, Tensor):
+        raise ValueError("a policy proposes plans for a goal picture, not for one that is told as a distance")
     sessions = score.session.fork(num, max_rewind=0)
     chunks: list[np.ndarray] = []
     num_actions = 0
     while True:
         score.num_other_calls += proposer.num_network_calls
-        chunk = proposer.propose(sessions, score.goal.target, rng)[:, : horizon - num_actions]
+        chunk = proposer.propose(sessions, target, rng)[:, : horizon - num_actions]
         chunk = np.clip(normalize_actions(world, chunk), -1.0, 1.0)
         chunks.append(chunk)
         num_actions += chunk.shape[1]

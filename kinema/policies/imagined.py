@@ -201,9 +201,7 @@ def divergence_bound(found: Mixture, prior: Mixture) -> Float[Tensor, " N"]:
     weights, and the mean one of the modes (chain rule; Hershey and Olsen 2007, section 7). It is 0 where they
     are the same."""
     weights, others = found.mixture_distribution, prior.mixture_distribution
-    of_modes = torch.distributions.kl_divergence(
-        found.component_distribution.base_dist, prior.component_distribution.base_dist
-    ).sum(-1)
+    of_modes = torch.distributions.kl_divergence(found.component_distribution, prior.component_distribution)
     of_weights = torch.distributions.kl_divergence(weights, others)
     return of_weights + (weights.probs * of_modes).sum(-1)
 
@@ -276,8 +274,14 @@ def imagine(
             continues.append(torch.from_numpy(1.0 - np.asarray(step.termination, dtype=np.float32)))
             trusted.append(is_trusted)
     # Cloned outside inference mode, so that autograd may save them.
-    stacked = (torch.stack(part).clone() for part in (places, actions, rewards, continues, trusted))
-    return ImaginedBatch(*stacked, torch.tensor(is_value_only))
+    return ImaginedBatch(
+        torch.stack(places).clone(),
+        torch.stack(actions).clone(),
+        torch.stack(rewards).clone(),
+        torch.stack(continues).clone(),
+        torch.stack(trusted).clone(),
+        torch.tensor(is_value_only),
+    )
 
 
 def check_trust(world: World, min_trust: float | None) -> None:
