@@ -436,7 +436,7 @@ class Dynamics(nn.Module):
         target_past = self._past(target, target_tau, padded[:, num_context + 1 - num_target :])
         wanted = self._embed(target, target_tau, target_past)
         if self.goal_in is not None:
-            wanted = wanted + self._tell(goal, has_goal, wanted)
+            wanted = wanted + self._tell(goal, has_goal, target_past.frames[0])
         x = torch.cat([self._embed(context, context_tau, past), wanted], dim=1)
         times, mask = two_stream_mask(num_context, num_target, self.config.window, x.device)
         rotary = rotary_table(times.float(), self.config.width // self.config.num_heads)
@@ -478,7 +478,7 @@ class Dynamics(nn.Module):
         past = self._past(frames, tau, self._before(cache)[:, first : first + NUM_BEFORE + tau.shape[1] - 1])
         x = self._embed(frames, tau, past)
         if self.goal_in is not None:
-            told = self._tell(goal, None, x[:, -1:])
+            told = self._tell(goal, None, past.frames[0].map(_last))
             x = torch.cat([x[:, :-1], x[:, -1:] + told], dim=1)
         rotary, layers = cache.rotary(tau.shape[1]), iter(cache.layers)
         for block in self.blocks:
@@ -487,16 +487,17 @@ class Dynamics(nn.Module):
         return self._read(x[:, -1:], frames.map(_last), tau[:, -1:], past.map(_last))
 
     def _tell(
-        self, goal: GoalFrame | None, has_goal: Bool[Tensor, "B U"] | None, tokens: Float[Tensor, "B U N D"]
+        self, goal: GoalFrame | None, has_goal: Bool[Tensor, "B U"] | None, last: Values
     ) -> Float[Tensor, "B U N D"]:
-        """What tokens of frames are told of a goal: all of them, unless ``has_goal`` says which."""
+        """What tokens of frames are told of a goal, all of them unless ``has_goal`` says which; ``last`` are
+        the frames before them."""
         assert self.goal_in is not None
         if has_goal is None:
-            has_goal = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+            has_goal = torch.ones(last.action.shape[:2], dtype=torch.bool, device=last.action.device)
         patches = None
         if goal is not None and self.config.grids:
-            patches = self._patchify(goal.latents.unsqueeze(1))[:, 0]
-        return self.goal_in(patches, goal, has_goal)
+            patches = self._patchify(goal.latents.unsqueeze(1))[:, 0], self._patchify(last.latents)
+        return self.goal_in(patches, goal, last.proprio, has_goal)
 
     def _known(self, values: Values, tau: Tensor) -> Float[Tensor, "B T V"]:
         """Frames packed, with zeros where a modality is mostly noise."""

@@ -36,6 +36,8 @@ class DynamicsObjectiveConfig:
     act_share: float = 0.4
     """Where goals are given (a network with ``use_goal``): share of segments of which all frames behind one
     are noise, and their actions are to be found."""
+    max_goal_steps: int = 100
+    """Goals are up to so many steps away."""
     goal_dropout: float = 0.15
     """Share of those that are not told of their goal."""
     hidden_share: float = 0.1

@@ -43,8 +43,6 @@ RADIUS_ROWS = 20_000
 """Frames from which the manifold's radius is taken."""
 HEADS_SCHEDULE = Schedule(phases=(Phase(updates=6000, batch=256),), learning_rate=1e-3)
 ACT_UPDATES, ACT_LEARNING_RATE = 6000, 5e-4
-MAX_GOAL_STEPS = 100
-"""Goals are up to so many steps away."""
 CLONE_SCHEDULE = Schedule(phases=(Phase(updates=8000, batch=256),), learning_rate=1e-3)
 
 
@@ -309,7 +307,7 @@ def _dynamics_draw(
         batch = (drawn, torch.from_numpy(segments.has_action[rows]), phase.own_context_share, own_steps)
         if not world.config.dynamics.use_goal:
             return batch
-        goals, at = segments.draw_goals_of(rng, rows, MAX_GOAL_STEPS)
+        goals, at = segments.draw_goals_of(rng, rows, recipe.dynamics_objective.max_goal_steps)
         index = torch.from_numpy(goals)
         # A goal is mostly a picture alone; without cameras there is nothing but proprioception.
         is_known = rng.random(len(goals)) < (0.5 if world.cameras else 1.0)

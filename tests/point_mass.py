@@ -15,8 +15,6 @@ from kinema.recipes import RECIPES, Phase, Recipe, Schedule
 
 SPEED = 0.15
 WANTED = np.array([0.6, -0.4], np.float32)
-HOLD = 4
-"""Steps that the recorded play goes on in one direction."""
 ENVIRONMENT = "tests.point_mass:kinema_tests/PointMass-v0"
 
 
@@ -48,13 +46,12 @@ def reward_at(place: np.ndarray) -> float:
 
 
 def record_play(root: Path, *, num_episodes: int, length: int, seed: int = 0) -> Path:
-    """Episodes of a point that goes in one direction, then in another."""
+    """Episodes of a point that goes here and there."""
     rng = np.random.default_rng(seed)
     with DatasetWriter(root, fps=10) as writer:
         for _ in range(num_episodes):
             place = rng.uniform(-0.9, 0.9, 2).astype(np.float32)
-            directions = rng.uniform(-1.0, 1.0, (length // HOLD + 1, 2)).astype(np.float32)
-            actions = directions.repeat(HOLD, axis=0)[:length]
+            actions = rng.uniform(-1.0, 1.0, (length, 2)).astype(np.float32)
             places = [place]
             for action in actions:
                 places.append(move(places[-1], action))
@@ -80,7 +77,7 @@ def recipe(dataset: Dataset) -> Recipe:
         tiny.dynamics, window=4, width=32, num_heads=1, num_octaves=3, num_directions=16
     )
     # How it moves the linear response knows already, so most of what there is to learn is to act.
-    objective = DynamicsObjectiveConfig(act_share=0.7, act_weight=3.0, infer_share=0.02)
+    objective = DynamicsObjectiveConfig(act_share=0.7, act_weight=3.0, infer_share=0.02, max_goal_steps=6)
     return dataclasses.replace(
         tiny, dynamics=dynamics, dynamics_objective=objective, dynamics_schedule=schedule
     )

@@ -81,7 +81,7 @@ class ConstantDynamics(Dynamics):
         target: Values,
         target_tau: torch.Tensor,
         goal: GoalFrame | None = None,
-        has_goal: GoalFrame | None = None,
+        has_goal: torch.Tensor | None = None,
     ) -> Values:
         return target.map(lambda x: torch.full_like(x, self.prediction))
 

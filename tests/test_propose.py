@@ -63,12 +63,15 @@ class Counter:
         return np.broadcast_to(low + share * (high - low), (len(sessions), 2, 2)).copy()
 
 
+SIZES = {"horizon": 20, "num_knots": 5}
+
+
 def uniform(num: int, rng: np.random.Generator) -> np.ndarray:
     return rng.uniform(-1, 1, (num, 20, 2))
 
 
 def test_it_keeps_the_contract_of_planners() -> None:
-    check_planner(CheckProposals(SearchConfig(iterations=8), uniform))
+    check_planner(CheckProposals(SearchConfig(**SIZES, candidates=32, iterations=8), uniform))
 
 
 def test_the_right_proposal_is_found_and_refined() -> None:
@@ -85,7 +88,7 @@ def test_the_right_proposal_is_found_and_refined() -> None:
 
     found = {}
     for iterations in (1, 8):
-        planner = CheckProposals(SearchConfig(candidates=16, iterations=iterations), propose)
+        planner = CheckProposals(SearchConfig(**SIZES, candidates=16, iterations=iterations), propose)
         found[iterations] = planner.plan(score, np.zeros((20, 2)), np.random.default_rng(0)).score
     assert found[1] == pytest.approx(-0.2)
     assert found[8] > -0.12
@@ -95,7 +98,7 @@ def test_the_plan_at_hand_is_a_candidate() -> None:
     def score(candidates: np.ndarray) -> np.ndarray:
         return -np.abs(candidates - 0.123).mean(axis=(1, 2))
 
-    planner = CheckProposals(SearchConfig(iterations=1), uniform)
+    planner = CheckProposals(SearchConfig(**SIZES, candidates=32, iterations=1), uniform)
     found = planner.plan(score, np.full((20, 2), 0.123), np.random.default_rng(0))
     assert found.score == 0.0
 
