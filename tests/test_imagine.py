@@ -70,7 +70,7 @@ def test_returns_are_the_mean_of_those_of_all_lengths() -> None:
     rng = np.random.default_rng(0)
     rewards, continues = rng.normal(size=(5, 1)), rng.uniform(0.5, 1.0, (5, 1))
     values = rng.normal(size=(6, 1))
-    discount, lambda_ = 0.9, 0.7
+    discount, td_lambda = 0.9, 0.7
 
     def after(num: int) -> float:
         total, weight = 0.0, 1.0
@@ -79,12 +79,14 @@ def test_returns_are_the_mean_of_those_of_all_lengths() -> None:
             weight *= discount * continues[t, 0]
         return total + weight * values[num, 0]
 
-    expected = sum((1 - lambda_) * lambda_ ** (n - 1) * after(n) for n in range(1, 5)) + lambda_**4 * after(5)
+    expected = sum(
+        (1 - td_lambda) * td_lambda ** (n - 1) * after(n) for n in range(1, 5)
+    ) + td_lambda**4 * after(5)
     found = lambda_returns(
         *(torch.from_numpy(x) for x in (rewards, values, continues)),
         torch.ones(5, 1, dtype=torch.bool),
         discount=discount,
-        lambda_=lambda_,
+        td_lambda=td_lambda,
     )
     assert found[0, 0].item() == pytest.approx(expected)
 
@@ -92,7 +94,7 @@ def test_returns_are_the_mean_of_those_of_all_lengths() -> None:
 def test_what_is_behind_the_loss_of_trust_does_not_count() -> None:
     rewards, values, continues = torch.ones(4, 2), torch.arange(10.0).view(5, 2), torch.ones(4, 2)
     trusted = torch.tensor([[True, True], [True, True], [False, True], [False, True]])
-    settings = {"discount": 0.9, "lambda_": 0.8}
+    settings = {"discount": 0.9, "td_lambda": 0.8}
     found = lambda_returns(rewards, values, continues, trusted, **settings)
     changed = rewards.clone()
     changed[2:, 0] = 1e6

@@ -228,7 +228,7 @@ def test_a_controller_plans_from_what_was_seen(world: World) -> None:
     [
         ({"horizon": 0}, "horizon=0"),
         ({"num_knots": 9, "horizon": 8}, "a plan has only horizon=8"),
-        ({"elites": 40}, "there are only candidates=32"),
+        ({"elites": 50}, "there are only candidates=40"),
         ({"min_std": 0.0}, "0 < min_std <= std"),
         ({"momentum": 1.0}, "momentum=1.0"),
     ],

@@ -37,7 +37,7 @@ class ImaginedConfig:
     """Rollouts of an update, all in one batch."""
     discount: float = 0.98
     """Worth of a reward one step later."""
-    lambda_: float = 0.95
+    td_lambda: float = 0.95
     """Share of the rollout's own rewards in a return, step by step; the rest is the value."""
     positive_share: float = 0.5
     """Weight of making good actions likelier, against one minus this of making bad ones less likely."""
@@ -54,7 +54,7 @@ class ImaginedConfig:
         for name, least in (("horizon", 1), ("batch", 1), ("width", 1), ("depth", 1), ("num_bins", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: at least {least} is needed")
-        for name in ("discount", "lambda_", "positive_share"):
+        for name in ("discount", "td_lambda", "positive_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}={getattr(self, name)}: it is a share, from 0 to 1")
         if self.discount == 1.0:
@@ -153,7 +153,7 @@ class ImaginedObjective(nn.Module):
             batch.continues,
             batch.is_trusted,
             discount=config.discount,
-            lambda_=config.lambda_,
+            td_lambda=config.td_lambda,
         )
         # Steps behind the end of an episode matter as little as they are likely to be reached.
         reached = torch.cat([torch.ones_like(batch.continues[:1]), batch.continues[:-1]]).cumprod(0)
@@ -213,14 +213,14 @@ def lambda_returns(
     is_trusted: Bool[Tensor, "H N"],
     *,
     discount: float,
-    lambda_: float,
+    td_lambda: float,
 ) -> Float[Tensor, "H N"]:
     """``R[t] = r[t] + discount * c[t] * ((1 - lambda) * v[t + 1] + lambda * R[t + 1])`` (Sutton and Barto,
     section 12.1), ``v[H]`` behind the last step. A step that cannot be trusted is not looked at: there the
     return is the value of where it began."""
     later, returns = values[-1], []
     for t in reversed(range(len(rewards))):
-        ahead = torch.lerp(values[t + 1], later, lambda_)
+        ahead = torch.lerp(values[t + 1], later, td_lambda)
         later = torch.where(is_trusted[t], rewards[t] + discount * continues[t] * ahead, values[t])
         returns.append(later)
     return torch.stack(returns[::-1])
