@@ -5,10 +5,12 @@
 # PYTHON=python3.12        the interpreter that creates .venv
 # TORCH_INDEX=URL          install PyTorch from this index first (a CPU-only or another CUDA build)
 # CONSTRAINTS=             do not pin PyTorch
+# WORKERS=2                processes that share the tests
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 TORCH_INDEX ?=
+WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
@@ -18,7 +20,7 @@ demo: .venv/.core
 	$(BIN)/kinema demo
 
 test: .venv/.all
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 check: .venv/.all
 	$(BIN)/ruff format --check .

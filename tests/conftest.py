@@ -20,7 +20,8 @@ install_import_hook(
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))
 
 REPOSITORY = Path(__file__).parent.parent
 DROID = REPOSITORY.parent / "shared" / "data" / "droid_lerobot_v3"

@@ -32,7 +32,7 @@ APPLICATION = "kinema"
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViewConfig:
     source: Annotated[str, tyro.conf.Positional]
-    """The source: a dataset (LeRobot folder or Hub id) or a world (name of a bundled one, folder or Hub id)."""
+    """The source: a dataset (LeRobot folder or Hub id) or a world (a bundled one, folder or Hub id)."""
     episode: int = 0
     """Which episode."""
     simulate: bool = False
