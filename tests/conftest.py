@@ -3,8 +3,10 @@
 import os
 from pathlib import Path
 
-# Before PyTorch loads OpenMP: a server's threads and those of a test each have helpers, and while these spin
-# none of the others gets on.
+# Before PyTorch loads OpenMP, and for the processes that tests start too. Threads of a server and those of a
+# test each have helpers: together they are as many as the cores, and none spins while it waits.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from jaxtyping import install_import_hook
@@ -18,10 +20,6 @@ install_import_hook(
 )
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
-
-WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))
 
 REPOSITORY = Path(__file__).parent.parent
 DROID = REPOSITORY.parent / "shared" / "data" / "droid_lerobot_v3"
