@@ -9,7 +9,7 @@ WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook  # noqa: E402
 
 # Before kinema is imported anywhere: the hook rewrites modules as they load. An int is a float, as PEP 484
 # says; Self is not checked, because beartype cannot when it decorates methods one by one, as the hook does.
