@@ -24,7 +24,7 @@ from kinema.evaluation import bootstrap
 from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.table import Row, write_text
 from kinema.goals import encode_goal, encode_place
-from kinema.loop import CHECKPOINTS, Loop, LoopConfig, Stage, Stopped, check_same_run, find_device
+from kinema.loop import LoopConfig, Stage, Stopped, check_same_run, find_device, open_loop, tell_stopped
 from kinema.parts import save_part
 from kinema.policies.cloned import ClonedPolicy, load_clone
 from kinema.policies.imagined import (
@@ -37,7 +37,6 @@ from kinema.policies.imagined import (
     check_trust,
     imagine,
 )
-from kinema.progress import MetricsLog
 from kinema.recipes import Phase, Schedule
 from kinema.simulation import SimulationBatch, World, load
 from kinema.starts import Starts, begin
@@ -208,25 +207,22 @@ def learn(config: ImagineConfig) -> int:
     if not (config.out / CONFIG_FILE).is_file():
         world.save(config.out)
     check_same_run(config.out, "imagine.json", config.run())
-    log = MetricsLog(config.out)
-    loop = Loop(config, log, started)
     try:
-        trusts = {STAGE: config.min_trust} | ({FREE_STAGE: None} if config.compare else {})
-        sessions = begin(world, starts.starts, list(range(config.starts)))
-        for name, min_trust in trusts.items():
-            torch.manual_seed(config.seed)
-            clone = load_clone(world, clone_folder)
-            objective = ImaginedObjective(clone, world, config.learning, reward).to(world.device)
-            loop.run(_stage(name, objective, sessions, min_trust, judge, picture, config))
-            if name == STAGE:
-                save_part(config.out / IMAGINED_FILE, objective.policy.config, objective.policy)
-        cloned = ClonedPolicy(world, load_clone(world, clone_folder), goal=picture)
-        result = _result(world, config, None if judge.arena is None else judge.real(cloned), list(trusts))
+        with open_loop(config, started) as loop:
+            trusts = {STAGE: config.min_trust} | ({FREE_STAGE: None} if config.compare else {})
+            sessions = begin(world, starts.starts, list(range(config.starts)))
+            for name, min_trust in trusts.items():
+                torch.manual_seed(config.seed)
+                clone = load_clone(world, clone_folder)
+                objective = ImaginedObjective(clone, world, config.learning, reward).to(world.device)
+                loop.run(_stage(name, objective, sessions, min_trust, judge, picture, config))
+                if name == STAGE:
+                    save_part(config.out / IMAGINED_FILE, objective.policy.config, objective.policy)
+            cloned = ClonedPolicy(world, load_clone(world, clone_folder), goal=picture)
+            result = _result(world, config, None if judge.arena is None else judge.real(cloned), list(trusts))
     except Stopped:
-        print(f"stopped; the same command continues from {config.out / CHECKPOINTS}")
-        return 130
+        return tell_stopped(config)
     finally:
-        log.close()
         judge.close()
     paths = result.write(config.out / "imagination")
     print(result.table() + "\n\n" + "\n".join(map(str, [config.out / IMAGINED_FILE, *paths])))

@@ -4,12 +4,13 @@ Update ``u`` draws all its randomness from the seed, the stage and ``u``, so a r
 resumed is the same as one that was not.
 """
 
+import contextlib
 import dataclasses
 import json
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -95,6 +96,19 @@ class Interrupt:
         if self.was_asked:
             raise KeyboardInterrupt
         self.was_asked = True
+
+
+@contextlib.contextmanager
+def open_loop(config: LoopConfig, started: float) -> "Iterator[Loop]":
+    """A loop while its log is open."""
+    with contextlib.closing(MetricsLog(config.out)) as log:
+        yield Loop(config, log, started)
+
+
+def tell_stopped(config: LoopConfig) -> int:
+    """Say how a stopped command goes on; its exit code."""
+    print(f"stopped; the same command continues from {config.out / CHECKPOINTS}")
+    return 130
 
 
 class Loop:

@@ -26,13 +26,13 @@ from kinema.encoded import (
 from kinema.hardware import uses_bfloat16
 from kinema.heads import HeadsConfig, HeadsObjective
 from kinema.hindsight import Hindsight
-from kinema.loop import CHECKPOINTS, Loop, LoopConfig, Stage, Stopped, check_same_run, find_device
+from kinema.loop import LoopConfig, Stage, Stopped, check_same_run, find_device, open_loop, tell_stopped
 from kinema.nn.goal import GoalFrame
 from kinema.nn.manifold import Manifold, ManifoldObjective
 from kinema.objective import DynamicsObjective, Goals
 from kinema.parts import save_part
 from kinema.policies.cloned import CLONE_FILE, CloneConfig, CloneObjective, new_clone
-from kinema.progress import MetricsLog, evaluate_progress
+from kinema.progress import evaluate_progress
 from kinema.recipes import RECIPES, Phase, Recipe, Schedule
 from kinema.simulation import World, load
 from kinema.starts import check_dataset
@@ -78,14 +78,20 @@ def train(config: TrainConfig) -> int:
         raise ValueError("--act changes the world that --heads and --clone are for: run it first, alone")
     if config.recipe not in RECIPES:
         raise ValueError(f"recipe '{config.recipe}': choose one of {', '.join(RECIPES)}")
-    if config.act and config.world is not None:
-        return _teach_to_act(config)
-    if config.heads or config.clone:
-        return _add_to_world(config)
-    if config.world is not None:
+    if config.world is not None and not (config.act or config.heads or config.clone):
         raise ValueError(
             f"--world {config.world}: it is for --act, --heads and --clone, which add to a world"
         )
+    try:
+        if config.heads or config.clone:
+            return _add_to_world(config)
+        return _make_world(config) if config.world is None else _teach_to_act(config)
+    except Stopped:
+        return tell_stopped(config)
+
+
+def _make_world(config: TrainConfig) -> int:
+    """Learn a world from nothing; resumes what is unfinished."""
     started = time.monotonic()
     dataset = Dataset.open(config.data)
     recipe = _shortened(RECIPES[config.recipe](dataset), config.update_share)
@@ -102,9 +108,7 @@ def train(config: TrainConfig) -> int:
     segments = _load(dataset, recipe, config.out)
     torch.manual_seed(config.seed)
     world = World(_world_config(config, recipe, dataset, segments)).to(find_device(config.device))
-    log = MetricsLog(config.out)
-    loop = Loop(config, log, started)
-    try:
+    with open_loop(config, started) as loop:
         if world.tokenizer is not None:
             loop.run(_tokenizer_stage(world, recipe, segments))
         with torch.inference_mode():
@@ -119,11 +123,6 @@ def train(config: TrainConfig) -> int:
         if recipe.decoder_schedule is not None:
             loop.run(_decoder_stage(world, recipe, segments, values))
         loop.run(_dynamics_stage(world, recipe, dataset, segments, values, weights, config.out))
-    except Stopped:
-        print(f"stopped; the same command continues from {config.out / CHECKPOINTS}")
-        return 130
-    finally:
-        log.close()
     world.save(config.out)
     print(f"the world is in {config.out}: kinema simulate {config.out} --data {config.data}")
     return 0
@@ -150,14 +149,8 @@ def _teach_to_act(config: TrainConfig) -> int:
         schedule=_shortened_schedule(schedule, config.update_share),
         draw=_dynamics_draw(world, recipe, segments, values, None),
     )
-    log = MetricsLog(config.out)
-    try:
-        Loop(config, log, started).run(stage)
-    except Stopped:
-        print(f"stopped; the same command continues from {config.out / CHECKPOINTS}")
-        return 130
-    finally:
-        log.close()
+    with open_loop(config, started) as loop:
+        loop.run(stage)
     world.save(config.out)
     print(f"the world that acts is in {config.out}; heads and clones of {config.world} fit it as well")
     return 0
@@ -194,9 +187,7 @@ def _add_to_world(config: TrainConfig) -> int:
     for name in names:
         run = {"data": str(config.data), "seed": config.seed, "share": config.update_share}
         check_same_run(config.out, f"{name}.json", run)
-    log = MetricsLog(config.out)
-    loop = Loop(config, log, started)
-    try:
+    with open_loop(config, started) as loop:
         lessons = [
             _hindsight(world, dataset, episodes, config.out, uses_bfloat16(config.precision, world.device))
             for episodes in (
@@ -212,11 +203,6 @@ def _add_to_world(config: TrainConfig) -> int:
             loop.run(stage)
             assert isinstance(stage.objective, CloneObjective)
             save_part(config.out / CLONE_FILE, stage.objective.clone.config, stage.objective.clone)
-    except Stopped:
-        print(f"stopped; the same command continues from {config.out / CHECKPOINTS}")
-        return 130
-    finally:
-        log.close()
     print(f"{' and '.join(names)} are in {config.out}, beside the world")
     return 0
 

@@ -31,7 +31,7 @@ from kinema.evaluation.table import Row
 from kinema.evaluation.tasks import ANGLE, POSITION, PushTReality, Task, draw_tasks, is_met
 from kinema.planners import PLANNER_NAMES, PROPOSE, ProposeAndCheck, SearchConfig, find_proposer, make_planner
 from kinema.planners.scores import END_SHARE, MeasureOrAuto, resolve_measure
-from kinema.policies.cloned import CLONE_FILE, ClonedPolicy, load_clone
+from kinema.policies.cloned import ClonedPolicy, find_clone, load_clone
 from kinema.simulation import World, load
 from kinema.starts import History
 
@@ -136,8 +136,9 @@ def make_agents(world: World, config: PlanningConfig) -> tuple[list[Agent], list
     planners = {name: make_planner(name, config.search, proposer) for name in names}
     if PROPOSE in planners and proposer is not None:
         notes.append(f"propose: plans are proposed by the policy '{proposer.name}'.")
-    if config.clone is not None or (folder / CLONE_FILE).is_file():
-        agents.append(CloneAgent(ClonedPolicy(world, load_clone(world, folder))))
+    clone = find_clone(world, folder) if config.clone is None else load_clone(world, folder)
+    if clone is not None:
+        agents.append(CloneAgent(ClonedPolicy(world, clone)))
     else:
         notes.append("No cloned policy: kinema train DATA --out WORLD --clone makes one.")
     if world.config.dynamics.use_goal:

@@ -7,7 +7,7 @@ from kinema.planners.mppi import MPPI
 from kinema.planners.propose import ProposeAndCheck, Proposer
 from kinema.planners.search import Planner, SearchConfig
 from kinema.policies.acting import ActProposer
-from kinema.policies.cloned import CLONE_FILE, CloneProposer, load_clone
+from kinema.policies.cloned import CloneProposer, find_clone
 from kinema.simulation import World
 from kinema.world_model import WorldError
 
@@ -22,9 +22,8 @@ def find_proposer(world: World, folder: str | Path) -> Proposer | None:
     into ``folder``; None where there is none."""
     if world.config.dynamics.use_goal:
         return ActProposer()
-    if (Path(folder) / CLONE_FILE).is_file():
-        return CloneProposer(load_clone(world, folder))
-    return None
+    clone = find_clone(world, folder)
+    return None if clone is None else CloneProposer(clone)
 
 
 def make_planner(name: str, config: SearchConfig, proposer: Proposer | None) -> Planner | ProposeAndCheck:

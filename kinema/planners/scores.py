@@ -38,7 +38,7 @@ class Goal:
     """What is wanted: a goal picture, reward, or both."""
 
     target: Float[Tensor, "1 G"] | Distance | None = None
-    """The goal as ``kinema.policies.cloned.encode_goal`` gives it, or what tells the distance from it."""
+    """The goal as ``kinema.goals.encode_goal`` gives it, or what tells the distance from it."""
     measure: Measure = "steps"
     """How far a frame is from the target: the steps that the heads foretell; or, which needs no heads, the
     root mean square difference of codes in the manifold, with that of proprioception beside it; or that of

@@ -261,6 +261,11 @@ def new_clone(world: World, config: CloneConfig) -> Clone:
     return Clone(config, sizes=world.place_sizes, action_dim=world.action_dim)
 
 
+def find_clone(world: World, folder: str | Path) -> Clone | None:
+    """The cloned policy beside a world, where there is one. Raises PartError where it is corrupt."""
+    return load_clone(world, folder) if (Path(folder) / CLONE_FILE).is_file() else None
+
+
 def load_clone(world: World, folder: str | Path) -> Clone:
     """The policy that ``kinema train --clone`` left in a world's folder.
 

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import tyro
 import uvicorn
 
+from kinema.policies.cloned import find_clone
 from kinema.serve.app import create_app
 from kinema.serve.guard import LOOPBACK
 from kinema.serve.limits import Limits
-from kinema.serve.service import Service, find_clone, find_recordings
+from kinema.serve.service import Service, find_recordings
 from kinema.simulation import load
 
 TOKEN_VARIABLE = "KINEMA_TOKEN"

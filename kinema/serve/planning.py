@@ -15,9 +15,9 @@ import numpy as np
 from torch import Tensor
 
 from kinema import planners
+from kinema.goals import encode_place
 from kinema.planners import PLANNERS, SearchConfig, WorldScore
 from kinema.planners.scores import normalize_actions, resolve_measure, restore_actions
-from kinema.policies.cloned import encode_place
 from kinema.serve import images, schema
 from kinema.serve.engine import Engine
 from kinema.serve.goals import Goal, StateReader

@@ -15,7 +15,8 @@ import numpy as np
 from kinema.data import Dataset
 from kinema.evaluation.probe import find_probe
 from kinema.evaluation.pusht import UNITS
-from kinema.policies.cloned import CLONE_FILE, Clone, ClonedPolicy, encode_place, load_clone
+from kinema.goals import encode_place
+from kinema.policies.cloned import Clone, ClonedPolicy
 from kinema.serve import images, schema
 from kinema.serve.beside import Beside, find_beside, has_beside
 from kinema.serve.engine import Engine
@@ -461,11 +462,6 @@ def find_recordings(source: str, data: Path | None) -> Dataset | None:
     folder = Path(source) if Path(source).is_dir() else BUNDLED_WORLDS / source
     own = folder / "recording"
     return Dataset.open(own) if own.is_dir() else None
-
-
-def find_clone(world: World, source: str) -> Clone | None:
-    """The cloned policy beside a world, where there is one. Raises PartError where it is corrupt."""
-    return load_clone(world, source) if (Path(source) / CLONE_FILE).is_file() else None
 
 
 def _step_beside(beside: Beside, action: np.ndarray, decode: bool) -> None:
