@@ -4,9 +4,11 @@ A video file of a dataset holds many episodes one after the other; each was enco
 starts with a key frame and its packets can be moved to another file as they are.
 """
 
+import contextlib
 import dataclasses
 import io
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -96,11 +98,35 @@ def encode(frames: np.ndarray, *, fps: float, codec: str) -> bytes:
         stream.height, stream.width, stream.pix_fmt = height, width, settings.pix_fmt
         if height * width <= SMALL_PICTURE:
             stream.codec_context.thread_count = 1
+        with _same_scheduling():
+            stream.codec_context.open()
         for picture in frames:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _same_scheduling() -> Iterator[None]:
+    """Threads that are started in here, and this one, are scheduled as this one was before.
+
+    Where root runs it, SVT-AV1 gives its threads and the one that opens it the highest real-time priority. Two
+    such processes on two cores stop everything else for as long as they work, and what a process starts later
+    inherits it.
+    """
+    tasks = Path("/proc/self/task")
+    if not tasks.is_dir():  # Only Linux has this way to reach threads of others, and only there it is needed.
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    others = set(os.listdir(tasks)) - {str(threading.get_native_id())}
+    try:
+        yield
+    finally:
+        for task in set(os.listdir(tasks)) - others:
+            with contextlib.suppress(ProcessLookupError):  # It has ended meanwhile.
+                os.sched_setscheduler(int(task), policy, parameters)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,6 @@
+import contextlib
 import io
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -57,6 +59,19 @@ def test_lossy_codecs_are_close(tmp_path: Path, codec: str) -> None:
     assert np.abs(pictures.astype(int) - frames).mean() < 3
     header = video.probe(tmp_path / "a.mp4")
     assert (header.codec, header.pix_fmt) == (video.CODECS[codec].name, video.CODECS[codec].decoded_pix_fmt)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux tells of threads")
+@pytest.mark.parametrize("codec", ["av1", "h264"])
+def test_encoding_leaves_priorities_alone(codec: str) -> None:
+    """SVT-AV1 would give itself and its caller real-time priority where root runs it."""
+    policies = []
+    for _ in range(2):
+        video.encode(smooth(8), fps=FPS, codec=codec)
+        for task in os.listdir("/proc/self/task"):
+            with contextlib.suppress(ProcessLookupError):
+                policies.append(os.sched_getscheduler(int(task)))
+    assert set(policies) == {os.SCHED_OTHER}
 
 
 def test_auto_keeps_small_pictures_exactly() -> None:
