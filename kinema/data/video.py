@@ -111,9 +111,9 @@ def encode(frames: np.ndarray, *, fps: float, codec: str) -> bytes:
 def _same_scheduling() -> Iterator[None]:
     """Threads that are started in here, and this one, are scheduled as this one was before.
 
-    Where root runs it, SVT-AV1 gives its threads and the one that opens it the highest real-time priority. Two
-    such processes on two cores stop everything else for as long as they work, and what a process starts later
-    inherits it.
+    Where root runs it, SVT-AV1 gives its threads and the one that opens it the highest real-time priority.
+    Two such processes on two cores stop everything else for as long as they work, and what a process starts
+    later inherits it.
     """
     tasks = Path("/proc/self/task")
     if not tasks.is_dir():  # Only Linux has this way to reach threads of others, and only there it is needed.
