@@ -42,7 +42,8 @@ from kinema.world_model import CONFIG_FILE, CameraConfig, WorldConfig
 RADIUS_ROWS = 20_000
 """Frames from which the manifold's radius is taken."""
 HEADS_SCHEDULE = Schedule(phases=(Phase(updates=6000, batch=256),), learning_rate=1e-3)
-ACT_UPDATES, ACT_LEARNING_RATE = 6000, 5e-4
+GO_ON_UPDATES, GO_ON_LEARNING_RATE = 6000, 5e-4
+"""Of the dynamics of a finished world."""
 CLONE_SCHEDULE = Schedule(phases=(Phase(updates=8000, batch=256),), learning_rate=1e-3)
 
 
@@ -55,15 +56,15 @@ class TrainConfig(LoopConfig):
     name: str | None = None
     """What the world is called; the folder's name by default."""
     act: bool = False
-    """The network shall also act: find actions that lead to a goal frame. Alone it is for a new world; with
-    --world, that world goes on learning, by the recipe's objective, and the one that acts goes to --out."""
+    """The network shall also act: find actions that lead to a goal frame."""
     heads: bool = False
     """Learn no world but the heads of the finished one in --out: reward, termination, steps to a goal."""
     clone: bool = False
     """The same of a policy that does what the recordings did (behaviour cloning)."""
     world: str | None = None
-    """With --act, --heads or --clone: take this world (a bundled one, a folder, a Hub id) and write it to
-    --out."""
+    """Begin with this finished world (a bundled one, a folder, a Hub id), and write to --out: with --heads or
+    --clone it stays as it is; else its dynamics goes on learning from these data, by the recipe's
+    objective."""
 
 
 def train(config: TrainConfig) -> int:
@@ -78,14 +79,10 @@ def train(config: TrainConfig) -> int:
         raise ValueError("--act changes the world that --heads and --clone are for: run it first, alone")
     if config.recipe not in RECIPES:
         raise ValueError(f"recipe '{config.recipe}': choose one of {', '.join(RECIPES)}")
-    if config.world is not None and not (config.act or config.heads or config.clone):
-        raise ValueError(
-            f"--world {config.world}: it is for --act, --heads and --clone, which add to a world"
-        )
     try:
         if config.heads or config.clone:
             return _add_to_world(config)
-        return _make_world(config) if config.world is None else _teach_to_act(config)
+        return _make_world(config) if config.world is None else _go_on(config, config.world)
     except Stopped:
         return tell_stopped(config)
 
@@ -128,31 +125,34 @@ def _make_world(config: TrainConfig) -> int:
     return 0
 
 
-def _teach_to_act(config: TrainConfig) -> int:
-    """Let a finished world go on learning until it acts as well; resumes what is unfinished."""
+def _go_on(config: TrainConfig, source: str) -> int:
+    """Let a finished world go on learning, to act as well where that is asked for; resumes what is
+    unfinished."""
     started = time.monotonic()
-    world = _as_acting(load(config.world or "", device=find_device(config.device)))
+    if config.out.resolve() == Path(source).resolve():
+        raise ValueError(f"--out {config.out}: that is the world to go on from; name another folder")
+    world = load(source, device=find_device(config.device))
+    if config.act:
+        world = _as_acting(world)
     dataset = Dataset.open(config.data)
     check_dataset(world, dataset)
     recipe = RECIPES[config.recipe](dataset)
-    run = {"data": str(config.data), "seed": config.seed, "share": config.update_share, "world": config.world}
-    check_same_run(config.out, "act.json", {**run, **dataclasses.asdict(recipe.dynamics_objective)})
-    num_learned = max(1, dataset.num_episodes - recipe.num_held_out)
-    segments = _segments_of(world, dataset, (0, num_learned), config.out)
-    values = encode_all(world, segments, uses_bfloat16(config.precision, world.device))
-    objective = DynamicsObjective(world.dynamics, recipe.dynamics_objective, world.settle)
-    phase = dataclasses.replace(recipe.dynamics_schedule.phases[-1], updates=ACT_UPDATES)
-    schedule = dataclasses.replace(recipe.dynamics_schedule, phases=(phase,), learning_rate=ACT_LEARNING_RATE)
-    stage = Stage(
-        name="act",
-        objective=objective,
-        schedule=_shortened_schedule(schedule, config.update_share),
-        draw=_dynamics_draw(world, recipe, segments, values, None),
+    phase = dataclasses.replace(recipe.dynamics_schedule.phases[-1], updates=GO_ON_UPDATES)
+    schedule = dataclasses.replace(
+        recipe.dynamics_schedule, phases=(phase,), learning_rate=GO_ON_LEARNING_RATE
     )
+    recipe = dataclasses.replace(recipe, dynamics_schedule=_shortened_schedule(schedule, config.update_share))
+    run = {"data": str(config.data), "seed": config.seed, "world": source, "act": config.act}
+    check_same_run(config.out, "go_on.json", {**run, **dataclasses.asdict(recipe)})
+    segments = _segments_of(
+        world, dataset, (0, max(1, dataset.num_episodes - recipe.num_held_out)), config.out
+    )
+    values = encode_all(world, segments, uses_bfloat16(config.precision, world.device))
+    weights = surprise_by_row(world, segments, values) if recipe.surprising_share else None
     with open_loop(config, started) as loop:
-        loop.run(stage)
+        loop.run(_dynamics_stage(world, recipe, dataset, segments, values, weights, config.out))
     world.save(config.out)
-    print(f"the world that acts is in {config.out}; heads and clones of {config.world} fit it as well")
+    print(f"the world is in {config.out}; heads and clones of {source} fit it as well")
     return 0
 
 

@@ -111,6 +111,27 @@ def test_stopped_after_every_update_it_is_the_same_run(
     assert numbers(out) == numbers(uninterrupted)
 
 
+@pytest.mark.parametrize("act", [False, True], ids=["simulate", "act"])
+def test_a_finished_world_goes_on_learning(
+    data: Path, uninterrupted: Path, tmp_path: Path, act: bool
+) -> None:
+    """Its dynamics does, with new things to tell it where it is to act, and nothing else changes."""
+    fields = {"world": str(uninterrupted), "update_share": 3 / 6000, "act": act}
+    assert train(config_of(data, tmp_path / "whole", **fields)) == 0
+    calls = 0
+    while train(config_of(data, tmp_path / "parts", max_minutes=0.0, **fields)) == 130:
+        calls += 1
+    assert calls == 2
+    assert_same_world(tmp_path / "whole", tmp_path / "parts")
+    before, after = weights(uninterrupted), weights(tmp_path / "whole")
+    changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    assert changed
+    assert all(key.startswith("dynamics.") for key in changed)
+    assert after.keys() - before.keys() == {key for key in after if key.startswith("dynamics.goal_in.")}
+    assert load(tmp_path / "whole").config.dynamics.use_goal == act
+    assert [sheet.name for sheet in (tmp_path / "whole" / "progress").iterdir()] == ["0000003.png"]
+
+
 def test_evaluating_and_saving_do_not_change_the_run(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
     out = tmp_path / "world"
     assert train(config_of(data, out, evaluate_minutes=0.0, checkpoint_minutes=0.0)) == 0

@@ -117,8 +117,8 @@ def test_mistakes_are_explained(data: Path, world_folder: Path, uninterrupted: P
         ValueError, match="there is no finished world in it; train one first, or name one with"
     ):
         train(TrainConfig(data=str(data), out=tmp_path / "none", heads=True))
-    with pytest.raises(ValueError, match=r"--world .*: it is for --act, --heads and --clone"):
-        train(TrainConfig(data=str(data), out=tmp_path / "none", world="pusht"))
+    with pytest.raises(ValueError, match="that is the world to go on from; name another folder"):
+        train(TrainConfig(data=str(data), out=world_folder, world=str(world_folder)))
     with pytest.raises(CheckpointError, match="it holds another run"):
         train(config_of(data, uninterrupted, world_folder, seed=1))
     bare = write_exact_world(tmp_path / "bare", lengths=(9, 9), has_proprio=True)
