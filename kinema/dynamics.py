@@ -235,12 +235,10 @@ class Cache:
         return max_rewind + max(window - NUM_BEFORE - 1, 0)
 
     def rotary(self, num_frames: int) -> tuple[Tensor, Tensor]:
-        """Rotation ``R 1 T E/2`` of the next frames of the layers, by their numbers in their sessions."""
-        num_tokens, head_dim = self.layers[0].buffer.shape[2], self.layers[0].buffer.shape[-1]
+        """Rotation ``B 1 1 T E`` of the next frames of the layers, by their numbers in their sessions."""
         next_frames = torch.arange(num_frames, device=self.num_frames.device) - int(self.is_pending)
-        tables = rotary_table(self.num_frames[:, None] + next_frames, head_dim)
-        cos, sin = (table.repeat_interleave(num_tokens, 0).unsqueeze(1) for table in tables)
-        return cos, sin
+        cos, sin = rotary_table(self.num_frames[:, None] + next_frames, self.layers[0].buffer.shape[-1])
+        return cos[:, None, None], sin[:, None, None]
 
     def past(self) -> tuple[Values, Float[Tensor, "B T M"]]:
         """The frames kept last, one more than ``NUM_BEFORE`` if there are as many, and their noise levels."""
@@ -481,9 +479,11 @@ class Dynamics(nn.Module):
             told = self._tell(goal, None, past.frames[0].map(_last))
             x = torch.cat([x[:, :-1], x[:, -1:] + told], dim=1)
         rotary, layers = cache.rotary(tau.shape[1]), iter(cache.layers)
-        for block in self.blocks:
+        last_temporal = self.config.depth // self.config.time_every * self.config.time_every - 1
+        for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            x = block.step(x, rotary, next(layers) if block.time is not None else None)
+            layer = next(layers) if block.time is not None else None
+            x = block.step(x, rotary, layer, only_last=index == last_temporal)
         return self._read(x[:, -1:], frames.map(_last), tau[:, -1:], past.map(_last))
 
     def _tell(
