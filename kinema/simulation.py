@@ -551,13 +551,8 @@ class World(WorldModel):
         if found is None or found.device != self.device:
             found = copy.deepcopy(self)
             for module in found.modules():
-                if isinstance(module, nn.Linear):
+                if isinstance(module, nn.Linear | nn.Conv2d):
                     module.to(torch.bfloat16)
-                elif isinstance(module, nn.Conv2d):
-                    # As its inputs are laid out, or the weights are brought into that order in every call.
-                    module.to(torch.bfloat16)
-                    weight = module.weight.data
-                    module.weight.data = weight.contiguous(memory_format=torch.channels_last)
             # Not as a module of this one: it is saved and moved by itself.
             self.__dict__["_networks"] = found
         return found
