@@ -110,7 +110,7 @@ class _Recomputed(nn.Module):
     def foresee_proprio(self, frame: Values, tau: Tensor, cache: _Frames) -> object:
         return self.dynamics.foresee_proprio(frame, tau, cache)  # pyright: ignore[reportArgumentType]
 
-    def step(self, frame: Values, tau: Tensor, cache: _Frames) -> Values:
+    def step(self, frame: Values, tau: Tensor, cache: _Frames, *, only_latents: bool = False) -> Values:
         past, past_tau = cache.join(len(cache.kept))
         return self.dynamics(past, past_tau, frame, tau)
 

@@ -182,7 +182,8 @@ class SimulationBatch:
 
         def model(x: Tensor, tau: float) -> Tensor:
             levels = world.tau(len(self), 1, action_tau=1.0, observation_tau=tau)
-            return world.dynamics.step(Values(x, frame.proprio, action), levels, self._cache).latents
+            noised = Values(x, frame.proprio, action)
+            return world.dynamics.step(noised, levels, self._cache, only_latents=True).latents
 
         if world.cameras:
             found = solve(model, latents, self.num_denoising_steps)

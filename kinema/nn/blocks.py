@@ -31,7 +31,8 @@ class _Attention(nn.Module):
 
     def project(self, x_D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys (both normed: 2302.05442, section 2.2) and values, each ``... H E`` for ``... D``."""
-        qkv = self.qkv(norm(x_D)).unflatten(-1, (3, self.num_heads, -1))
+        qkv = self.qkv(norm(x_D))
+        qkv = qkv.view(*qkv.shape[:-1], 3, self.num_heads, -1)
         # Normed as they lie: once heads come before tokens every norm would begin with a copy.
         q_HE, k_HE = norm(qkv[..., :2, :, :]).unbind(-3)
         return q_HE, k_HE, qkv[..., 2, :, :]
@@ -43,7 +44,7 @@ class SpaceAttention(_Attention):
     def forward(self, x_BTND: Tensor) -> Tensor:
         q, k, v = (part.transpose(1, 2) for part in self.project(x_BTND.flatten(0, 1)))
         y_RHNE = attend(q, k, v)
-        return self.out(y_RHNE.transpose(1, 2).flatten(2)).unflatten(0, x_BTND.shape[:2])
+        return self.out(y_RHNE.transpose(1, 2).reshape(x_BTND.shape))
 
 
 class TimeAttention(_Attention):
