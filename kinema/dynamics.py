@@ -457,8 +457,8 @@ class Dynamics(nn.Module):
         only_latents: bool = False,
     ) -> Values:
         """The streaming path: clean values of one frame (T = 1) that sees the cache, and is told of a goal
-        if there is one. ``keep`` keeps it. With ``only_latents`` the other parts stay as they are given, which
-        is less work."""
+        if there is one. ``keep`` keeps it. With ``only_latents`` the other parts stay as they are given, and
+        nothing is computed for them."""
         if not cache.is_pending:
             return self._stream(frame, tau, cache, goal, only_latents=only_latents)
         past, past_tau = cache.past()

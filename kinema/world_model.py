@@ -567,7 +567,8 @@ class WorldModel(nn.Module):
         if (folder / HEADS_FILE).is_file():
             world.heads = load_part(folder / HEADS_FILE, HeadsConfig, world.new_heads)
         # As pictures and latents are laid out, or weights are brought into that order in every call.
-        return world.to(memory_format=torch.channels_last).eval()
+        world.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return world.eval()
 
 
 def _length(by_camera: Mapping[str, np.ndarray]) -> int:

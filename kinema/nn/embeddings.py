@@ -36,7 +36,7 @@ class FourierFeatures(nn.Module):
 def rotary_table(
     positions: Float[Tensor, "*batch T"] | Int[Tensor, "*batch T"], head_dim: int
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for ``rotate``, ``*batch T E`` each, for positions that may be negative or fractional.
+    """Cosines and sines for ``rotate``, ``*batch T E`` each, of positions that may be negative or fractional.
 
     Both of a pair have the same cosine; the sine of the first has the other sign.
     The slowest pair turns once in about 600 positions: windows are short, so a small base separates them

@@ -16,7 +16,7 @@ class PackedLinear(nn.Module):
     rows. The weights are those at the time it was made.
     """
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None):
+    def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
         self.weight, self.bias = weight, bias
         self._packed = _pack(weight.detach())

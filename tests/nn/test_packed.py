@@ -10,7 +10,9 @@ from kinema.nn.packed import PackedLinear, can_pack, pack_linears
 
 from ..worlds import randomize
 
-needs_packing = pytest.mark.skipif(not can_pack(torch.float32, "cpu"), reason="PyTorch has no packed products")
+needs_packing = pytest.mark.skipif(
+    not can_pack(torch.float32, "cpu"), reason="PyTorch has no packed products"
+)
 
 
 @needs_packing
