@@ -56,11 +56,11 @@ class Kinema:
 
 
 class NoCache(Kinema):
-    """Kinema without its cache, as one would write it first: the training path over the past and the new frame.
+    """Kinema without its cache, as one would write it first: the training path over past and new frame.
 
     Every call of the network goes through all frames that can matter (``DynamicsConfig.reach`` of them: each
     block that sees time reaches one window further back), since with fewer it would get other numbers. Their
-    latents are kept, so no picture is encoded again, and proprioception, what follows the network and decoding
+    latents are kept, so no picture is encoded again; proprioception, what follows the network and decoding
     are kinema's own; so is the number of threads, one for so few sessions.
     """
 
