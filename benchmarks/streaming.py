@@ -56,7 +56,13 @@ class Kinema:
 
 
 class NoCache(Kinema):
-    """Kinema without its cache: each call of the network goes through all frames that can matter."""
+    """Kinema without its cache, as one would write it first: the training path over past and new frame.
+
+    Every call of the network goes through all frames that can matter (``DynamicsConfig.reach`` of them: each
+    block that sees time reaches one window further back), since with fewer it would get other numbers. Their
+    latents are kept, so no picture is encoded again; proprioception, what follows the network and decoding
+    are kinema's own; so is the number of threads, one for so few sessions.
+    """
 
     def __init__(self, world: World, clip: Clip, num: int):
         world.dynamics = _Recomputed(world.dynamics)  # pyright: ignore[reportAttributeAccessIssue]
@@ -110,7 +116,7 @@ class _Recomputed(nn.Module):
     def foresee_proprio(self, frame: Values, tau: Tensor, cache: _Frames) -> object:
         return self.dynamics.foresee_proprio(frame, tau, cache)  # pyright: ignore[reportArgumentType]
 
-    def step(self, frame: Values, tau: Tensor, cache: _Frames) -> Values:
+    def step(self, frame: Values, tau: Tensor, cache: _Frames, *, only_latents: bool = False) -> Values:
         past, past_tau = cache.join(len(cache.kept))
         return self.dynamics(past, past_tau, frame, tau)
 

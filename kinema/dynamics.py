@@ -175,7 +175,8 @@ class VectorInput(nn.Module):
     def forward(self, seen: Sequence[Float[Tensor, "B T V"]]) -> Float[Tensor, "B T D"]:
         """``seen``: the vector, the one before, the one before that."""
         change = self.CHANGE_SCALE * (seen[1] - seen[2])
-        return self.linear(torch.cat([*(self.features(vector) for vector in seen), change], dim=-1))
+        features = self.features(torch.stack(list(seen), dim=-2)).flatten(-2)
+        return self.linear(torch.cat([features, change], dim=-1))
 
 
 class TokenInput(nn.Module):
@@ -235,12 +236,10 @@ class Cache:
         return max_rewind + max(window - NUM_BEFORE - 1, 0)
 
     def rotary(self, num_frames: int) -> tuple[Tensor, Tensor]:
-        """Rotation ``R 1 T E/2`` of the next frames of the layers, by their numbers in their sessions."""
-        num_tokens, head_dim = self.layers[0].buffer.shape[2], self.layers[0].buffer.shape[-1]
+        """Rotation ``B 1 1 T E`` of the next frames of the layers, by their numbers in their sessions."""
         next_frames = torch.arange(num_frames, device=self.num_frames.device) - int(self.is_pending)
-        tables = rotary_table(self.num_frames[:, None] + next_frames, head_dim)
-        cos, sin = (table.repeat_interleave(num_tokens, 0).unsqueeze(1) for table in tables)
-        return cos, sin
+        cos, sin = rotary_table(self.num_frames[:, None] + next_frames, self.layers[0].buffer.shape[-1])
+        return cos[:, None, None], sin[:, None, None]
 
     def past(self) -> tuple[Values, Float[Tensor, "B T M"]]:
         """The frames kept last, one more than ``NUM_BEFORE`` if there are as many, and their noise levels."""
@@ -449,15 +448,23 @@ class Dynamics(nn.Module):
         return Cache(self.config, batch, max_rewind, like=self.token_bias)
 
     def step(
-        self, frame: Values, tau: Float[Tensor, "B 1 M"], cache: Cache, goal: GoalFrame | None = None
+        self,
+        frame: Values,
+        tau: Float[Tensor, "B 1 M"],
+        cache: Cache,
+        goal: GoalFrame | None = None,
+        *,
+        only_latents: bool = False,
     ) -> Values:
         """The streaming path: clean values of one frame (T = 1) that sees the cache, and is told of a goal
-        if there is one. ``keep`` keeps it."""
+        if there is one. ``keep`` keeps it. With ``only_latents`` the other parts stay as they are given, and
+        nothing is computed for them."""
         if not cache.is_pending:
-            return self._stream(frame, tau, cache, goal)
+            return self._stream(frame, tau, cache, goal, only_latents=only_latents)
         past, past_tau = cache.past()
         both = past.map(_last).followed_by(frame)
-        found = self._stream(both, torch.cat([_last(past_tau), tau], dim=1), cache, goal)
+        both_tau = torch.cat([_last(past_tau), tau], dim=1)
+        found = self._stream(both, both_tau, cache, goal, only_latents=only_latents)
         cache.keep_pending()
         return found
 
@@ -465,26 +472,36 @@ class Dynamics(nn.Module):
         """Add one frame (T = 1) to the cache."""
         if cache.is_pending:
             past, past_tau = cache.past()
-            self._stream(past.map(_last), _last(past_tau), cache)
+            self._stream(past.map(_last), _last(past_tau), cache, only_latents=True)
             cache.keep_pending()
         cache.keep(frame, tau)
 
     def _stream(
-        self, frames: Values, tau: Float[Tensor, "B T M"], cache: Cache, goal: GoalFrame | None = None
+        self,
+        frames: Values,
+        tau: Float[Tensor, "B T M"],
+        cache: Cache,
+        goal: GoalFrame | None = None,
+        *,
+        only_latents: bool,
     ) -> Values:
         """Clean values of the last of one or two frames that see the cache; where a frame is pending, it is
         the first of them."""
         first = int(not cache.is_pending)
-        past = self._past(frames, tau, self._before(cache)[:, first : first + NUM_BEFORE + tau.shape[1] - 1])
+        before = self._before(cache)[:, first : first + NUM_BEFORE + tau.shape[1] - 1]
+        past = self._past(frames, tau, before, only_latents=only_latents)
         x = self._embed(frames, tau, past)
         if self.goal_in is not None:
             told = self._tell(goal, None, past.frames[0].map(_last))
             x = torch.cat([x[:, :-1], x[:, -1:] + told], dim=1)
         rotary, layers = cache.rotary(tau.shape[1]), iter(cache.layers)
-        for block in self.blocks:
+        last_temporal = self.config.depth // self.config.time_every * self.config.time_every - 1
+        for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            x = block.step(x, rotary, next(layers) if block.time is not None else None)
-        return self._read(x[:, -1:], frames.map(_last), tau[:, -1:], past.map(_last))
+            layer = next(layers) if block.time is not None else None
+            x = block.step(x, rotary, layer, only_last=index == last_temporal)
+        last = frames.map(_last), tau[:, -1:], past.map(_last)
+        return self._read(x[:, -1:], *last, only_latents=only_latents)
 
     def _tell(
         self, goal: GoalFrame | None, has_goal: Bool[Tensor, "B U"] | None, last: Values
@@ -512,9 +529,12 @@ class Dynamics(nn.Module):
         past = self._known(*cache.past())
         return F.pad(past, (0, 0, NUM_BEFORE + 1 - past.shape[1], 0))
 
-    def _past(self, values: Values, tau: Tensor, before: Float[Tensor, "B S V"]) -> Past:
+    def _past(
+        self, values: Values, tau: Tensor, before: Float[Tensor, "B S V"], *, only_latents: bool = False
+    ) -> Past:
         """What is known of each frame from those before. ``before`` holds ``NUM_BEFORE`` more frames,
-        packed: those before frame ``t`` are ``t`` to ``t + NUM_BEFORE - 1``."""
+        packed: those before frame ``t`` are ``t`` to ``t + NUM_BEFORE - 1``. With ``only_latents`` the other
+        parts are taken for exact as they are."""
         packed = self._frames_before(tau, before)
         frames = [values.unpack(frame) for frame in packed]
         last, earlier = frames
@@ -522,17 +542,20 @@ class Dynamics(nn.Module):
             no_action = torch.zeros_like(values.action)
             foreseen = Values(last.latents, last.proprio, no_action)
             return Past(frames, foreseen, values.proprio, torch.ones_like(no_action))
-        proprio, proprio_error = self._foresee_proprio(values, tau, packed)
         is_known = (tau[:, :, -2:-1] > 0.5).to(before.dtype) * packed[0][..., -2:-1]
+        latents = last.latents
+        if self.config.grids:
+            change = self.response.latents_change(values.proprio, last.proprio)
+            latents = latents + is_known.unsqueeze(-1) * change
+        if only_latents:
+            exact = torch.zeros_like(values.proprio), torch.zeros_like(values.action)
+            return Past(frames, Values(latents, values.proprio, values.action), *exact)
+        proprio, proprio_error = self._foresee_proprio(values, tau, packed)
         # Where the frame before the last is not known, the robot is taken to have rested.
         before_last = torch.lerp(last.proprio, earlier.proprio, packed[1][..., -2:-1])
         action = is_known * self.response.action(values.proprio, last.proprio, before_last)
         ones = torch.ones_like(action)
         action_error = torch.lerp(ones, self.response.action_error.expand_as(ones), is_known)
-        latents = last.latents
-        if self.config.grids:
-            change = self.response.latents_change(values.proprio, last.proprio)
-            latents = latents + is_known.unsqueeze(-1) * change
         return Past(frames, Values(latents, proprio, action), proprio_error, action_error)
 
     def _frames_before(self, tau: Tensor, before: Float[Tensor, "B S V"]) -> list[Float[Tensor, "B T V"]]:
@@ -598,7 +621,9 @@ class Dynamics(nn.Module):
         # What the robot is and does bears on every place of a picture: attention would find it late.
         return tokens + self.vectors_to_tokens(torch.cat(vectors, dim=-1))
 
-    def _read(self, x_BTND: Tensor, noised: Values, tau: Tensor, past: Past) -> Values:
+    def _read(
+        self, x_BTND: Tensor, noised: Values, tau: Tensor, past: Past, *, only_latents: bool = False
+    ) -> Values:
         """Clean values: what is learned is the change from what is known already, which is what is foreseen
         from the frames before where a frame is all noise, and more and more the frame itself as its noise
         goes. Without that most of training is spent on learning to copy."""
@@ -609,6 +634,8 @@ class Dynamics(nn.Module):
             known = tau[:, :, self.latent_camera].unsqueeze(-1)
             change = self._unpatchify(self.latents_out(x[:, :, :num_patches]))
             latents = _combine(past.foreseen.latents, self._latents_error(), latents, known) + change
+        if only_latents:
+            return Values(latents.float(), proprio, noised.action)
         if self.proprio_out is not None:
             change = self.proprio_out(x[:, :, num_patches]) * past.proprio_error
             proprio = _combine(past.foreseen.proprio, past.proprio_error, proprio, tau[:, :, -2:-1]) + change

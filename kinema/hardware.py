@@ -5,7 +5,7 @@ import ctypes
 import functools
 import sys
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -45,6 +45,14 @@ def one_thread(is_wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(num_threads)
+
+
+def exact(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Products in here are in the precision of what is multiplied, whatever is the case around it."""
+    # To switch off what is off already takes longer than many an operator.
+    if not torch.is_autocast_enabled(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ cache is a ring, positions are relative, and memory is constant.
 
 import copy
 import dataclasses
+import itertools
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from kinema.dynamics import Cache, Values
 from kinema.goals import act, check_acts, encode_goal, goal_frame
 from kinema.hardware import Precision, keep_freed_memory, one_thread, uses_bfloat16
+from kinema.nn.packed import pack_linears
 from kinema.sampler import solve
 from kinema.view import write_video
 from kinema.world_model import (
@@ -182,7 +184,8 @@ class SimulationBatch:
 
         def model(x: Tensor, tau: float) -> Tensor:
             levels = world.tau(len(self), 1, action_tau=1.0, observation_tau=tau)
-            return world.dynamics.step(Values(x, frame.proprio, action), levels, self._cache).latents
+            noised = Values(x, frame.proprio, action)
+            return world.dynamics.step(noised, levels, self._cache, only_latents=True).latents
 
         if world.cameras:
             found = solve(model, latents, self.num_denoising_steps)
@@ -543,23 +546,21 @@ class World(WorldModel):
 
     @property
     def networks(self) -> WorldModel:
-        """What sessions run: this world; or, where it is to run in bfloat16, a copy made once whose large
-        matrices are that already."""
+        """What sessions run: this world; or, where it is to run in bfloat16, a copy whose large matrices are
+        that already, and packed. It is made anew when the weights have changed since."""
         if not uses_bfloat16(self.precision, self.device):
             return self
-        found = self.__dict__.get("_networks")
-        if found is None or found.device != self.device:
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        version = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+        found, its_version = self.__dict__.pop("_networks", (None, None))
+        if found is None or version != its_version:
             found = copy.deepcopy(self)
             for module in found.modules():
-                if isinstance(module, nn.Linear):
+                if isinstance(module, nn.Linear | nn.Conv2d):
                     module.to(torch.bfloat16)
-                elif isinstance(module, nn.Conv2d):
-                    # As its inputs are laid out, or the weights are brought into that order in every call.
-                    module.to(torch.bfloat16)
-                    weight = module.weight.data
-                    module.weight.data = weight.contiguous(memory_format=torch.channels_last)
-            # Not as a module of this one: it is saved and moved by itself.
-            self.__dict__["_networks"] = found
+            pack_linears(found)
+        # Not as a module of this one: it is saved and moved by itself.
+        self.__dict__["_networks"] = (found, version)
         return found
 
     def start_batch(

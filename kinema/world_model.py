@@ -566,6 +566,8 @@ class WorldModel(nn.Module):
             raise WorldError(f"{folder / WEIGHTS_FILE}: does not fit {CONFIG_FILE} ({error})") from error
         if (folder / HEADS_FILE).is_file():
             world.heads = load_part(folder / HEADS_FILE, HeadsConfig, world.new_heads)
+        # As pictures and latents are laid out, or weights are brought into that order in every call.
+        world.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return world.eval()
 
 

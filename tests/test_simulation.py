@@ -1,3 +1,4 @@
+import copy
 import gc
 import resource
 import types
@@ -544,3 +545,17 @@ def test_bfloat16_is_close_and_leaves_the_world_as_it_is() -> None:
     assert world.networks.dynamics.latents_out.weight.dtype == torch.bfloat16
     world.precision = "float32"
     assert world.networks is world
+
+
+@torch.no_grad()
+def test_bfloat16_follows_the_weights() -> None:
+    world = random_world()
+    world.precision = "bfloat16"
+    before = world.networks
+    world.dynamics.latents_out.weight.add_(1.0)
+    after = world.networks
+    assert after is not before
+    torch.testing.assert_close(
+        after.dynamics.latents_out.weight, world.dynamics.latents_out.weight.bfloat16(), atol=0.0, rtol=0.0
+    )
+    assert copy.deepcopy(world).networks is not after

@@ -29,23 +29,22 @@ class _Attention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
         nn.init.zeros_(self.out.weight)
 
-    def project(self, x_RSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys (both normed: 2302.05442, section 2.2) and values, each ``R H S E``."""
-        qkv = self.qkv(norm(x_RSD)).unflatten(-1, (3, self.num_heads, -1))
-        q_RHSE, k_RHSE, v_RHSE = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return norm(q_RHSE), norm(k_RHSE), v_RHSE
-
-    def merge(self, y_RHSE: Tensor) -> Tensor:
-        return self.out(y_RHSE.transpose(1, 2).flatten(2))
+    def project(self, x_D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys (both normed: 2302.05442, section 2.2) and values, each ``... H E`` for ``... D``."""
+        qkv = self.qkv(norm(x_D))
+        qkv = qkv.view(*qkv.shape[:-1], 3, self.num_heads, -1)
+        # Normed as they lie: once heads come before tokens every norm would begin with a copy.
+        q_HE, k_HE = norm(qkv[..., :2, :, :]).unbind(-3)
+        return q_HE, k_HE, qkv[..., 2, :, :]
 
 
 class SpaceAttention(_Attention):
     """Every token of a frame attends to every token of the same frame."""
 
     def forward(self, x_BTND: Tensor) -> Tensor:
-        q, k, v = self.project(x_BTND.flatten(0, 1))
-        y = attend(q, k, v)
-        return self.merge(y).unflatten(0, x_BTND.shape[:2])
+        q, k, v = (part.transpose(1, 2) for part in self.project(x_BTND.flatten(0, 1)))
+        y_RHNE = attend(q, k, v)
+        return self.out(y_RHNE.transpose(1, 2).reshape(x_BTND.shape))
 
 
 class TimeAttention(_Attention):
@@ -54,16 +53,20 @@ class TimeAttention(_Attention):
     def forward(self, x_BTND: Tensor, rotary: tuple[Tensor, Tensor], mask_TS: Tensor) -> Tensor:
         """The training path: all frames at once, who sees whom given by ``mask_TS``."""
         batch, _, tokens, _ = x_BTND.shape
-        q, k, v = self.project(x_BTND.transpose(1, 2).flatten(0, 1))
-        q, k = rotate(q, *rotary), rotate(k, *rotary)
-        y = self.merge(attend(q, k, v, mask_TS))
-        return y.unflatten(0, (batch, tokens)).transpose(1, 2)
+        x_RTD = x_BTND.transpose(1, 2).flatten(0, 1)
+        q, k, v = (part.transpose(1, 2) for part in self.project(x_RTD))
+        y_RHTE = attend(rotate(q, *rotary), rotate(k, *rotary), v, mask_TS)
+        y_RTD = self.out(y_RHTE.transpose(1, 2).flatten(2))
+        return y_RTD.unflatten(0, (batch, tokens)).transpose(1, 2)
 
-    def step(self, x_BTND: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache) -> Tensor:
-        """The streaming path: new frames, which see the cached ones, those before them, and themselves."""
-        q, k, v = self.project(x_BTND.transpose(1, 2).flatten(0, 1))
-        y = self.merge(cache.attend(q, k, v, rotary))
-        return y.unflatten(0, (len(x_BTND), -1)).transpose(1, 2)
+    def step(
+        self, x_BTND: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache, *, only_last: bool = False
+    ) -> Tensor:
+        """The streaming path: new frames, which see the cached ones, those before them, and themselves. With
+        ``only_last`` the frames before the last are written to the cache and no more."""
+        q, k, v = (part.permute(0, 2, 3, 1, 4) for part in self.project(x_BTND))
+        y_BNHTE = cache.attend(q[..., -1:, :] if only_last else q, k, v, rotary)
+        return self.out(y_BNHTE.permute(0, 3, 1, 2, 4).flatten(3))
 
 
 class SwiGLU(nn.Module):
@@ -95,9 +98,19 @@ class Block(nn.Module):
             x_BTND = x_BTND + self.time(x_BTND, rotary, mask_TS)
         return x_BTND + self.mlp(x_BTND)
 
-    def step(self, x_BTND: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache | None) -> Tensor:
+    def step(
+        self,
+        x_BTND: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cache: LayerCache | None,
+        *,
+        only_last: bool = False,
+    ) -> Tensor:
+        """The streaming path. With ``only_last`` it gives the last frame alone, which is less work: nothing
+        that comes after it sees the others."""
         x_BTND = x_BTND + self.space(x_BTND)
         if self.time is not None:
             assert cache is not None
-            x_BTND = x_BTND + self.time.step(x_BTND, rotary, cache)
+            y_BTND = self.time.step(x_BTND, rotary, cache, only_last=only_last)
+            x_BTND = x_BTND[:, -y_BTND.shape[1] :] + y_BTND
         return x_BTND + self.mlp(x_BTND)

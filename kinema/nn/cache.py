@@ -31,9 +31,12 @@ class Ring:
 
     def with_frames(self, frames: Tensor) -> Tensor:
         """Write frames behind the past ones, without keeping them, and give the window and them."""
-        end = self.end + frames.shape[-2]
-        self.buffer[..., self.end : end, :] = frames
-        return self.buffer[..., max(0, self.end - self.window) : end, :]
+        self.buffer[..., self.end : self.end + frames.shape[-2], :] = frames
+        return self.past_and(frames.shape[-2])
+
+    def past_and(self, num_frames: int) -> Tensor:
+        """The window, and behind it what was written last."""
+        return self.buffer[..., max(0, self.end - self.window) : self.end + num_frames, :]
 
     def past(self) -> Tensor:
         """The window: ``window`` frames, or those that there are."""
@@ -122,30 +125,37 @@ class LayerCache(Ring):
         like: Tensor,
     ):
         self._num_missing: Tensor | None = None
-        """Places at the front of the buffer that hold nothing, by row (``R``); None where all do."""
+        """Places at the front of the buffer that hold nothing, by session; None where all hold something."""
         shape = (2, batch, tokens, num_heads, 1, head_dim)
         super().__init__(shape, window=window, max_rewind=max_rewind, like=like)
         ages = torch.arange(window + self.MAX_FRAMES - 1, -1, -1, device=like.device)
         gap = ages[-self.MAX_FRAMES :, None] - ages
         self._is_seen = (gap <= 0) & (gap >= -window)
 
-    def attend(self, q_RHTE: Tensor, k_RHTE: Tensor, v_RHTE: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """Write frames without keeping them, and attend from each to those before it within the window and to
-        itself. ``R`` is ``B * N``.
+    def attend(
+        self, q_BNHUE: Tensor, k_BNHTE: Tensor, v_BNHTE: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Write frames without keeping them, and attend from the last ``U`` of them, each to those before it
+        within the window and to itself.
 
         Keys are written rotated by the frame's number in its session: only differences matter, so a key is
         turned once and for all.
         """
-        frames = torch.stack([rotate(k_RHTE, *rotary), v_RHTE]).unflatten(1, self.buffer.shape[1:3])
-        keys, values = self.with_frames(frames).flatten(1, 2).unbind(0)
-        num_frames, num_keys = q_RHTE.shape[-2], keys.shape[-2]
-        # A single frame may see all that there is.
-        is_seen = self._is_seen[-num_frames:, -num_keys:] if num_frames > 1 else None
+        num_queries, num_frames = q_BNHUE.shape[-2], k_BNHTE.shape[-2]
+        written = self.buffer[..., self.end : self.end + num_frames, :]
+        written[0] = rotate(k_BNHTE, *rotary)
+        written[1] = v_BNHTE
+        keys, values = self.past_and(num_frames).unbind(0)
+        num_keys = keys.shape[-2]
+        is_seen = self._is_seen[-num_queries:, -num_keys:]
         if self._num_missing is not None:
             place = torch.arange(num_keys, device=keys.device) + self.end + num_frames - num_keys
-            is_there = (place >= self._num_missing[:, None])[:, None, None]
-            is_seen = is_there if is_seen is None else is_there & is_seen
-        return attend(rotate(q_RHTE, *rotary), keys, values, is_seen)
+            is_seen = is_seen & (place >= self._num_missing[:, None]).view(-1, 1, 1, 1, num_keys)
+        elif num_frames == 1:
+            # A single frame may see all that there is.
+            is_seen = None
+        last = (part[..., -num_queries:, :] for part in rotary)
+        return attend(rotate(q_BNHUE, *last), keys, values, is_seen)
 
     @classmethod
     def of_sessions(cls, rings: Sequence[Self]) -> Self:
@@ -153,7 +163,5 @@ class LayerCache(Ring):
         other = cls.gather(rings, 1)
         num_missing = [other.end - ring.past().shape[-2] for ring in rings]
         if any(num_missing):
-            num_tokens = other.buffer.shape[2]
-            by_session = torch.tensor(num_missing, device=other.buffer.device)
-            other._num_missing = by_session.repeat_interleave(num_tokens)
+            other._num_missing = torch.tensor(num_missing, device=other.buffer.device)
         return other

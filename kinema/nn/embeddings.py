@@ -36,20 +36,20 @@ class FourierFeatures(nn.Module):
 def rotary_table(
     positions: Float[Tensor, "*batch T"] | Int[Tensor, "*batch T"], head_dim: int
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, ``*batch T E/2`` each, for positions that may be negative or fractional.
+    """Cosines and sines for ``rotate``, ``*batch T E`` each, of positions that may be negative or fractional.
 
+    Both of a pair have the same cosine; the sine of the first has the other sign.
     The slowest pair turns once in about 600 positions: windows are short, so a small base separates them
     better than the 10,000 usual for text. In double precision, so that positions may grow without end.
     """
     pairs = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float64)
     phases = positions.unsqueeze(-1) * 100.0 ** (-pairs / head_dim)
-    return phases.cos().float(), phases.sin().float()
+    cos, sin = phases.cos().float(), phases.sin().float()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(
-    x: Float[Tensor, "*batch T E"], cos: Float[Tensor, "*_ T e"], sin: Float[Tensor, "*_ T e"]
+    x: Float[Tensor, "*batch T E"], cos: Float[Tensor, "*_ T E"], sin: Float[Tensor, "*_ T E"]
 ) -> Float[Tensor, "*batch T E"]:
     """Turn each pair (i, i + E/2) of the last axis by its position's angle (RoFormer, 2104.09864)."""
-    first, second = x.chunk(2, dim=-1)
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return torch.addcmul(x * cos.to(x.dtype), x.roll(x.shape[-1] // 2, -1), sin.to(x.dtype))

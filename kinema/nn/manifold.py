@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kinema.hardware import exact
 from kinema.nn.embeddings import FourierFeatures
 from kinema.nn.response import RIDGE, ridge
 
@@ -140,7 +141,7 @@ class Manifold(nn.Module):
 
     def robot(self, proprio: Float[Tensor, "N P"]) -> Float[Tensor, "N L Z"]:
         """The robot's part of frames: what of their latents proprioception alone tells."""
-        with torch.autocast(proprio.device.type, enabled=False):
+        with exact(proprio.device):
             return (self.robot_features(proprio.float()) @ self.to_robot).unflatten(-1, self.latents)
 
     def distance(
@@ -196,7 +197,7 @@ class Manifold(nn.Module):
 
     def _decode(self, code: Tensor, proprio: Tensor, robot: Tensor) -> Float[Tensor, "N L Z"]:
         alone = self.decoder(self.code_features(code)).float().unflatten(-1, self.latents)
-        with torch.autocast(code.device.type, enabled=False):
+        with exact(code.device):
             seen = F.pad(code.float(), (0, 1), value=1.0)
             of_code = self.place_features(torch.einsum("nk,lkj->nlj", seen, self.place))
             of_robot = self.near_features(proprio.unsqueeze(1) + self.offset)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from kinema.hardware import exact
 from kinema.nn.embeddings import FourierFeatures
 
 NUM_OCTAVES, NUM_DIRECTIONS = 5, 500
@@ -74,7 +75,7 @@ class LinearResponse(nn.Module):
         self, proprio: Float[Tensor, "*n P"], last: Float[Tensor, "*n P"]
     ) -> Float[Tensor, "*n L Z"]:
         """Change of the latents as proprioception goes from ``last`` to ``proprio``."""
-        with torch.autocast(proprio.device.type, enabled=False):
+        with exact(proprio.device):
             return (self._latents_inputs(proprio, last) @ self.to_latents).unflatten(-1, self.latents)
 
     @torch.no_grad()

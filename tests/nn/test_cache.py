@@ -72,7 +72,6 @@ def test_a_layer_is_attended_by_age() -> None:
     """Through many turns of the ring, one frame at a time or two: each sees those before it within the
     window, turned by how long ago they were, and itself."""
     batch, tokens, heads, window = 2, 3, 2, 2
-    rows = batch * tokens
     cache = LayerCache(
         batch=batch,
         tokens=tokens,
@@ -83,17 +82,17 @@ def test_a_layer_is_attended_by_age() -> None:
         like=torch.zeros(1),
     )
     generator = torch.Generator().manual_seed(0)
-    queries, keys, values = torch.randn(3, rows, heads, 12, HEAD_DIM, generator=generator)
+    queries, keys, values = torch.randn(3, batch, tokens, heads, 12, HEAD_DIM, generator=generator)
     turned_queries, turned_keys = (
         rotate(x, *rotary_table(torch.arange(12.0), HEAD_DIM)) for x in (queries, keys)
     )
     for time, num_frames in enumerate((1, 2, 2, 1, 1, 2, 2, 1, 2, 1, 1)):
         now = slice(time, time + num_frames)
         rotary = rotary_table(torch.arange(now.start, now.stop), HEAD_DIM)
-        found = cache.attend(queries[:, :, now], keys[:, :, now], values[:, :, now], rotary)
+        found = cache.attend(queries[..., now, :], keys[..., now, :], values[..., now, :], rotary)
         for index in range(num_frames):
             seen = slice(max(0, time + index - window), time + index + 1)
-            weights = turned_queries[:, :, [time + index]] @ turned_keys[:, :, seen].mT / HEAD_DIM**0.5
-            expected = weights.softmax(-1) @ values[:, :, seen]
-            torch.testing.assert_close(found[:, :, [index]], expected)
+            weights = turned_queries[..., [time + index], :] @ turned_keys[..., seen, :].mT / HEAD_DIM**0.5
+            expected = weights.softmax(-1) @ values[..., seen, :]
+            torch.testing.assert_close(found[..., [index], :], expected)
         cache.keep()

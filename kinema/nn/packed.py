@@ -1,0 +1,59 @@
+"""Linear maps for inference on a CPU whose weights lie in the order in which the kernel reads them."""
+
+import copy
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PackedLinear(nn.Module):
+    """A linear map whose weights are brought into the kernel's order once.
+
+    In bfloat16 that is done at every call else, and takes longer than the product itself while there are few
+    rows. The weights are those at the time it was made.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.weight, self.bias = weight, bias
+        self._packed = _pack(weight.detach())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PackedLinear":
+        # What is packed is opaque, and cannot be copied.
+        return PackedLinear(copy.deepcopy(self.weight, memo), copy.deepcopy(self.bias, memo))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _multiply(x.to(self.weight.dtype), self._packed, self.bias)
+
+
+def pack_linears(module: nn.Module) -> None:
+    """Replace the linear maps within a module by packed ones, those of types that can be packed here."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear) and can_pack(child.weight.dtype, child.weight.device.type):
+            setattr(module, name, PackedLinear(child.weight, child.bias))
+        else:
+            pack_linears(child)
+
+
+@functools.cache
+def can_pack(dtype: torch.dtype, device: str) -> bool:
+    """Whether this PyTorch on this machine multiplies by packed weights, and gets what it gets else."""
+    if device != "cpu":
+        return False
+    x, weight = (torch.linspace(-1.0, 1.0, n).sin().view(-1, 32).to(dtype) for n in (96, 512))
+    try:
+        found = _multiply(x, _pack(weight), None)
+    except (AttributeError, RuntimeError):
+        return False
+    return bool(torch.allclose(found.float(), F.linear(x, weight).float(), rtol=0.02, atol=0.02))
+
+
+def _pack(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight, None)
+
+
+def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
