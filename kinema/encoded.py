@@ -1,8 +1,14 @@
 """Recordings as a world has them: its units and its linear response are fitted to them, and every row is
 encoded once, before the dynamics learns."""
 
+import contextlib
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,28 +32,72 @@ def fit_units(world: World, segments: Segments) -> None:
         world.tokenizer.set_statistics(raw)
 
 
-@torch.inference_mode()
-def encode_all(world: World, segments: Segments, use_bfloat16: bool) -> Values:
-    """Normalised values of every row: latents (half precision), proprioception, the action that led to it."""
-    tokenizer, parts = world.tokenizer, []
-    rows = segments.num_rows
-    for start in tqdm(range(0, rows, 256), desc="encoding", unit="batch", disable=tokenizer is None):
+def encode_all(world: World, segments: Segments, use_bfloat16: bool, cache: Path | None = None) -> Values:
+    """Normalised values of every row: latents (half precision), proprioception, the action that led to it.
+
+    Latents are kept in the folder ``cache``, where one is given, so that a resumed run does not encode
+    again; they are found again by what the pictures and the tokenizer hold.
+    """
+    latents = torch.zeros(segments.num_rows, 0, world.config.dynamics.latent_dim)
+    if world.tokenizer is not None:
+        path = None if cache is None else cache / f"{_fingerprint(world, segments, use_bfloat16)}.safetensors"
+        found = _read_latents(path)
+        latents = _encode(world, segments, use_bfloat16) if found is None else found
+        if path is not None and found is None:
+            _keep_latents(path, latents)
+    proprio = torch.zeros(segments.num_rows, 0)
+    with torch.no_grad():
+        if segments.proprio is not None:
+            known = torch.from_numpy(segments.proprio).to(world.device)
+            proprio = world.proprio_normalizer.normalize(known).cpu()
+        previous = torch.from_numpy(segments.prev_action).to(world.device)
+        action = world.action_normalizer.normalize(previous).cpu()
+    return Values(latents[None], proprio[None], action[None])
+
+
+@torch.no_grad()
+def _encode(world: World, segments: Segments, use_bfloat16: bool) -> Tensor:
+    parts = []
+    for start in tqdm(range(0, segments.num_rows, 256), desc="encoding", unit="batch"):
         piece = {key: frames[start : start + 256] for key, frames in segments.frames.items()}
         with torch.autocast(world.device.type, torch.bfloat16, enabled=use_bfloat16):
-            parts.append(world.encode(piece or None).half().cpu())
-    latents = (
-        torch.cat(parts) if tokenizer is not None else torch.zeros(rows, 0, world.config.dynamics.latent_dim)
+            parts.append(world.encode(piece).half().cpu())
+    return torch.cat(parts)
+
+
+def _fingerprint(world: World, segments: Segments, use_bfloat16: bool) -> str:
+    assert world.tokenizer is not None
+    digest = hashlib.blake2b(
+        f"{torch.__version__} {world.device.type} {use_bfloat16}".encode(), digest_size=12
     )
-    previous = torch.from_numpy(segments.prev_action).to(world.device)
-    proprio = torch.zeros(rows, 0)
-    if segments.proprio is not None:
-        proprio = world.proprio_normalizer.normalize(
-            torch.from_numpy(segments.proprio).to(world.device)
-        ).cpu()
-    # Cloned outside inference mode, so that autograd may save them.
-    with torch.inference_mode(False):
-        action = world.action_normalizer.normalize(previous).cpu()
-        return Values(latents[None].clone(), proprio[None].clone(), action[None].clone())
+    for key, tensor in world.tokenizer.state_dict().items():
+        digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    for key, frames in segments.frames.items():
+        digest.update(f"{key} {frames.shape}".encode())
+        for start in range(0, len(frames), 4096):
+            digest.update(np.ascontiguousarray(frames[start : start + 4096]).data)
+    return digest.hexdigest()
+
+
+def _read_latents(path: Path | None) -> Tensor | None:
+    if path is None or not path.is_file():
+        return None
+    try:
+        return load_file(path)["latents"]
+    except (SafetensorError, OSError, KeyError):
+        return None  # Damaged: encoded again, and written anew.
+
+
+def _keep_latents(path: Path, latents: Tensor) -> None:
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"latents": latents}, partial)
+        partial.rename(path)
+    except (SafetensorError, OSError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        print(f"latents are not kept ({error}): if this run is stopped, it will encode again")
 
 
 def sample_pictures(segments: Segments) -> Tensor:

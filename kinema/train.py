@@ -110,7 +110,7 @@ def _make_world(config: TrainConfig) -> int:
             loop.run(_tokenizer_stage(world, recipe, segments))
         with torch.inference_mode():
             fit_units(world, segments)
-        values = encode_all(world, segments, uses_bfloat16(config.precision, world.device))
+        values = _encoded(world, segments, config)
         fit_response(world, segments, values)
         weights = surprise_by_row(world, segments, values) if recipe.surprising_share else None
         if world.manifold is not None:
@@ -147,7 +147,7 @@ def _go_on(config: TrainConfig, source: str) -> int:
     segments = _segments_of(
         world, dataset, (0, max(1, dataset.num_episodes - recipe.num_held_out)), config.out
     )
-    values = encode_all(world, segments, uses_bfloat16(config.precision, world.device))
+    values = _encoded(world, segments, config)
     weights = surprise_by_row(world, segments, values) if recipe.surprising_share else None
     with open_loop(config, started) as loop:
         loop.run(_dynamics_stage(world, recipe, dataset, segments, values, weights, config.out))
@@ -189,7 +189,7 @@ def _add_to_world(config: TrainConfig) -> int:
         check_same_run(config.out, f"{name}.json", run)
     with open_loop(config, started) as loop:
         lessons = [
-            _hindsight(world, dataset, episodes, config.out, uses_bfloat16(config.precision, world.device))
+            _hindsight(world, dataset, episodes, config)
             for episodes in (
                 (0, max(1, dataset.num_episodes - num_held_out)),
                 (dataset.num_episodes - num_held_out, dataset.num_episodes),
@@ -305,13 +305,15 @@ def _dynamics_draw(
     return draw
 
 
-def _hindsight(
-    world: World, dataset: Dataset, episodes: tuple[int, int], out: Path, use_bfloat16: bool
-) -> Hindsight:
+def _hindsight(world: World, dataset: Dataset, episodes: tuple[int, int], config: TrainConfig) -> Hindsight:
     """Episodes as a finished world has them."""
-    segments = _segments_of(world, dataset, episodes, out)
-    values = encode_all(world, segments, use_bfloat16)
-    return Hindsight(world, dataset, segments, values, first=episodes[0])
+    segments = _segments_of(world, dataset, episodes, config.out)
+    return Hindsight(world, dataset, segments, _encoded(world, segments, config), first=episodes[0])
+
+
+def _encoded(world: World, segments: Segments, config: TrainConfig) -> Values:
+    use_bfloat16 = uses_bfloat16(config.precision, world.device)
+    return encode_all(world, segments, use_bfloat16, config.out / "latents")
 
 
 def _segments_of(world: World, dataset: Dataset, episodes: tuple[int, int], out: Path) -> Segments:

@@ -15,7 +15,9 @@ from torch import nn
 from kinema import loop as loop_module
 from kinema.checkpoint import CheckpointError, read_state
 from kinema.data import DataError, Dataset, DatasetWriter
-from kinema.data.segments import Segments
+from kinema.data.segments import Segments, SegmentsConfig, load_segments
+from kinema.dynamics import Values
+from kinema.encoded import encode_all
 from kinema.loop import Interrupt, Loop, Stage, Stopped
 from kinema.progress import MetricsLog
 from kinema.recipes import RECIPES, Phase, Recipe, Schedule
@@ -109,6 +111,41 @@ def test_stopped_after_every_update_it_is_the_same_run(
     assert calls == 8
     assert_same_world(out, uninterrupted)
     assert numbers(out) == numbers(uninterrupted)
+
+
+def test_what_was_encoded_is_not_encoded_again(
+    data: Path, uninterrupted: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world, dataset = load(uninterrupted), Dataset.open(data)
+    config = SegmentsConfig(cameras=world.cameras, proprio=PROPRIO, height=32, width=32)
+    segments = load_segments(dataset, config, tmp_path / "unused", progress=False)
+
+    def encoded() -> tuple[Values, bool]:
+        capfd.readouterr()
+        values = encode_all(world, segments, False, tmp_path / "latents")
+        return values, "encoding" in capfd.readouterr().err
+
+    first, was_encoded = encoded()
+    assert was_encoded
+    again, was_encoded = encoded()
+    assert not was_encoded
+    assert torch.equal(first.latents, again.latents)
+    (kept,) = (tmp_path / "latents").iterdir()
+    kept.write_bytes(kept.read_bytes()[:100])
+    again, was_encoded = encoded()
+    assert was_encoded
+    assert torch.equal(first.latents, again.latents)
+    # Other pictures and another tokenizer are other latents.
+    segments.frames[CAMERA][0] += 1
+    assert encoded()[1]
+    assert world.tokenizer is not None
+    world.tokenizer.latent_mean += 0.1
+    assert encoded()[1]
+    # Where they cannot be kept, training goes on all the same.
+    (tmp_path / "taken").write_text("")
+    found = encode_all(world, segments, False, tmp_path / "taken")
+    assert "latents are not kept" in capfd.readouterr().out
+    assert torch.equal(found.latents, encode_all(world, segments, False).latents)
 
 
 @pytest.mark.parametrize("act", [False, True], ids=["simulate", "act"])
