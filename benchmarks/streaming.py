@@ -5,7 +5,8 @@
 Every peer simulates the same recorded start under the same actions and hands over decoded pictures. They take
 turns, step by step, so that whatever else the machine does hits all of them; what is compared is the ratio of
 their median times. A peer that claims to compute the same is also told how far its pictures lie from
-kinema's. A model of someone else's is a peer once it has an adapter: see ``Peer``.
+kinema's. With ``--no-decode`` steps stay in latents, as planners and agents simulate: what is left is mostly
+the dynamics. A model of someone else's is a peer once it has an adapter: see ``Peer``.
 """
 
 import dataclasses
@@ -37,8 +38,9 @@ class Peer(Protocol):
     is_same: bool
     """Whether it claims to compute what kinema computes."""
 
-    def step(self, actions: np.ndarray) -> np.ndarray:
-        """Pictures ``uint8`` ``num H W 3`` after actions ``num A`` in the units of the dataset."""
+    def step(self, actions: np.ndarray, decode: bool) -> np.ndarray:
+        """Pictures ``uint8`` ``num H W 3`` after actions ``num A`` in the units of the dataset; without
+        ``decode`` the latents."""
         ...
 
 
@@ -50,8 +52,10 @@ class Kinema:
     def __init__(self, world: World, clip: Clip, num: int):
         self.sessions = start_streams(world, clip, num, context=CONTEXT)
 
-    def step(self, actions: np.ndarray) -> np.ndarray:
-        frame = self.sessions.step(actions).frame
+    def step(self, actions: np.ndarray, decode: bool) -> np.ndarray:
+        frame = self.sessions.step(actions, decode=decode).frame
+        if not decode:
+            return self.sessions.latents.numpy()
         return np.concatenate(list(frame.values()), axis=2) if isinstance(frame, dict) else frame
 
 
@@ -136,6 +140,8 @@ class Config:
     """Whom to compare with."""
     steps: int = 60
     """Timed steps of each."""
+    decode: bool = True
+    """Whether to make pictures."""
 
 
 def main(config: Config) -> None:
@@ -149,28 +155,33 @@ def main(config: Config) -> None:
     print(f"world '{world.name}', {torch.get_num_threads()} threads, precision {world.precision}")
     for num in config.streams:
         peers = [PEERS[name](load(config.world), clip, num) for name in names]
-        seconds, distances = _measure(peers, clip, num, config.steps, fill=world.config.dynamics.reach)
+        seconds, distances = _measure(peers, clip, num, config, fill=world.config.dynamics.reach)
         for name, its_seconds, distance, peer in zip(names, seconds, distances, peers, strict=True):
             line = f"{num:3d} streams  {name:10s} {num / np.median(its_seconds):8.1f} frames/s"
             if peer is not peers[0]:
                 line += f"; kinema is {np.median(its_seconds) / np.median(seconds[0]):.1f}x as fast"
                 if peer.is_same:
-                    line += f"; pictures differ by {distance:.3f} levels of 255 in the mean"
+                    of_what = (
+                        "pictures differ by {:.3f} levels of 255"
+                        if config.decode
+                        else "latents differ by {:.1e}"
+                    )
+                    line += f"; {of_what.format(distance)} in the mean"
             print(line)
 
 
 def _measure(
-    peers: Sequence[Peer], clip: Clip, num: int, steps: int, *, fill: int
+    peers: Sequence[Peer], clip: Clip, num: int, config: Config, *, fill: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of each step, ``peers steps``, and mean distance of the pictures from the first peer's."""
-    seconds = np.zeros((len(peers), steps))
-    distances = np.zeros((len(peers), steps))
-    for step in tqdm(range(-fill - WARM_UP, steps), desc=f"{num} streams", unit=" steps"):
+    """Seconds of each step, ``peers steps``, and mean distance of what comes of it from the first peer's."""
+    seconds = np.zeros((len(peers), config.steps))
+    distances = np.zeros((len(peers), config.steps))
+    for step in tqdm(range(-fill - WARM_UP, config.steps), desc=f"{num} streams", unit=" steps"):
         actions = stream_actions(clip, num, CONTEXT, step)
         shown = []
         for index, peer in enumerate(peers):
             began = time.perf_counter()
-            shown.append(peer.step(actions).astype(np.float32))
+            shown.append(peer.step(actions, config.decode).astype(np.float32))
             if step >= 0:
                 seconds[index, step] = time.perf_counter() - began
                 distances[index, step] = np.abs(shown[index] - shown[0]).mean()
