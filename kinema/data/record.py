@@ -50,13 +50,14 @@ class RecordConfig:
     out: Path
     """Folder of the dataset. Where an earlier run of the same command left episodes, this one continues."""
     policy: str = "random"
-    """random, zero, pusht-play, cloned, act, imagined, or MODULE:CALLABLE. The callable gets --policy-args
-    (and the environment's spaces, if it has parameters action_space or observation_space) and returns an
-    object with reset(rng, info) and act(observation, info); None instead of an action ends the episode."""
+    """random, zero, pusht-play, cartpole-swing, cloned, act, imagined, or MODULE:CALLABLE. The callable gets
+    --policy-args (and the environment's spaces, if it has parameters action_space or observation_space) and
+    returns an object with reset(rng, info) and act(observation, info); None instead of an action ends the
+    episode."""
     policy_args: JsonObject = dataclasses.field(default_factory=dict)
     """Arguments of the policy."""
     env_args: JsonObject = dataclasses.field(default_factory=dict)
-    """Arguments of the environment. gym_pusht draws its own pictures at 64x64 unless told otherwise."""
+    """Arguments of the environment. gym_pusht and dm_control draw pictures at 64x64 unless told otherwise."""
     seed: int = 0
     """Seed of episode 0; episode i has seed + i."""
     workers: int | None = None
