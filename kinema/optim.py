@@ -3,9 +3,48 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from kinema.hardware import supports_fast_bfloat16
 from kinema.recipes import Schedule
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NUM_NEWTON_SCHULZ = 5
+"""Coefficients and steps of the iteration, those of PyTorch."""
+
+
+class SinglePrecisionMuon(torch.optim.Muon):
+    """PyTorch's Muon in single precision. PyTorch multiplies in bfloat16 always, which takes many times as
+    long where the hardware does not: there its step cost several times the rest of an update."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        assert closure is None
+        for group in self.param_groups:
+            momentum, rate = group["momentum"], group["lr"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+                average = state["momentum_buffer"].lerp_(parameter.grad, 1.0 - momentum)
+                update = _orthogonal(parameter.grad.lerp(average, momentum))
+                parameter.mul_(1.0 - rate * group["weight_decay"])
+                # So that a step is about as large as one of AdamW (2502.16982, section 2.2).
+                parameter.add_(update, alpha=-0.2 * rate * max(parameter.shape) ** 0.5)
+
+
+def _orthogonal(matrix: Tensor) -> Tensor:
+    """The matrix with all its singular values about 1, by the iteration of Newton and Schulz."""
+    a, b, c = NEWTON_SCHULZ
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if is_tall else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(NUM_NEWTON_SCHULZ):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if is_tall else x
 
 
 class Optimizer:
@@ -69,11 +108,9 @@ def build_optimizer(module: nn.Module, schedule: Schedule) -> Optimizer:
     rate = schedule.learning_rate
     parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)]
     if hidden:
-        parts.append(
-            torch.optim.Muon(
-                hidden, lr=rate, weight_decay=schedule.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
-        )
+        muon = torch.optim.Muon if supports_fast_bfloat16(hidden[0].device) else SinglePrecisionMuon
+        decay = schedule.weight_decay
+        parts.append(muon(hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
     return Optimizer(parts)
 
 
