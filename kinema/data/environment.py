@@ -42,7 +42,8 @@ class Policy(Protocol):
     """What chooses the actions.
 
     It may also have ``ends_episodes = True``: then the environment's own limit of steps is lifted, because
-    the policy says itself when an episode is over.
+    the policy says itself when an episode is over. And ``needs_picture = True``: then ``info`` has the
+    picture, under ``RENDER_KEY``, where the environment draws it apart from its observation.
     """
 
     def reset(self, rng: np.random.Generator, info: Mapping[str, Any]) -> None:
@@ -119,6 +120,11 @@ def make_environment(
     if is_rendered:
         env = mujoco.draw_plainly(env, reduced_size)
     return Environment(env=env, is_rendered=is_rendered, max_steps=max_steps)
+
+
+def needs_picture(policy: Policy) -> bool:
+    """Whether a policy looks at pictures that are no part of the observation."""
+    return bool(getattr(policy, "needs_picture", False))
 
 
 def check_policy_name(name: str) -> None:

@@ -9,6 +9,8 @@ from gymnasium import Space, spaces
 from PIL import Image
 
 IMAGE_PREFIX = "observation.images."
+RENDER_KEY = IMAGE_PREFIX + "render"
+"""The camera that an environment draws apart from its observation."""
 STATE = "observation.state"
 ENVIRONMENT_STATE = "observation.environment_state"
 SMALLEST_PICTURE = 16
