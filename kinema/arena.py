@@ -5,9 +5,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kinema.data.environment import make_environment
-from kinema.data.record import RENDER_KEY
-from kinema.data.spaces import ActionReader, ObservationReader, RecordError, to_picture
+from kinema.data.environment import Policy, make_environment, needs_picture
+from kinema.data.spaces import (
+    RENDER_KEY,
+    ActionReader,
+    ObservationReader,
+    RecordError,
+    resize,
+    to_picture,
+)
 from kinema.simulation import Step, World
 from kinema.types import Seen
 
@@ -33,10 +39,10 @@ class Arena:
             RecordError: it cannot be made, or does not show what the world needs.
         """
         self.world, self.name = world, name
-        size = None
-        if world.config.cameras:
-            camera = world.config.cameras[0]
-            size = (camera.native_height, camera.native_width)
+        self._sizes = {
+            camera.key: (camera.native_height, camera.native_width) for camera in world.config.cameras
+        }
+        size = next(iter(self._sizes.values()), None)
         made = make_environment(name, arguments or {}, render="auto", picture_size=size)
         self.env = made.env
         self._is_rendered = made.is_rendered
@@ -70,9 +76,7 @@ class Arena:
         Raises:
             RecordError: a camera or the proprioception that the world needs is not in it.
         """
-        frames = self.reader.frames(observation)
-        if self._is_rendered:
-            frames[RENDER_KEY] = to_picture(self.env.render(), RENDER_KEY)
+        frames = self.reader.frames(observation) | self._draw()
         key = self.world.config.proprio_key
         vectors = self.reader.vectors(observation)
         missing = [camera for camera in self.world.cameras if camera not in frames]
@@ -84,12 +88,25 @@ class Arena:
                 f"{self.name}: world '{self.world.name}' needs {', '.join(missing)}; the environment shows "
                 f"{', '.join(shown) or 'nothing'}"
             )
-        batched = {camera: frames[camera][None] for camera in self.world.cameras}
+        # As `kinema record --camera-size` recorded them.
+        batched = {camera: resize(frames[camera], size)[None] for camera, size in self._sizes.items()}
         resized = self.world.by_camera(batched) if batched else {}
         return Seen(
             frames={camera: pictures[0] for camera, pictures in resized.items()},
             proprio=None if key is None else vectors[key],
         )
+
+    def info_for(self, policy: Policy, info: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the environment says now, for a policy: with the picture where it needs one that is no part
+        of the observation."""
+        return {**info, **self._draw()} if needs_picture(policy) else info
+
+    def _draw(self) -> dict[str, np.ndarray]:
+        """The picture that is no part of the observation, if any, as it was recorded."""
+        if not self._is_rendered:
+            return {}
+        picture = to_picture(self.env.render(), RENDER_KEY)
+        return {RENDER_KEY: resize(picture, self._sizes.get(RENDER_KEY, picture.shape[:2]))}
 
     def observation(self, seen: Seen) -> Any:
         """What the environment's own observation would be where this is seen: what its policies are given.

@@ -144,6 +144,7 @@ COMMANDS = {
 
 EXTRA_OF_MODULE = {
     "gymnasium": "gym",
+    "dm_control": "dmc",
     "gym_pusht": "pusht",
     "pymunk": "pusht",
     "fastapi": "serve",
@@ -152,6 +153,7 @@ EXTRA_OF_MODULE = {
     "mcp": "mcp",
     "prometheus_client": "serve",
     "rerun": "view",
+    "shimmy": "dmc",
     "stable_baselines3": "agents",
     "tensorboard": "train",
     "uvicorn": "serve",

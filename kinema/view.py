@@ -156,7 +156,7 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path}: cannot be read as a picture ({error})") from error
 

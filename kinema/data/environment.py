@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import gymnasium
 import numpy as np
 
+from kinema.data import mujoco
 from kinema.data.spaces import ObservationReader, RecordError
 
 Render = Literal["auto", "always", "never"]
@@ -21,11 +22,19 @@ POLICIES = {
     "random": "kinema.policies.open_loop:RandomPolicy",
     "zero": "kinema.policies.open_loop:ZeroPolicy",
     "pusht-play": "kinema.policies.pusht_play:make",
+    "cartpole-swing": "kinema.policies.cartpole_swing:make",
     "act": "kinema.policies.acting:make",
     "cloned": "kinema.policies.cloned:make",
     "imagined": "kinema.policies.imagined:make",
 }
 """Short names of the policies that come with kinema."""
+
+REGISTRARS = {"dm_control": "shimmy"}
+"""Modules that register the environments of another package, by its name."""
+EXTRAS = {"gym_pusht": "pusht", "dm_control": "dmc"}
+"""Which extra brings the environments of a package."""
+PICTURE_SIZE = (64, 64)
+"""Of environments that draw at any size."""
 
 
 @runtime_checkable
@@ -33,7 +42,8 @@ class Policy(Protocol):
     """What chooses the actions.
 
     It may also have ``ends_episodes = True``: then the environment's own limit of steps is lifted, because
-    the policy says itself when an episode is over.
+    the policy says itself when an episode is over. And ``needs_picture = True``: then ``info`` has the
+    picture, under ``RENDER_KEY``, where the environment draws it apart from its observation.
     """
 
     def reset(self, rng: np.random.Generator, info: Mapping[str, Any]) -> None:
@@ -60,15 +70,21 @@ def make_environment(
     name: str, arguments: Mapping[str, Any], *, render: Render, picture_size: tuple[int, int] | None
 ) -> Environment:
     """Make a registered environment; ``name`` is ID or MODULE:ID. Raises RecordError."""
+    mujoco.choose_backend()
     env_id, max_steps = _find(name)
+    reduced_size = picture_size
     if env_id.startswith("gym_pusht/") and "obs_type" not in arguments:
-        height, width = picture_size or (64, 64)
+        height, width = picture_size or PICTURE_SIZE
         arguments = {
             "obs_type": "pixels_agent_pos",
             "observation_height": height,
             "observation_width": width,
             **arguments,
         }
+    elif env_id.startswith("dm_control/"):
+        if not {"height", "width"} & set(arguments.get("render_kwargs", {})):
+            reduced_size = picture_size or PICTURE_SIZE
+        arguments = mujoco.picture_arguments(arguments, picture_size or PICTURE_SIZE)
 
     def make(**more: str) -> gymnasium.Env[Any, Any]:
         try:
@@ -82,6 +98,7 @@ def make_environment(
             ) from error
 
     env = make()
+    mujoco.tell_rate(env)
     reader = ObservationReader(env.observation_space)
     if render == "never" or (render == "auto" and reader.cameras):
         is_rendered = False
@@ -90,6 +107,7 @@ def make_environment(
     elif "rgb_array" in (env.metadata.get("render_modes") or ()):
         env.close()
         env, is_rendered = make(render_mode="rgb_array"), True
+        mujoco.tell_rate(env)
     elif render == "always":
         raise RecordError(
             f"--render always: {name!r} cannot draw pictures: its render modes are "
@@ -99,7 +117,14 @@ def make_environment(
         is_rendered = False
     if not (is_rendered or reader.cameras or reader.names):
         raise RecordError(f"{name!r} has nothing to record: no picture and no number in its observation")
+    if is_rendered:
+        env = mujoco.draw_plainly(env, reduced_size)
     return Environment(env=env, is_rendered=is_rendered, max_steps=max_steps)
+
+
+def needs_picture(policy: Policy) -> bool:
+    """Whether a policy looks at pictures that are no part of the observation."""
+    return bool(getattr(policy, "needs_picture", False))
 
 
 def check_policy_name(name: str) -> None:
@@ -142,15 +167,16 @@ def _find(name: str) -> tuple[str, int | None]:
     """The registered id and its own limit of steps; imports the module that registers it."""
     module, _, env_id = name.rpartition(":")
     namespace = env_id.partition("/")[0] if "/" in env_id else ""
+    registrar = REGISTRARS.get(namespace, namespace)
     if module:
         _import(module, f"environment {name!r}")
-    elif namespace.isidentifier() and importlib.util.find_spec(namespace) is not None:
-        _import(namespace, f"environment {name!r}")
+    elif registrar.isidentifier() and importlib.util.find_spec(registrar) is not None:
+        _import(registrar, f"environment {name!r}")
     try:
         return env_id, gymnasium.spec(env_id).max_episode_steps
     except gymnasium.error.Error as error:
-        if namespace == "gym_pusht":
-            hint = "its package is missing: pip install 'kinema[pusht]'"
+        if namespace in EXTRAS:
+            hint = f"its package is missing: pip install 'kinema[{EXTRAS[namespace]}]'"
         else:
             hint = "install the package that brings it, or name the module that registers it: MODULE:ID"
         raise RecordError(f"no environment {name!r} ({error}); {hint}") from error
@@ -163,3 +189,8 @@ def _import(module: str, purpose: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise RecordError(f"{purpose}: module {module!r} cannot be imported ({error})") from error
+    except AttributeError as error:
+        # What PyOpenGL raises where the library that MUJOCO_GL asks for is missing.
+        if (advice := mujoco.missing_backend()) is None:
+            raise
+        raise RecordError(f"{purpose}: module {module!r} cannot be imported: {advice}") from error

@@ -17,11 +17,17 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from kinema.data.environment import Render, check_policy_name, make_environment, make_policy
+from kinema.data.environment import (
+    Render,
+    check_policy_name,
+    make_environment,
+    make_policy,
+    needs_picture,
+)
 from kinema.data.layout import INFO_PATH, read_json, write_json
 from kinema.data.options import JsonObject, NameList
 from kinema.data.spaces import (
-    IMAGE_PREFIX,
+    RENDER_KEY,
     ActionReader,
     ObservationReader,
     RecordError,
@@ -34,8 +40,6 @@ from kinema.data.writer import DatasetWriter
 
 RECIPE_PATH = "meta/kinema_record.json"
 """Beside LeRobot's own files: what was recorded, so that the same command can continue it."""
-
-RENDER_KEY = IMAGE_PREFIX + "render"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,13 +54,14 @@ class RecordConfig:
     out: Path
     """Folder of the dataset. Where an earlier run of the same command left episodes, this one continues."""
     policy: str = "random"
-    """random, zero, pusht-play, cloned, act, imagined, or MODULE:CALLABLE. The callable gets --policy-args
-    (and the environment's spaces, if it has parameters action_space or observation_space) and returns an
-    object with reset(rng, info) and act(observation, info); None instead of an action ends the episode."""
+    """random, zero, pusht-play, cartpole-swing, cloned, act, imagined, or MODULE:CALLABLE. The callable gets
+    --policy-args (and the environment's spaces, if it has parameters action_space or observation_space) and
+    returns an object with reset(rng, info) and act(observation, info); None instead of an action ends the
+    episode."""
     policy_args: JsonObject = dataclasses.field(default_factory=dict)
     """Arguments of the policy."""
     env_args: JsonObject = dataclasses.field(default_factory=dict)
-    """Arguments of the environment. gym_pusht draws its own pictures at 64x64 unless told otherwise."""
+    """Arguments of the environment. gym_pusht and dm_control draw pictures at 64x64 unless told otherwise."""
     seed: int = 0
     """Seed of episode 0; episode i has seed + i."""
     workers: int | None = None
@@ -192,10 +197,11 @@ class EpisodeRecorder:
         num_rows = 0
         is_over = False
         while not is_over:
-            action = self.policy.act(observation, info)
+            drawn = self._draw() if needs_picture(self.policy) else {}
+            action = self.policy.act(observation, {**info, **drawn})
             if action is None:
                 break
-            pictures = self._pictures(observation)
+            pictures = self._at_size(self._observations.frames(observation)) | (drawn or self._draw())
             # Converted before the step, because environments may reuse the arrays that they return.
             row: dict[str, Any] = self._observations.vectors(observation)
             row |= {f"info.{key}": info_value(info, key) for key in self.config.info_keys}
@@ -227,10 +233,13 @@ class EpisodeRecorder:
             )
         return own_limit
 
-    def _pictures(self, observation: Any) -> dict[str, np.ndarray]:
-        pictures = self._observations.frames(observation)
-        if self._is_rendered:
-            pictures[RENDER_KEY] = to_picture(self.env.render(), RENDER_KEY)
+    def _draw(self) -> dict[str, np.ndarray]:
+        """The picture that is no part of the observation, if any."""
+        if not self._is_rendered:
+            return {}
+        return self._at_size({RENDER_KEY: to_picture(self.env.render(), RENDER_KEY)})
+
+    def _at_size(self, pictures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         size = self.config.picture_size
         return pictures if size is None else {key: resize(frame, size) for key, frame in pictures.items()}
 

@@ -9,6 +9,8 @@ from gymnasium import Space, spaces
 from PIL import Image
 
 IMAGE_PREFIX = "observation.images."
+RENDER_KEY = IMAGE_PREFIX + "render"
+"""The camera that an environment draws apart from its observation."""
 STATE = "observation.state"
 ENVIRONMENT_STATE = "observation.environment_state"
 SMALLEST_PICTURE = 16
@@ -181,7 +183,7 @@ def resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The picture at (height, width); each new pixel is the mean of the area that it covers."""
     if picture.shape[:2] == size:
         return picture
-    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BOX))
+    return np.array(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BOX))
 
 
 def info_value(info: Mapping[str, Any], key: str) -> np.ndarray:

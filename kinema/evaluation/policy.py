@@ -17,9 +17,9 @@ import tyro
 from tqdm import tqdm
 
 from kinema.arena import Arena, seen_after
-from kinema.data.environment import Policy, check_policy_name, make_policy
+from kinema.data.environment import Policy, check_policy_name, make_policy, needs_picture
 from kinema.data.options import JsonObject
-from kinema.data.spaces import ActionReader
+from kinema.data.spaces import RENDER_KEY, ActionReader
 from kinema.evaluation import bootstrap
 from kinema.evaluation.correlation import agreement
 from kinema.evaluation.page import Drawing
@@ -89,6 +89,7 @@ class Mixed:
     def __init__(self, policy: Policy, action_space: Any, share: float):
         # Spaces carry a generator, which must not be shared between two that draw from it.
         self._policy, self._space, self._share = policy, copy.deepcopy(action_space), share
+        self.needs_picture = needs_picture(policy)
 
     def reset(self, rng: np.random.Generator, info: Mapping[str, Any]) -> None:
         self._rng = rng
@@ -146,7 +147,7 @@ def run_real(arena: Arena, one: Policy, config: PolicyConfig) -> np.ndarray:
         observation, info = arena.env.reset(seed=seed)
         one.reset(np.random.default_rng(seed), info)
         for _ in range(config.steps):
-            action = one.act(observation, info)
+            action = one.act(observation, arena.info_for(one, info))
             if action is None:
                 break
             observation, reward, terminated, truncated, info = arena.env.step(action)
@@ -170,7 +171,8 @@ def run_simulated(world: World, arena: Arena, one: Policy, config: PolicyConfig)
         )
         one.reset(np.random.default_rng(seed), {})
         for _ in range(config.steps):
-            action = one.act(arena.observation(seen), {})
+            drawn = {key: frame for key, frame in seen.frames.items() if key == RENDER_KEY}
+            action = one.act(arena.observation(seen), drawn)
             if action is None:
                 break
             step = session.step(actions_of.vector(action))

@@ -20,6 +20,8 @@ CONTEXT = 4
 class ActingPolicy:
     """A world that acts: in real environments, and for ``kinema record``."""
 
+    needs_picture = True
+
     def __init__(
         self,
         world: World,
@@ -80,6 +82,7 @@ class ActingPolicy:
         if self._reader is None:
             raise ValueError("an acting policy needs the observation_space of the environment to act in it")
         vectors, frames = self._reader.vectors(observation), self._reader.frames(observation)
+        frames |= {key: info[key] for key in self.world.cameras if key in info}
         shown = self.world.by_camera({key: frame[None] for key, frame in frames.items()} or None)
         key = self.world.config.proprio_key
         return self.choose(

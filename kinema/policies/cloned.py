@@ -138,6 +138,8 @@ def most_likely(found: torch.distributions.MixtureSameFamily) -> Float[Tensor, "
 class ClonedPolicy:
     """A clone that acts: in real environments, in a world, and for ``kinema record``."""
 
+    needs_picture = True
+
     def __init__(
         self,
         world: World,
@@ -202,9 +204,10 @@ class ClonedPolicy:
     def act(self, observation: Any, info: Mapping[str, Any]) -> np.ndarray:
         if self._reader is None:
             raise ValueError("a cloned policy needs the observation_space of the environment to act in it")
-        vectors = self._reader.vectors(observation)
+        frames, vectors = self._reader.frames(observation), self._reader.vectors(observation)
+        frames |= {key: info[key] for key in self.world.cameras if key in info}
         proprio = vectors.get(self.world.config.proprio_key) if self.world.config.proprio_key else None
-        return self.choose(Seen(frames=self._reader.frames(observation), proprio=proprio))
+        return self.choose(Seen(frames=frames, proprio=proprio))
 
     @torch.inference_mode()
     def foretell(

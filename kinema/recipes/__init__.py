@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from kinema.data.lerobot import Dataset
 from kinema.recipes.base import base, tiny
+from kinema.recipes.dmc import dmc
 from kinema.recipes.pusht import pusht
 from kinema.recipes.recipe import Phase, Recipe, Schedule
 
-RECIPES: dict[str, Callable[[Dataset], Recipe]] = {"base": base, "tiny": tiny, "pusht": pusht}
+RECIPES: dict[str, Callable[[Dataset], Recipe]] = {"base": base, "tiny": tiny, "pusht": pusht, "dmc": dmc}
 """By the names that ``kinema train --recipe`` takes."""
 
-__all__ = ["RECIPES", "Phase", "Recipe", "Schedule", "base", "pusht", "tiny"]
+__all__ = ["RECIPES", "Phase", "Recipe", "Schedule", "base", "dmc", "pusht", "tiny"]

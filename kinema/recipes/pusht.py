@@ -18,17 +18,7 @@ def pusht(dataset: Dataset) -> Recipe:
     Raises:
         DataError: the dataset has another number of cameras, or no ``observation.state`` or ``action``.
     """
-    if len(dataset.cameras) != 1:
-        raise DataError(
-            f"{dataset.root}: the recipe 'pusht' learns one camera, this dataset has {len(dataset.cameras)} "
-            f"({', '.join(dataset.cameras) or 'none'}); use the recipe 'base'"
-        )
-    for key in ("action", PROPRIO):
-        if key not in dataset.features:
-            raise DataError(
-                f"{dataset.root}: the recipe 'pusht' learns '{key}', which this dataset lacks; record PushT "
-                f"anew, or use the recipe 'base'; it has {', '.join(sorted(dataset.features))}"
-            )
+    check_one_camera(dataset, "pusht")
     tokenizer = ConvTokenizerConfig(
         height=64,
         width=64,
@@ -85,3 +75,18 @@ def pusht(dataset: Dataset) -> Recipe:
         surprising_share=0.5,
         context_tau=0.985,
     )
+
+
+def check_one_camera(dataset: Dataset, recipe: str) -> None:
+    """Whether a dataset has just one camera, and what else a recipe of this name learns. Raises DataError."""
+    if len(dataset.cameras) != 1:
+        raise DataError(
+            f"{dataset.root}: the recipe '{recipe}' learns one camera, this dataset has "
+            f"{len(dataset.cameras)} ({', '.join(dataset.cameras) or 'none'}); use the recipe 'base'"
+        )
+    for key in ("action", PROPRIO):
+        if key not in dataset.features:
+            raise DataError(
+                f"{dataset.root}: the recipe '{recipe}' learns '{key}', which this dataset lacks; record "
+                f"anew, or use the recipe 'base'; it has {', '.join(sorted(dataset.features))}"
+            )

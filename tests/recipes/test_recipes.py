@@ -53,6 +53,19 @@ GOLDENS: dict[str, dict[str, list[tuple[float, float]]]] = {
             (0.7667, 0.28822),
         ],
     },
+    "dmc": {
+        "tokenizer": [(6.5584, 1.6574), (6.5583, 1.6576), (6.5593, 1.6548)],
+        "manifold": [(0.63766, 2.0096), (0.61874, 1.8943), (0.60508, 1.5751)],
+        "decoder": [(6.5589, 1.661), (6.5573, 1.659), (6.5525, 1.6616)],
+        "dynamics": [
+            (0.6209, 0.55884),
+            (0.70844, 0.71706),
+            (0.86492, 0.99791),
+            (0.73008, 1.031),
+            (0.66473, 0.63224),
+            (0.75076, 0.92738),
+        ],
+    },
 }
 """Loss and gradient norm of the first updates, in single precision, by recipe and stage. The dynamics goes
 through the first three updates of each of its phases.
@@ -158,11 +171,13 @@ def test_what_is_missing_is_named(name: str, tmp_path: Path) -> None:
         RECIPES[name](without_state)
 
 
-def test_pusht_wants_its_own_kind_of_data(tmp_path: Path, droid: Path) -> None:
-    with pytest.raises(DataError, match=r"learns one camera, this dataset has 3 .*; use the recipe 'base'"):
-        RECIPES["pusht"](Dataset.open(droid))
+@pytest.mark.parametrize("name", ["pusht", "dmc"])
+def test_recipes_of_one_camera_want_that_kind_of_data(name: str, tmp_path: Path, droid: Path) -> None:
+    several = rf"recipe '{name}' learns one camera, this dataset has 3 .*; use the recipe 'base'"
+    with pytest.raises(DataError, match=several):
+        RECIPES[name](Dataset.open(droid))
     with pytest.raises(DataError, match=r"learns one camera, this dataset has 0 \(none\)"):
-        RECIPES["pusht"](write_columns(tmp_path / "vectors", "action", PROPRIO))
+        RECIPES[name](write_columns(tmp_path / "vectors", "action", PROPRIO))
     blind = Dataset.open(write_exact_world(tmp_path / "blind", lengths=(20,)))
     with pytest.raises(DataError, match=r"learns 'observation\.state', which this dataset lacks"):
-        RECIPES["pusht"](blind)
+        RECIPES[name](blind)
