@@ -22,7 +22,7 @@ from kinema.loop import Interrupt, Loop, Stage, Stopped
 from kinema.progress import MetricsLog
 from kinema.recipes import RECIPES, Phase, Recipe, Schedule
 from kinema.simulation import load
-from kinema.train import TrainConfig, train
+from kinema.train import GO_ON_UPDATES, TrainConfig, train
 from kinema.world_model import CONFIG_FILE, WEIGHTS_FILE
 
 from .worlds import CAMERA, PROPRIO, full_disk, write_exact_world
@@ -148,25 +148,32 @@ def test_what_was_encoded_is_not_encoded_again(
     assert torch.equal(found.latents, encode_all(world, segments, False).latents)
 
 
+def going_on(data: Path, world: Path, out: Path, num_updates: int, **fields: Any) -> TrainConfig:
+    return config_of(data, out, world=str(world), update_share=num_updates / GO_ON_UPDATES, **fields)
+
+
 @pytest.mark.parametrize("act", [False, True], ids=["simulate", "act"])
 def test_a_finished_world_goes_on_learning(
     data: Path, uninterrupted: Path, tmp_path: Path, act: bool
 ) -> None:
     """Its dynamics does, with new things to tell it where it is to act, and nothing else changes."""
-    fields = {"world": str(uninterrupted), "update_share": 3 / 6000, "act": act}
-    assert train(config_of(data, tmp_path / "whole", **fields)) == 0
-    calls = 0
-    while train(config_of(data, tmp_path / "parts", max_minutes=0.0, **fields)) == 130:
-        calls += 1
-    assert calls == 2
-    assert_same_world(tmp_path / "whole", tmp_path / "parts")
-    before, after = weights(uninterrupted), weights(tmp_path / "whole")
+    out = tmp_path / "world"
+    assert train(going_on(data, uninterrupted, out, 1, act=act)) == 0
+    before, after = weights(uninterrupted), weights(out)
     changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
     assert changed
     assert all(key.startswith("dynamics.") for key in changed)
     assert after.keys() - before.keys() == {key for key in after if key.startswith("dynamics.goal_in.")}
-    assert load(tmp_path / "whole").config.dynamics.use_goal == act
-    assert [sheet.name for sheet in (tmp_path / "whole" / "progress").iterdir()] == ["0000003.png"]
+    assert load(out).config.dynamics.use_goal == act
+    assert [sheet.name for sheet in (out / "progress").iterdir()] == ["0000001.png"]
+
+
+def test_stopped_it_goes_on_as_if_it_had_not_been(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(going_on(data, uninterrupted, whole, 2)) == 0
+    assert train(going_on(data, uninterrupted, parts, 2, max_minutes=0.0)) == 130
+    assert train(going_on(data, uninterrupted, parts, 2, max_minutes=0.0)) == 0
+    assert_same_world(whole, parts)
 
 
 def test_evaluating_and_saving_do_not_change_the_run(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
