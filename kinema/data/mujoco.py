@@ -68,7 +68,7 @@ def tell_rate(env: gymnasium.Env[Any, Any]) -> None:
     """Let an environment of dm_control say how many steps it makes a second: Shimmy says how many
     milliseconds one takes."""
     seconds = getattr(env.unwrapped, "control_timestep", None)
-    if seconds is not None:
+    if callable(seconds):
         env.unwrapped.metadata = {**env.unwrapped.metadata, "render_fps": 1.0 / seconds()}
 
 
@@ -90,8 +90,8 @@ def draw_plainly(
     # made with the renderer, and that is made with the first picture.
     model.vis.quality.shadowsize = 0
     model.vis.quality.offsamples = 0
+    env.reset(seed=0)
     try:
-        env.reset(seed=0)
         env.render()
     except Exception as error:
         advice = missing_backend() or "another MUJOCO_GL (egl, osmesa, glfw) may work"
