@@ -67,8 +67,8 @@ def picture_arguments(arguments: Mapping[str, Any], size: tuple[int, int]) -> di
 def tell_rate(env: gymnasium.Env[Any, Any]) -> None:
     """Let an environment of dm_control say how many steps it makes a second: Shimmy says how many
     milliseconds one takes."""
-    seconds = getattr(env.unwrapped, "control_timestep", None)
-    if callable(seconds):
+    seconds: Any = getattr(env.unwrapped, "control_timestep", None)
+    if seconds is not None:
         env.unwrapped.metadata = {**env.unwrapped.metadata, "render_fps": 1.0 / seconds()}
 
 
