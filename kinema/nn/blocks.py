@@ -32,7 +32,7 @@ class _Attention(nn.Module):
     def project(self, x_D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys (both normed: 2302.05442, section 2.2) and values, each ``... H E`` for ``... D``."""
         qkv = self.qkv(norm(x_D))
-        qkv = qkv.view(*qkv.shape[:-1], 3, self.num_heads, -1)
+        qkv = qkv.view(*qkv.shape[:-1], 3, self.num_heads, qkv.shape[-1] // (3 * self.num_heads))
         # Normed as they lie: once heads come before tokens every norm would begin with a copy.
         q_HE, k_HE = norm(qkv[..., :2, :, :]).unbind(-3)
         return q_HE, k_HE, qkv[..., 2, :, :]
