@@ -140,8 +140,10 @@ class Engine:
             if left <= 0 or expected <= {id(pending.simulation) for pending in self._steps}:
                 break
             self._arrival.clear()
+            # Not wait_for: in Python 3.11 it may swallow that this task is cancelled, and closing would hang.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._arrival.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._arrival.wait()
 
     async def _step_batch(self) -> None:
         batch = self._take_batch()
