@@ -11,7 +11,7 @@ from kinema.tokenizers import ConvTokenizerConfig, TokenizerObjectiveConfig
 
 
 def dmc(dataset: Dataset) -> Recipe:
-    """One camera and all that the task observes; well under an hour on two cores.
+    """One camera and all that the task observes. It was not yet run to its end.
 
     Raises:
         DataError: the dataset has another number of cameras, or no ``observation.state`` or ``action``.
