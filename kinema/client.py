@@ -202,7 +202,12 @@ class RemoteWorld:
         url = f"ws{self.url.removeprefix('http')}/v1/sessions/{session_id}/stream"
         try:
             connection = connect_stream(
-                url, additional_headers=self._headers, open_timeout=self._timeout, max_size=None, proxy=None
+                url,
+                additional_headers=self._headers,
+                open_timeout=self._timeout,
+                max_size=None,
+                proxy=None,
+                compression=None,
             ).__enter__()
         except (OSError, WebSocketException) as error:
             raise ServerError(f"{self.url}: no stream of the session ({error})") from error

@@ -47,6 +47,19 @@ def one_thread(is_wanted: bool) -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
+def leave_threads() -> int:
+    """Have the calling thread, and those that begin later, compute on one thread of PyTorch's, so that another
+    may have them all; how many these are.
+
+    Every Python thread that computes gets PyTorch's threads anew, and once a process has more of them than
+    there are processors, GNU OpenMP's no longer wait actively for one another: a batch that is many small
+    operators then takes half as long again.
+    """
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    return num_threads
+
+
 def exact(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Products in here are in the precision of what is multiplied, whatever is the case around it."""
     # To switch off what is off already takes longer than many an operator.

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 import uvicorn
 
+from kinema.hardware import leave_threads
 from kinema.policies.cloned import find_clone
 from kinema.serve.app import create_app
 from kinema.serve.guard import LOOPBACK
@@ -63,10 +64,12 @@ def serve(config: ServeConfig) -> None:
 
 
 def make_service(config: ServeConfig) -> Service:
-    """The world of a configuration, with its recordings."""
+    """The world of a configuration, with its recordings. PyTorch's threads are the engine's from then on."""
+    num_threads = leave_threads()
     world = load(config.world, device=config.device)
     recordings = find_recordings(config.world, config.data)
-    return Service(world, recordings, config.limits, clone=find_clone(world, config.world))
+    clone = find_clone(world, config.world)
+    return Service(world, recordings, config.limits, clone=clone, num_threads=num_threads)
 
 
 def find_token(host: str) -> str | None:
@@ -99,5 +102,7 @@ def make_server(app: Any) -> uvicorn.Server:
             timeout_graceful_shutdown=3,
             ws_max_size=MAX_MESSAGE,
             ws_max_queue=4,
+            # Deflating a picture takes longer than sending it, and one thread does it for every client.
+            ws_per_message_deflate=False,
         )
     )

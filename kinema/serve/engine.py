@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from kinema.serve.limits import Limits, Refusal
 from kinema.serve.metrics import Metrics
@@ -50,12 +51,18 @@ class _Job:
 class Engine:
     """Runs steps in batches and other work between them; used from one event loop."""
 
-    def __init__(self, limits: Limits, metrics: Metrics):
+    def __init__(self, limits: Limits, metrics: Metrics, num_threads: int | None = None):
+        """``num_threads`` are those of PyTorch's that it computes on; by default as many as it finds."""
         self._limits, self._metrics = limits, metrics
         self._steps: deque[_Pending] = deque()
         self._jobs: deque[_Job] = deque()
         self._arrival = asyncio.Event()
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="kinema-engine")
+        self._executor = ThreadPoolExecutor(
+            1,
+            thread_name_prefix="kinema-engine",
+            initializer=torch.set_num_threads,
+            initargs=(num_threads or torch.get_num_threads(),),
+        )
         self._last_batches: deque[set[int]] = deque(maxlen=2)
         self._last_seconds = 0.0
         self._task: asyncio.Task[None] | None = None

@@ -42,16 +42,25 @@ MOMENT_BYTES = 2000
 class Service:
     """A world, its recordings, and the sessions that are open in it; used from one event loop."""
 
-    def __init__(self, world: World, dataset: Dataset | None, limits: Limits, *, clone: Clone | None = None):
-        """``dataset`` holds the episodes that sessions may begin in, ``clone`` is the policy that acts.
-        Raises ValueError where the dataset does not fit the world, or the memory allows no session."""
+    def __init__(
+        self,
+        world: World,
+        dataset: Dataset | None,
+        limits: Limits,
+        *,
+        clone: Clone | None = None,
+        num_threads: int | None = None,
+    ):
+        """``dataset`` holds the episodes that sessions may begin in, ``clone`` is the policy that acts,
+        ``num_threads`` are PyTorch's that the networks run on. Raises ValueError where the dataset does not
+        fit the world, or the memory allows no session."""
         if dataset is not None:
             missing = [key for key in world.cameras if key not in dataset.cameras]
             if missing:
                 raise ValueError(f"{dataset.root}: no camera {', '.join(missing)}, which the world needs")
         self.world, self.limits = world, limits
         self.metrics = Metrics()
-        self.engine = Engine(limits, self.metrics)
+        self.engine = Engine(limits, self.metrics, num_threads)
         self.sessions = Sessions(limits, self.metrics, session_bytes=session_bytes(world, limits))
         self.reader = StateReader(find_probe(world.name, world.cameras, dataset))
         self.planning = Planning(world, self.engine, self.reader, limits)
