@@ -3,8 +3,10 @@
 import contextlib
 import ctypes
 import functools
+import platform
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -30,6 +32,21 @@ def supports_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def prefers_packed(device: torch.device) -> bool:
+    """Whether large products in single precision are faster by packed weights than as PyTorch makes them: so
+    it is where that is by MKL and the processor is not Intel's."""
+    return device.type == "cpu" and torch.backends.mkl.is_available() and _is_foreign_to_mkl()
+
+
+@functools.cache
+def _is_foreign_to_mkl() -> bool:
+    try:
+        described = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        described = platform.processor()
+    return "AuthenticAMD" in described
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kinema.dynamics import Cache, Values
 from kinema.goals import act, check_acts, encode_goal, goal_frame
-from kinema.hardware import Precision, keep_freed_memory, one_thread, uses_bfloat16
+from kinema.hardware import Precision, keep_freed_memory, one_thread, prefers_packed, uses_bfloat16
 from kinema.nn.packed import pack_linears
 from kinema.sampler import solve
 from kinema.view import write_video
@@ -546,16 +546,17 @@ class World(WorldModel):
 
     @property
     def networks(self) -> WorldModel:
-        """What sessions run: this world; or, where it is to run in bfloat16, a copy whose large matrices are
-        that already, and packed. It is made anew when the weights have changed since."""
-        if not uses_bfloat16(self.precision, self.device):
+        """What sessions run: this world; or a copy whose large matrices are packed, where that is faster, and
+        in bfloat16 already, where it is to run in that. It is made anew when the weights have changed since."""
+        is_half = uses_bfloat16(self.precision, self.device)
+        if not is_half and not prefers_packed(self.device):
             return self
         tensors = itertools.chain(self.parameters(), self.buffers())
         version = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
         found, its_version = self.__dict__.pop("_networks", (None, None))
         if found is None or version != its_version:
             found = copy.deepcopy(self)
-            for module in found.modules():
+            for module in found.modules() if is_half else ():
                 if isinstance(module, nn.Linear | nn.Conv2d):
                     module.to(torch.bfloat16)
             pack_linears(found)

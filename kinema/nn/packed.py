@@ -9,11 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+MANY_ROWS = 256
+"""From so many rows on products in single precision are made by packed weights; below, those that PyTorch
+makes anyway are as fast or faster."""
+
+
 class PackedLinear(nn.Module):
     """A linear map whose weights are brought into the kernel's order once.
 
     In bfloat16 that is done at every call else, and takes longer than the product itself while there are few
-    rows. The weights are those at the time it was made.
+    rows. In single precision it is another kernel (oneDNN's), which pays for many rows where MKL's is slow.
+    The weights are those at the time it was made.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
@@ -26,7 +32,10 @@ class PackedLinear(nn.Module):
         return PackedLinear(copy.deepcopy(self.weight, memo), copy.deepcopy(self.bias, memo))
 
     def forward(self, x: Tensor) -> Tensor:
-        return _multiply(x.to(self.weight.dtype), self._packed, self.bias)
+        x = x.to(self.weight.dtype)
+        if x.dtype == torch.float32 and x.numel() < MANY_ROWS * x.shape[-1]:
+            return F.linear(x, self.weight, self.bias)
+        return _multiply(x, self._packed, self.bias)
 
 
 def pack_linears(module: nn.Module) -> None:
