@@ -552,7 +552,7 @@ class World(WorldModel):
         if not is_half and not prefers_packed(self.device):
             return self
         tensors = itertools.chain(self.parameters(), self.buffers())
-        version = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+        version = (is_half, [(tensor.data_ptr(), tensor._version) for tensor in tensors])
         found, its_version = self.__dict__.pop("_networks", (None, None))
         if found is None or version != its_version:
             found = copy.deepcopy(self)

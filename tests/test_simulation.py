@@ -544,7 +544,22 @@ def test_bfloat16_is_close_and_leaves_the_world_as_it_is() -> None:
     assert world.networks is world.networks
     assert world.networks.dynamics.latents_out.weight.dtype == torch.bfloat16
     world.precision = "float32"
-    assert world.networks is world
+    assert world.networks.dynamics.latents_out.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_packed_weights_change_nothing_but_the_speed(
+    is_packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, num = random_world(), 24
+    world.precision = "float32"
+    frames = np.stack([random_frames(2)] * num)
+    actions = np.stack([random_actions(2)] * num)
+    plain = world.start_batch(frames, actions[:, :1]).step(actions[:, 1])
+    monkeypatch.setattr("kinema.simulation.prefers_packed", lambda device: is_packed)
+    assert (world.networks is world) != is_packed
+    found = world.start_batch(frames, actions[:, :1]).step(actions[:, 1])
+    np.testing.assert_allclose(found.frame.astype(float), plain.frame.astype(float), atol=1.0)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """The HTTP and WebSocket interface, against a real server and beside the world itself."""
 
+import asyncio
 import base64
 import io
 import json
@@ -16,10 +17,12 @@ import httpx
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from websockets.sync.client import ClientConnection, connect
 
 from kinema.data import Dataset
 from kinema.serve import images
+from kinema.serve.command import ServeConfig, make_service
 from kinema.serve.limits import Limits
 from kinema.serve.service import Service, session_bytes
 from kinema.simulation import Simulation
@@ -325,3 +328,29 @@ def test_idle_sessions_expire(tmp_path: Path) -> None:
         gone = http.get(f"/v1/sessions/{session}")
         assert gone.status_code == 404
         assert "nobody used it for 0.01 minutes; open another" in gone.json()["detail"]
+
+
+def test_the_networks_have_pytorchs_threads_to_themselves(tmp_path: Path) -> None:
+    random_world().save(tmp_path)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        service = make_service(ServeConfig(world=str(tmp_path)))
+        assert torch.get_num_threads() == 1
+
+        async def threads_of_engine() -> int:
+            service.engine.start()
+            num_threads = await service.engine.run(torch.get_num_threads)
+            await service.engine.close()
+            return num_threads
+
+        assert asyncio.run(threads_of_engine()) == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_pictures_are_not_deflated_on_the_way(url: str, session: str) -> None:
+    """Whatever the client offers: it takes longer than sending them."""
+    with connect(f"ws{url.removeprefix('http')}/v1/sessions/{session}/stream") as stream:
+        assert stream.response is not None
+        assert "Sec-WebSocket-Extensions" not in stream.response.headers
