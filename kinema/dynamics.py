@@ -56,6 +56,9 @@ class DynamicsConfig:
     """Octaves of the Fourier features of actions and proprioception."""
     num_directions: int = 96
     """Random directions of the same."""
+    motion_directions: int = 0
+    """Random features of the motion of the robot, in which its response is linear; 0 where it follows its
+    commands linearly, as under position control."""
     use_goal: bool = False
     """Whether the network can be told of a goal frame, and asked for actions that lead there."""
 
@@ -367,6 +370,7 @@ class Dynamics(nn.Module):
                 latents=(config.num_latents, config.latent_dim),
                 proprio_dim=config.proprio_dim,
                 action_dim=config.action_dim,
+                num_directions=config.motion_directions,
             )
             if config.proprio_dim
             else None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kinema.hardware import exact
 from kinema.nn.embeddings import FourierFeatures
-from kinema.nn.response import RIDGE, ridge
+from kinema.nn.response import RIDGE, fit_frequencies, ridge
 
 ROBOT_OCTAVES, ROBOT_DIRECTIONS = 5, 300
 FIT_ROWS = 60_000
@@ -209,6 +209,7 @@ class Manifold(nn.Module):
         """Find the robot's part of recorded frames by ridge regression."""
         if not len(self.to_robot):
             return
+        fit_frequencies(self.robot_features, proprio, latents)
         device = self.to_robot.device
         step = -(-len(latents) // FIT_ROWS)
         gram = torch.zeros(len(self.to_robot), len(self.to_robot), device=device)

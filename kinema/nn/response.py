@@ -1,38 +1,51 @@
 """The linear response of a frame to the robot, found by least squares before any training.
 
-A robot under position control follows its commands almost linearly while nothing is in its way, and the place
-where it is drawn is, patch by patch, a linear function of Fourier features of where it is. Gradient descent
-is slow to find either; least squares finds both at once, and leaves to the network what is neither.
+A robot under position control follows its commands almost linearly while nothing is in its way; where it
+swings and turns, its motion is smooth, and linear in random features of its state. The place where it is
+drawn is, patch by patch, a linear function of Fourier features of where it is. Gradient descent is slow to
+find any of these; least squares finds them at once, and leaves to the network what is none.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kinema.hardware import exact
 from kinema.nn.embeddings import FourierFeatures
 
 NUM_OCTAVES, NUM_DIRECTIONS = 5, 500
+SMOOTHNESS = 2.0
+"""Length scale of the motion of a robot, in halves of the range of its state."""
 RIDGE = 1e-4
 """Added to the mean square of every input."""
 FIT_ROWS = 150_000
 """Most rows to fit to."""
 PIECE = 4096
+SCALES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Of the frequencies of one number of a vector, radians on half of its range, from which a search chooses."""
+SEARCH_ROWS, SEARCH_DIRECTIONS, SEARCH_OUTPUTS, SEARCH_ROUNDS = 10_000, 300, 64, 3
+HELD_OUT_SHARE = 0.2
 UNFORESEEN_ERROR = 0.3
 """Deviation of latents from the frame before that is expected while no linear response is known."""
+
+_Known = tuple[Sequence[Float[Tensor, "_ _"]], Float[Tensor, "_ _"]]
+"""Inputs, and the outputs that belong to them."""
 
 
 class LinearResponse(nn.Module):
     """How proprioception and latents change from one frame to the next, as far as that is linear: in the last
-    proprioception and actions; and in features of the last proprioception and of the new one. And the action
-    between two frames, as far as it is linear in their proprioception and that of the frame before.
+    proprioception and actions, and in random features of them (those of a Gaussian kernel: Rahimi and Recht
+    2007); and in features of the last proprioception and of the new one. And the action between two frames,
+    as far as it is linear in their proprioception and that of the frame before.
 
     All zero, so that nothing is foreseen to change, until ``fit``.
     """
 
+    directions: Tensor | None
     to_proprio: Tensor
     to_latents: Tensor
     to_action: Tensor
@@ -43,13 +56,20 @@ class LinearResponse(nn.Module):
     action_error: Tensor
     """Root mean square of what the response leaves of the action."""
 
-    def __init__(self, *, latents: tuple[int, int], proprio_dim: int, action_dim: int):
+    def __init__(
+        self, *, latents: tuple[int, int], proprio_dim: int, action_dim: int, num_directions: int = 0
+    ):
+        """``num_directions`` random features of the motion have a sine and a cosine each."""
         super().__init__()
         self.latents = latents
+        num_known = 2 * (proprio_dim + action_dim)
+        generator = torch.Generator().manual_seed(0)
+        directions = torch.randn(num_known, num_directions, generator=generator) / SMOOTHNESS
+        self.register_buffer("directions", directions if num_directions else None)
         self.features = FourierFeatures(proprio_dim, NUM_OCTAVES, NUM_DIRECTIONS)
         num_latents, latent_dim = latents
         self.register_buffer("latents_error", torch.full(latents, UNFORESEEN_ERROR))
-        self.register_buffer("to_proprio", torch.zeros(2 * (proprio_dim + action_dim) + 1, proprio_dim))
+        self.register_buffer("to_proprio", torch.zeros(num_known + 2 * num_directions + 1, proprio_dim))
         self.register_buffer("proprio_error", torch.full([proprio_dim], 0.1))
         self.register_buffer("to_action", torch.zeros(3 * proprio_dim + 1, action_dim))
         self.register_buffer("action_error", torch.ones(action_dim))
@@ -63,7 +83,7 @@ class LinearResponse(nn.Module):
         last_action: Float[Tensor, "*n A"],
     ) -> Float[Tensor, "*n P"]:
         """Change of proprioception from its last two values, the action now and the one before."""
-        return _linear([last, earlier, action, last_action], self.to_proprio)
+        return _linear(self._motion_inputs(last, earlier, action, last_action), self.to_proprio)
 
     def action(
         self, proprio: Float[Tensor, "*n P"], last: Float[Tensor, "*n P"], earlier: Float[Tensor, "*n P"]
@@ -99,13 +119,24 @@ class LinearResponse(nn.Module):
         rows = rows[:: -(-len(rows) // FIT_ROWS)] if len(rows) else rows
         device = self.to_proprio.device
         if len(rows) > 2 * len(self.to_proprio):
-            now, last, earlier = proprio[rows], proprio[rows - 1], proprio[rows - 2]
-            solution, error = _least_squares([last, earlier, action[rows], action[rows - 1]], now - last)
-            self.to_proprio.copy_(solution)
-            self.proprio_error.copy_(error)
-            solution, error = _least_squares([now, last, earlier], action[rows])
-            self.to_action.copy_(solution)
-            self.action_error.copy_(error)
+
+            def motion(piece: Tensor) -> _Known:
+                last, earlier = proprio[piece - 1], proprio[piece - 2]
+                known = self._motion_inputs(last, earlier, action[piece], action[piece - 1])
+                return known, proprio[piece] - last
+
+            def cause(piece: Tensor) -> _Known:
+                return [proprio[piece], proprio[piece - 1], proprio[piece - 2]], action[piece]
+
+            for of, weights, error in (
+                (motion, self.to_proprio, self.proprio_error),
+                (cause, self.to_action, self.action_error),
+            ):
+                solution, left = _least_squares(rows.split(PIECE), of)
+                weights.copy_(solution)
+                error.copy_(left)
+        if self.to_latents.numel():
+            fit_frequencies(self.features, proprio, latents)
         if self.to_latents.numel() and len(rows) > 2 * len(self.to_latents):
             gram = torch.zeros(len(self.to_latents), len(self.to_latents), device=device)
             moment, square = torch.zeros_like(self.to_latents), torch.zeros(self.to_latents.shape[1])
@@ -122,8 +153,66 @@ class LinearResponse(nn.Module):
             left = (square - explained).clamp_min(0.0) / len(rows)
             self.latents_error.copy_(left.sqrt().clamp_min(1e-3).view_as(self.latents_error))
 
+    def _motion_inputs(self, *known: Float[Tensor, "*n _"]) -> list[Float[Tensor, "*n _"]]:
+        """What is known of a motion, and random features of it."""
+        if self.directions is None:
+            return list(known)
+        with exact(known[0].device):
+            phases = torch.cat(known, dim=-1).float() @ self.directions
+        return [*known, phases.sin(), phases.cos()]
+
     def _latents_inputs(self, proprio: Tensor, last: Tensor) -> Tensor:
         return F.pad(torch.cat([self.features(proprio), self.features(last)], dim=-1), (0, 1), value=1.0)
+
+
+@torch.no_grad()
+def fit_frequencies(
+    features: FourierFeatures, values: Float[Tensor, "N V"], outputs: Float[Tensor, "N *_"]
+) -> None:
+    """Give features the frequencies in which outputs are most nearly linear: what is drawn may change fast
+    with some numbers of a vector and not at all with others, such as velocities, and features that take all
+    alike then foresee little.
+
+    Random directions, stretched along each axis by one of ``SCALES``; axis by axis the one with the least
+    error of ridge regression on rows behind those that it was fitted to. Where that is no better than the
+    frequencies that there are, or where there are few rows, these stay.
+    """
+    rows = torch.arange(0, len(values), -(-len(values) // SEARCH_ROWS)) if len(values) else torch.zeros(0)
+    num_fitted = int((1.0 - HELD_OUT_SHARE) * len(rows))
+    if not values.shape[1] or num_fitted < 4 * features.size:
+        return
+    device, generator = features.frequencies.device, torch.Generator().manual_seed(0)
+    known, wanted = values[rows].float().to(device), outputs[rows].float().flatten(1).to(device)
+    # Sums of outputs with random weights are as far off as the outputs, and are fewer.
+    num_outputs = min(SEARCH_OUTPUTS, wanted.shape[1])
+    wanted = (wanted - wanted.mean(0)) @ torch.randn(wanted.shape[1], num_outputs, generator=generator).to(device)
+
+    def error(frequencies: Float[Tensor, "V F"]) -> float:
+        phases = known @ frequencies
+        inputs = F.pad(torch.cat([known, phases.sin(), phases.cos()], dim=-1), (0, 1), value=1.0)
+        seen = inputs[:num_fitted]
+        gram, moment = seen.T @ seen, seen.T @ wanted[:num_fitted]
+        solution = ridge(gram.double(), moment.double(), RIDGE * num_fitted).float()
+        return float((inputs[num_fitted:] @ solution - wanted[num_fitted:]).square().mean())
+
+    def directions(num: int) -> Float[Tensor, "V F"]:
+        return torch.randn(values.shape[1], num, generator=torch.Generator().manual_seed(0)).to(device)
+
+    tried_directions = directions(SEARCH_DIRECTIONS)
+    scales = torch.full((values.shape[1], 1), 2.0, device=device)
+    least = error(tried_directions * scales)
+    for _ in range(SEARCH_ROUNDS):
+        before = least
+        for axis, scale in itertools.product(range(len(scales)), SCALES):
+            tried = scales.clone()
+            tried[axis] = scale
+            if not torch.equal(tried, scales) and (found := error(tried_directions * tried)) < least:
+                least, scales = found, tried
+        if least == before:
+            break
+    chosen = directions(features.frequencies.shape[1]) * scales
+    if error(chosen) < error(features.frequencies):
+        features.frequencies.copy_(chosen)
 
 
 def _linear(inputs: Sequence[Float[Tensor, "*n _"]], weights: Float[Tensor, "I O"]) -> Float[Tensor, "*n O"]:
@@ -134,12 +223,28 @@ def _linear(inputs: Sequence[Float[Tensor, "*n _"]], weights: Float[Tensor, "I O
 
 
 def _least_squares(
-    inputs: Sequence[Float[Tensor, "N _"]], outputs: Float[Tensor, "N O"]
+    pieces: Sequence[Int[Tensor, " _"]], of: Callable[[Tensor], _Known]
 ) -> tuple[Float[Tensor, "I O"], Float[Tensor, " O"]]:
-    """Weights of the inputs and of a constant, and the root mean square of what they leave."""
-    joined, wanted = F.pad(torch.cat(list(inputs), dim=-1), (0, 1), value=1.0).double(), outputs.double()
-    solution = ridge(joined.T @ joined, joined.T @ wanted, 1e-9 * len(joined))
-    return solution, (wanted - joined @ solution).square().mean(0).sqrt().clamp_min(1e-6)
+    """Weights of inputs and of a constant, and the root mean square of what they leave of the outputs; ``of``
+    gives both for some rows."""
+
+    def known(piece: Tensor) -> tuple[Tensor, Tensor]:
+        inputs, outputs = of(piece)
+        return F.pad(torch.cat(list(inputs), dim=-1), (0, 1), value=1.0).double(), outputs.double()
+
+    inputs, outputs = known(pieces[0])
+    gram, moment = inputs.T @ inputs, inputs.T @ outputs
+    for piece in pieces[1:]:
+        inputs, outputs = known(piece)
+        gram += inputs.T @ inputs
+        moment += inputs.T @ outputs
+    num_rows = sum(map(len, pieces))
+    solution = ridge(gram, moment, 1e-9 * num_rows)
+    square = torch.zeros(outputs.shape[1], dtype=torch.float64, device=outputs.device)
+    for piece in pieces:
+        inputs, outputs = known(piece)
+        square += (outputs - inputs @ solution).square().sum(0)
+    return solution, (square / num_rows).sqrt().clamp_min(1e-6)
 
 
 def ridge(gram: Tensor, moment: Tensor, penalty: float) -> Tensor:

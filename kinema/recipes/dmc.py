@@ -39,12 +39,11 @@ def dmc(dataset: Dataset) -> Recipe:
             num_heads=2,
             time_every=2,
             window=4,
+            motion_directions=500,
         ),
-        # Of a robot under position control the linear response tells all that it will sense. Here the network
-        # has to find that, and to find it well, since all else follows from it.
         dynamics_objective=DynamicsObjectiveConfig(
             infer_share=0.04,
-            proprio_share=0.4,
+            proprio_share=0.15,
             locate_share=0.03,
             hidden_share=0.05,
             pure_noise_share=0.85,
@@ -53,18 +52,18 @@ def dmc(dataset: Dataset) -> Recipe:
         ),
         dynamics_schedule=Schedule(
             phases=(
-                Phase(updates=2500, batch=16, length=6),
-                Phase(updates=1500, batch=16, length=6, own_context_share=0.6, own_context_steps=2),
+                Phase(updates=1600, batch=16, length=6),
+                Phase(updates=900, batch=16, length=6, own_context_share=0.6, own_context_steps=2),
             ),
             learning_rate=1.5e-3,
             optimizer="muon",
         ),
         manifold=ManifoldConfig(code_dim=4, width=256, near_width=96, radius_quantile=0.9),
         manifold_schedule=Schedule(
-            phases=(Phase(updates=1000, batch=320, length=16),), learning_rate=2e-3, decay_share=0.65
+            phases=(Phase(updates=600, batch=320, length=16),), learning_rate=2e-3, decay_share=0.65
         ),
         decoder_schedule=Schedule(
-            phases=(Phase(updates=600, batch=32),), learning_rate=1e-3, decay_share=0.7
+            phases=(Phase(updates=800, batch=32),), learning_rate=1e-3, decay_share=0.7
         ),
         context_tau=0.985,
     )

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kinema.nn.response import LinearResponse
+from kinema.nn.embeddings import FourierFeatures
+from kinema.nn.response import LinearResponse, fit_frequencies, ridge
 
 ROWS = 5000
 
@@ -40,6 +41,28 @@ def test_a_linear_robot_is_foreseen_exactly() -> None:
     change = response.proprio_change(proprio[t - 1], proprio[t - 2], action[t], action[t - 1])
     torch.testing.assert_close(change, proprio[t] - proprio[t - 1], atol=1e-5, rtol=0)
     assert response.proprio_error.max() < 1e-5
+
+
+def test_a_robot_that_swings_is_foreseen_by_random_features() -> None:
+    angle, turn = torch.zeros(ROWS), torch.zeros(ROWS)
+    action = torch.rand(ROWS, 1, generator=generator()) * 2 - 1
+    for t in range(1, ROWS):
+        turn[t] = 0.97 * turn[t - 1] - 0.1 * angle[t - 1].sin() + 0.12 * action[t, 0] * angle[t - 1].cos()
+        angle[t] = angle[t - 1] + turn[t]
+    proprio = torch.stack([angle.cos(), angle.sin(), turn], dim=-1)
+    is_third, t = torch.arange(ROWS) > 1, torch.arange(ROWS - 500, ROWS)
+    errors = {}
+    for num_directions in (0, 200):
+        response = LinearResponse(
+            latents=(1, 1), proprio_dim=3, action_dim=1, num_directions=num_directions
+        )
+        seen = is_third & (torch.arange(ROWS) < ROWS - 500)
+        response.fit(torch.zeros(ROWS, 1, 1), proprio, action, seen)
+        change = response.proprio_change(proprio[t - 1], proprio[t - 2], action[t], action[t - 1])
+        left = (change - (proprio[t] - proprio[t - 1])).square().mean(0).sqrt()
+        torch.testing.assert_close(left, response.proprio_error, rtol=0.6, atol=1e-4)
+        errors[num_directions] = left.max()
+    assert errors[200] < 0.1 * errors[0]
 
 
 def test_the_action_is_read_off_a_linear_robot() -> None:
@@ -102,3 +125,29 @@ def test_too_few_rows_foresee_no_change(rows: int) -> None:
     assert not response.proprio_change(ones, ones, ones[:, :1], ones[:, :1]).any()
     assert not response.action(ones, ones, ones).any()
     assert (response.action_error == 1.0).all()
+
+
+def test_features_find_out_which_numbers_matter_and_how_finely() -> None:
+    """Of four numbers one moves what is drawn fast, one slowly, and two not at all."""
+    values = torch.rand(4000, 4, generator=generator()) * 2 - 1
+    outputs = torch.stack([(6.0 * values[:, 0]).sin() * values[:, 1], (6.0 * values[:, 0]).cos()], dim=-1)
+    features = FourierFeatures(4, 2, 60)
+
+    def left() -> float:
+        inputs = features(values).double()
+        seen, unseen, wanted = inputs[:3000], inputs[3000:], outputs.double()
+        weights = ridge(seen.T @ seen, seen.T @ wanted[:3000], 0.1)
+        return float((unseen @ weights - wanted[3000:]).square().mean())
+
+    before = left()
+    fit_frequencies(features, values, outputs)
+    assert left() < 0.01 * before
+    fine, coarse, *idle = features.frequencies.std(1).tolist()
+    assert fine > coarse > max(idle)
+
+
+def test_few_rows_leave_frequencies_as_they_are() -> None:
+    features = FourierFeatures(5, 2, 60)
+    before = features.frequencies.clone()
+    fit_frequencies(features, torch.rand(200, 5), torch.rand(200, 3))
+    assert torch.equal(features.frequencies, before)
