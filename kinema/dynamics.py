@@ -474,11 +474,15 @@ class Dynamics(nn.Module):
 
     def keep(self, frame: Values, tau: Float[Tensor, "B 1 M"], cache: Cache) -> None:
         """Add one frame (T = 1) to the cache."""
+        self.settle(cache)
+        cache.keep(frame, tau)
+
+    def settle(self, cache: Cache) -> None:
+        """Give the layers of the cache the frame kept last, where they do not have it yet."""
         if cache.is_pending:
             past, past_tau = cache.past()
             self._stream(past.map(_last), _last(past_tau), cache, only_latents=True)
             cache.keep_pending()
-        cache.keep(frame, tau)
 
     def _stream(
         self,

@@ -170,9 +170,12 @@ class SimulationBatch:
         """
         array = self.world.check_actions(actions, (len(self), self.world.action_dim), "actions")
         action = torch.from_numpy(array).to(self.world.device)
-        is_small = self.world.device.type == "cpu" and len(self) <= FEW_SESSIONS
-        with self._networks.autocast(), one_thread(is_small):
+        with self._networks.autocast(), one_thread(self._is_small):
             return self._advance(self.world.action_normalizer.normalize(action).unsqueeze(1), decode)
+
+    @property
+    def _is_small(self) -> bool:
+        return self.world.device.type == "cpu" and len(self) <= FEW_SESSIONS
 
     def _advance(self, action: Float[Tensor, "B 1 A"], decode: bool) -> Step:
         world, config = self._networks, self.world.config.dynamics
@@ -309,6 +312,16 @@ class SimulationBatch:
             for child in range(num)
         ]
         return self._copy(indices, seeds, max_rewind)
+
+    @torch.inference_mode()
+    def settled(self) -> "SimulationBatch":
+        """The same sessions, with what of their next step does not depend on its action done already: their
+        forks need not do it each. They cannot be rewound, and step in a batch of their own, not by
+        ``replace`` or ``step_together`` beside others."""
+        other = self.select(range(len(self)), self._seeds)
+        with self._networks.autocast(), one_thread(self._is_small):
+            self._networks.dynamics.settle(other._cache)
+        return other
 
     def replace(self, indices: Sequence[int], others: "SimulationBatch") -> None:
         """Let the sessions of another batch of the same world, in their order, take the place of some here.
@@ -516,6 +529,10 @@ class Simulation:
         """``num`` futures from here, batched, each with its own noise; they can go back by as many steps as
         this session, or by ``max_rewind``, which is cheaper where it is less."""
         return self._batch.fork(num, max_rewind=max_rewind)
+
+    def settled(self) -> SimulationBatch:
+        """This session as a batch of one, to be forked more than once: see ``SimulationBatch.settled``."""
+        return self._batch.settled()
 
     def rewind(self, num_steps: int) -> None:
         """Undo the last steps, at most ``MAX_REWIND``: what follows is as if they had not been made."""

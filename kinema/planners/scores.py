@@ -113,6 +113,7 @@ class WorldScore:
         """
         goal.check(session.world)
         self.session, self.goal, self.max_batch, self._run = session, goal, max_batch, run
+        self._origin: SimulationBatch | None = None
         self.num_steps = 0
         """Steps simulated so far, those of all candidates together."""
         self.num_batched_steps = 0
@@ -143,7 +144,7 @@ class WorldScore:
         world, goal = self.session.world, self.goal
         num, horizon, _ = candidates.shape
         actions = restore_actions(world, candidates)
-        sessions = self._run(lambda: self.session.fork(num, max_rewind=0))
+        sessions = self._run(lambda: self._fork(num))
         alive = np.ones(num)
         rewards, distances = np.zeros(num), []
         for t in range(horizon):
@@ -164,6 +165,12 @@ class WorldScore:
             each = np.stack(distances)
             scores = scores - goal.end_share * each[-1] - (1.0 - goal.end_share) * each.mean(axis=0)
         return scores
+
+    def _fork(self, num: int) -> SimulationBatch:
+        """Futures for so many candidates."""
+        if self._origin is None:
+            self._origin = self.session.settled()
+        return self._origin.fork(num, max_rewind=0)
 
     def _advance(self, sessions: SimulationBatch, actions: np.ndarray) -> tuple[Step, np.ndarray | None]:
         """One step of every candidate, and how far from the target it led."""
