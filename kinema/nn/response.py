@@ -25,6 +25,12 @@ RIDGE = 1e-4
 FIT_ROWS = 150_000
 """Most rows to fit to."""
 PIECE = 4096
+STATE_NOISE = 0.005
+"""Deviation of noise on the state that a motion is fitted from, in halves of its range: a motion that is
+foreseen step after step from what was foreseen has to come back from small errors, and least squares on clean
+recordings, in which positions and velocities always agree, does not teach that."""
+MARGIN = 0.05
+"""By so much, in halves of the range, a foreseen state may lie outside what was recorded."""
 SCALES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Of the frequencies of one number of a vector, radians on half of its range, from which a search chooses."""
 SEARCH_ROWS, SEARCH_DIRECTIONS, SEARCH_OUTPUTS, SEARCH_ROUNDS = 10_000, 300, 64, 3
@@ -46,6 +52,8 @@ class LinearResponse(nn.Module):
     """
 
     directions: Tensor | None
+    limits: Tensor | None
+    """Least and largest recorded proprioception, ``2 P``."""
     to_proprio: Tensor
     to_latents: Tensor
     to_action: Tensor
@@ -66,6 +74,8 @@ class LinearResponse(nn.Module):
         generator = torch.Generator().manual_seed(0)
         directions = torch.randn(num_known, num_directions, generator=generator) / SMOOTHNESS
         self.register_buffer("directions", directions if num_directions else None)
+        limits = torch.tensor([[-1.0], [1.0]]).repeat(1, proprio_dim)
+        self.register_buffer("limits", limits if num_directions else None)
         self.features = FourierFeatures(proprio_dim, NUM_OCTAVES, NUM_DIRECTIONS)
         num_latents, latent_dim = latents
         self.register_buffer("latents_error", torch.full(latents, UNFORESEEN_ERROR))
@@ -83,7 +93,12 @@ class LinearResponse(nn.Module):
         last_action: Float[Tensor, "*n A"],
     ) -> Float[Tensor, "*n P"]:
         """Change of proprioception from its last two values, the action now and the one before."""
-        return _linear(self._motion_inputs(last, earlier, action, last_action), self.to_proprio)
+        change = _linear(self._motion_inputs(last, earlier, action, last_action), self.to_proprio)
+        if self.limits is None:
+            return change
+        # What is learned from features means nothing far from where it was learned.
+        least, largest = self.limits
+        return (last + change).clamp(least - MARGIN, largest + MARGIN) - last
 
     def action(
         self, proprio: Float[Tensor, "*n P"], last: Float[Tensor, "*n P"], earlier: Float[Tensor, "*n P"]
@@ -120,21 +135,29 @@ class LinearResponse(nn.Module):
         device = self.to_proprio.device
         if len(rows) > 2 * len(self.to_proprio):
 
-            def motion(piece: Tensor) -> _Known:
-                last, earlier = proprio[piece - 1], proprio[piece - 2]
+            noise_size = 0.0 if self.directions is None else STATE_NOISE
+            generator = torch.Generator().manual_seed(0)
+
+            def motion(piece: Tensor, noise_size: float = 0.0) -> _Known:
+                last, earlier = (
+                    proprio[at] + noise_size * torch.randn(proprio[at].shape, generator=generator)
+                    for at in (piece - 1, piece - 2)
+                )
                 known = self._motion_inputs(last, earlier, action[piece], action[piece - 1])
                 return known, proprio[piece] - last
 
             def cause(piece: Tensor) -> _Known:
                 return [proprio[piece], proprio[piece - 1], proprio[piece - 2]], action[piece]
 
-            for of, weights, error in (
-                (motion, self.to_proprio, self.proprio_error),
-                (cause, self.to_action, self.action_error),
+            for of, noised, weights, error in (
+                (motion, lambda piece: motion(piece, noise_size), self.to_proprio, self.proprio_error),
+                (cause, cause, self.to_action, self.action_error),
             ):
-                solution, left = _least_squares(rows.split(PIECE), of)
+                solution, left = _least_squares(rows.split(PIECE), of, noised)
                 weights.copy_(solution)
                 error.copy_(left)
+            if self.limits is not None:
+                self.limits.copy_(torch.stack([proprio.amin(0), proprio.amax(0)]))
         if self.to_latents.numel():
             fit_frequencies(self.features, proprio, latents)
         if self.to_latents.numel() and len(rows) > 2 * len(self.to_latents):
@@ -223,26 +246,26 @@ def _linear(inputs: Sequence[Float[Tensor, "*n _"]], weights: Float[Tensor, "I O
 
 
 def _least_squares(
-    pieces: Sequence[Int[Tensor, " _"]], of: Callable[[Tensor], _Known]
+    pieces: Sequence[Int[Tensor, " _"]], of: Callable[[Tensor], _Known], noised: Callable[[Tensor], _Known]
 ) -> tuple[Float[Tensor, "I O"], Float[Tensor, " O"]]:
     """Weights of inputs and of a constant, and the root mean square of what they leave of the outputs; ``of``
-    gives both for some rows."""
+    gives both for some rows, ``noised`` the same as they are to be fitted."""
 
-    def known(piece: Tensor) -> tuple[Tensor, Tensor]:
+    def known(piece: Tensor, of: Callable[[Tensor], _Known]) -> tuple[Tensor, Tensor]:
         inputs, outputs = of(piece)
         return F.pad(torch.cat(list(inputs), dim=-1), (0, 1), value=1.0).double(), outputs.double()
 
-    inputs, outputs = known(pieces[0])
+    inputs, outputs = known(pieces[0], noised)
     gram, moment = inputs.T @ inputs, inputs.T @ outputs
     for piece in pieces[1:]:
-        inputs, outputs = known(piece)
+        inputs, outputs = known(piece, noised)
         gram += inputs.T @ inputs
         moment += inputs.T @ outputs
     num_rows = sum(map(len, pieces))
     solution = ridge(gram, moment, 1e-9 * num_rows)
     square = torch.zeros(outputs.shape[1], dtype=torch.float64, device=outputs.device)
     for piece in pieces:
-        inputs, outputs = known(piece)
+        inputs, outputs = known(piece, of)
         square += (outputs - inputs @ solution).square().sum(0)
     return solution, (square / num_rows).sqrt().clamp_min(1e-6)
 
