@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kinema.nn import response as response_module
 from kinema.nn.embeddings import FourierFeatures
 from kinema.nn.response import LinearResponse, fit_frequencies, ridge
 
@@ -43,26 +44,60 @@ def test_a_linear_robot_is_foreseen_exactly() -> None:
     assert response.proprio_error.max() < 1e-5
 
 
-def test_a_robot_that_swings_is_foreseen_by_random_features() -> None:
+def swinging() -> tuple[Tensor, Tensor, Tensor]:
+    """Proprioception (where the tip is, how fast it turns) and actions of a driven pendulum, and which rows
+    are third."""
     angle, turn = torch.zeros(ROWS), torch.zeros(ROWS)
     action = torch.rand(ROWS, 1, generator=generator()) * 2 - 1
     for t in range(1, ROWS):
         turn[t] = 0.97 * turn[t - 1] - 0.1 * angle[t - 1].sin() + 0.12 * action[t, 0] * angle[t - 1].cos()
         angle[t] = angle[t - 1] + turn[t]
-    proprio = torch.stack([angle.cos(), angle.sin(), turn], dim=-1)
-    is_third, t = torch.arange(ROWS) > 1, torch.arange(ROWS - 500, ROWS)
+    return torch.stack([angle.cos(), angle.sin(), turn], dim=-1), action, torch.arange(ROWS) > 1
+
+
+def of_motion(num_directions: int, proprio: Tensor, action: Tensor, is_seen: Tensor) -> LinearResponse:
+    response = LinearResponse(latents=(1, 1), proprio_dim=3, action_dim=1, num_directions=num_directions)
+    response.fit(torch.zeros(ROWS, 1, 1), proprio, action, is_seen)
+    return response
+
+
+def test_a_robot_that_swings_is_foreseen_by_random_features() -> None:
+    proprio, action, is_third = swinging()
+    t = torch.arange(ROWS - 500, ROWS)
     errors = {}
     for num_directions in (0, 200):
-        response = LinearResponse(
-            latents=(1, 1), proprio_dim=3, action_dim=1, num_directions=num_directions
-        )
-        seen = is_third & (torch.arange(ROWS) < ROWS - 500)
-        response.fit(torch.zeros(ROWS, 1, 1), proprio, action, seen)
+        response = of_motion(num_directions, proprio, action, is_third & (torch.arange(ROWS) < ROWS - 500))
         change = response.proprio_change(proprio[t - 1], proprio[t - 2], action[t], action[t - 1])
         left = (change - (proprio[t] - proprio[t - 1])).square().mean(0).sqrt()
         torch.testing.assert_close(left, response.proprio_error, rtol=0.6, atol=1e-4)
         errors[num_directions] = left.max()
     assert errors[200] < 0.1 * errors[0]
+
+
+def test_its_motion_holds_step_after_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From what was foreseen the next is foreseen, fifty times."""
+    proprio, action, is_third = swinging()
+    starts = torch.arange(ROWS - 500, ROWS - 60, 20)
+    errors = {}
+    for noise in (0.0, response_module.STATE_NOISE):
+        monkeypatch.setattr(response_module, "STATE_NOISE", noise)
+        response = of_motion(200, proprio, action, is_third & (torch.arange(ROWS) < ROWS - 500))
+        last, earlier = proprio[starts], proprio[starts - 1]
+        for step in range(1, 51):
+            known = (last, earlier, action[starts + step], action[starts + step - 1])
+            last, earlier = last + response.proprio_change(*known), last
+        errors[noise] = (last - proprio[starts + 50]).abs().mean()
+    assert errors[response_module.STATE_NOISE] < 0.05
+    assert errors[response_module.STATE_NOISE] < 0.5 * errors[0.0]
+
+
+def test_what_a_motion_comes_to_stays_within_what_was_recorded() -> None:
+    proprio, action, is_third = swinging()
+    response = of_motion(200, proprio, action, is_third)
+    last = torch.tensor([[5.0, -7.0, 3.0]])
+    reached = last + response.proprio_change(last, last, action[:1], action[:1])
+    assert (reached <= proprio.amax(0) + response_module.MARGIN + 1e-4).all()
+    assert (reached >= proprio.amin(0) - response_module.MARGIN - 1e-4).all()
 
 
 def test_the_action_is_read_off_a_linear_robot() -> None:
