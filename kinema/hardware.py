@@ -65,8 +65,8 @@ def one_thread(is_wanted: bool) -> Iterator[None]:
 
 
 def leave_threads() -> int:
-    """Have the calling thread, and those that begin later, compute on one thread of PyTorch's, so that another
-    may have them all; how many these are.
+    """Have the calling thread, and those that begin later, compute on one thread of PyTorch's, so that
+    another may have them all; how many these are.
 
     Every Python thread that computes gets PyTorch's threads anew, and once a process has more of them than
     there are processors, GNU OpenMP's no longer wait actively for one another: a batch that is many small

@@ -564,7 +564,7 @@ class World(WorldModel):
     @property
     def networks(self) -> WorldModel:
         """What sessions run: this world; or a copy whose large matrices are packed, where that is faster, and
-        in bfloat16 already, where it is to run in that. It is made anew when the weights have changed since."""
+        in bfloat16, where it is to run in that. It is made anew when the weights have changed since."""
         is_half = uses_bfloat16(self.precision, self.device)
         if not is_half and not prefers_packed(self.device):
             return self

@@ -134,7 +134,6 @@ class LinearResponse(nn.Module):
         rows = rows[:: -(-len(rows) // FIT_ROWS)] if len(rows) else rows
         device = self.to_proprio.device
         if len(rows) > 2 * len(self.to_proprio):
-
             noise_size = 0.0 if self.directions is None else STATE_NOISE
             generator = torch.Generator().manual_seed(0)
 
@@ -208,7 +207,8 @@ def fit_frequencies(
     known, wanted = values[rows].float().to(device), outputs[rows].float().flatten(1).to(device)
     # Sums of outputs with random weights are as far off as the outputs, and are fewer.
     num_outputs = min(SEARCH_OUTPUTS, wanted.shape[1])
-    wanted = (wanted - wanted.mean(0)) @ torch.randn(wanted.shape[1], num_outputs, generator=generator).to(device)
+    weights = torch.randn(wanted.shape[1], num_outputs, generator=generator).to(device)
+    wanted = (wanted - wanted.mean(0)) @ weights
 
     def error(frequencies: Float[Tensor, "V F"]) -> float:
         phases = known @ frequencies
