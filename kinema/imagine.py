@@ -44,7 +44,7 @@ from kinema.types import Seen
 from kinema.view import read_picture
 from kinema.world_model import CONFIG_FILE
 
-VALUE_SHARE = 0.25
+VALUE_SHARE = 0.1
 """Share of the updates, at first, in which only the value learns."""
 STAGE, FREE_STAGE = "imagine", "imagine-free"
 

@@ -27,7 +27,6 @@ from kinema.policies.imagined import (
     imagine,
     lambda_returns,
     load_imagined,
-    sharpen,
 )
 from kinema.simulation import World, load
 from kinema.types import Seen
@@ -109,20 +108,6 @@ def test_what_is_behind_the_loss_of_trust_does_not_count() -> None:
 
 
 # Distributions.
-
-
-def test_sharpened_modes_stay_where_they_are_and_are_drawn_less_freely() -> None:
-    normal = torch.distributions.Normal(torch.tensor([[[0.0], [4.0]]]), torch.tensor([[[1.0], [2.0]]]))
-    modes = torch.distributions.Independent(normal, 1)
-    weights = torch.distributions.Categorical(probs=torch.tensor([[0.2, 0.8]]))
-    found = torch.distributions.MixtureSameFamily(weights, modes)
-    same, sharp = sharpen(found, 1.0), sharpen(found, 0.5)
-    at = torch.linspace(-3.0, 8.0, 12).view(-1, 1, 1)
-    torch.testing.assert_close(same.log_prob(at), found.log_prob(at))
-    torch.testing.assert_close(sharp.component_distribution.mean, found.component_distribution.mean)
-    torch.testing.assert_close(sharp.component_distribution.stddev, torch.tensor([[[0.5], [1.0]]]))
-    # 0.2 squared beside 0.8 squared.
-    torch.testing.assert_close(sharp.mixture_distribution.probs, torch.tensor([[0.04, 0.64]]) / 0.68)
 
 
 def test_the_first_action_is_that_of_the_chunk(world: World) -> None:
@@ -233,7 +218,7 @@ def known_batch(objective: ImaginedObjective, num: int, generator: torch.Generat
 def test_the_policy_does_what_is_rewarded_but_stays_near_the_prior(world: World) -> None:
     shares, divergences = {}, {}
     for weight in (0.01, 10.0):
-        config = dataclasses.replace(SMALL, prior_weight=weight, temperature=1.0)
+        config = dataclasses.replace(SMALL, prior_weight=weight)
         objective = ImaginedObjective(clone_of(world), world, config, Reward(kind="recorded"))
         optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
         generator = torch.Generator().manual_seed(0)

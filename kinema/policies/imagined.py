@@ -43,10 +43,6 @@ class ImaginedConfig:
     """Weight of making good actions likelier, against one minus this of making bad ones less likely."""
     prior_weight: float = 0.3
     """Weight of the divergence from the cloned policy."""
-    temperature: float = 0.3
-    """How freely actions are drawn: modes are chosen by their weights to the power of 1 / this, and deviate
-    by this share of their deviation. A cloned policy repeats what recordings did by mistake as often as they
-    did; with 1 a policy learns what is best beside its own mistakes, and not what is best without them."""
     width: int = 256
     """Width of the value's residual MLP."""
     depth: int = 2
@@ -63,8 +59,6 @@ class ImaginedConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: it is a share, from 0 to 1")
         if self.discount == 1.0:
             raise ValueError("discount=1.0: rewards without end would have no sum; it must be below 1")
-        if self.temperature <= 0.0:
-            raise ValueError(f"temperature={self.temperature}: it must be above 0")
         if self.prior_weight < 0.0:
             raise ValueError(f"prior_weight={self.prior_weight}: it must be 0 or more")
 
@@ -142,11 +136,10 @@ class ImaginedObjective(nn.Module):
         self._prior = (copy.deepcopy(policy).requires_grad_(False),)
 
     def distribution(self, policy: Clone, before: Tensor, now: Tensor) -> Mixture:
-        """Of the next action, as rollouts draw it, for frames ``N G``."""
+        """Of the next action, for frames ``N G``."""
         goal = now if self.reward.goal is None else self.reward.goal.to(now.device).expand(len(now), -1)
         has_goal = torch.full((len(now),), self.reward.goal is not None, device=now.device)
-        found = first_action(policy(before, now, goal, has_goal), policy.action_dim)
-        return sharpen(found, self.config.temperature)
+        return first_action(policy(before, now, goal, has_goal), policy.action_dim)
 
     def forward(
         self, batch: ImaginedBatch, generator: torch.Generator | None = None
@@ -201,14 +194,6 @@ def first_action(found: Mixture, action_dim: int) -> Mixture:
     parts = found.component_distribution
     normal = torch.distributions.Normal(parts.mean[..., :action_dim], parts.stddev[..., :action_dim])
     return Mixture(found.mixture_distribution, torch.distributions.Independent(normal, 1))
-
-
-def sharpen(found: Mixture, temperature: float) -> Mixture:
-    """The same modes, the likelier ones chosen more often, and less spread around their middles."""
-    weights = torch.distributions.Categorical(logits=found.mixture_distribution.logits / temperature)
-    parts = found.component_distribution
-    normal = torch.distributions.Normal(parts.mean, temperature * parts.stddev)
-    return Mixture(weights, torch.distributions.Independent(normal, 1))
 
 
 def divergence_bound(found: Mixture, prior: Mixture) -> Float[Tensor, " N"]:
