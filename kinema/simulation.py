@@ -569,7 +569,7 @@ class World(WorldModel):
         if not is_half and not prefers_packed(self.device):
             return self
         tensors = itertools.chain(self.parameters(), self.buffers())
-        version = (is_half, [(tensor.data_ptr(), tensor._version) for tensor in tensors])
+        version = (is_half, [(tensor.data_ptr(), _version(tensor)) for tensor in tensors])
         found, its_version = self.__dict__.pop("_networks", (None, None))
         if found is None or version != its_version:
             found = copy.deepcopy(self)
@@ -756,6 +756,12 @@ def _download(hub_id: str) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, HEADS_FILE]))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise WorldError(f"the world '{hub_id}' could not be downloaded: {error}") from error
+
+
+def _version(tensor: Tensor) -> object:
+    """What is another once a tensor was changed; always, where it was made in inference mode: nobody counts
+    its changes."""
+    return object() if tensor.is_inference() else tensor._version
 
 
 def _at_least_one(num_denoising_steps: int) -> int:
