@@ -36,12 +36,12 @@ def supports_fast_bfloat16(device: torch.device) -> bool:
 
 def prefers_packed(device: torch.device) -> bool:
     """Whether large products in single precision are faster by packed weights than as PyTorch makes them: so
-    it is where that is by MKL and the processor is not Intel's."""
-    return device.type == "cpu" and torch.backends.mkl.is_available() and _is_foreign_to_mkl()
+    it is where that is by MKL and the processor is AMD's."""
+    return device.type == "cpu" and torch.backends.mkl.is_available() and _is_amd()
 
 
 @functools.cache
-def _is_foreign_to_mkl() -> bool:
+def _is_amd() -> bool:
     try:
         described = Path("/proc/cpuinfo").read_text()
     except OSError:

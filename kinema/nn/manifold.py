@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kinema.hardware import exact
 from kinema.nn.embeddings import FourierFeatures
-from kinema.nn.response import RIDGE, fit_frequencies, ridge
+from kinema.nn.response import RIDGE, fit_frequencies, gram_and_moment, ridge
 
 ROBOT_OCTAVES, ROBOT_DIRECTIONS = 5, 300
 FIT_ROWS = 60_000
@@ -212,12 +212,13 @@ class Manifold(nn.Module):
         fit_frequencies(self.robot_features, proprio, latents)
         device = self.to_robot.device
         step = -(-len(latents) // FIT_ROWS)
-        gram = torch.zeros(len(self.to_robot), len(self.to_robot), device=device)
-        moment = torch.zeros_like(self.to_robot)
-        for piece in torch.arange(0, len(latents), step).split(4096):
-            inputs = self.robot_features(proprio[piece].float().to(device))
-            gram += inputs.T @ inputs
-            moment += inputs.T @ latents[piece].float().flatten(1).to(device)
+        gram, moment = gram_and_moment(
+            (
+                self.robot_features(proprio[piece].float().to(device)),
+                latents[piece].float().flatten(1).to(device),
+            )
+            for piece in torch.arange(0, len(latents), step).split(4096)
+        )
         self.to_robot.copy_(ridge(gram.double(), moment.double(), RIDGE * len(latents[::step])))
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ find any of these; least squares finds them at once, and leaves to the network w
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -134,22 +134,25 @@ class LinearResponse(nn.Module):
         rows = rows[:: -(-len(rows) // FIT_ROWS)] if len(rows) else rows
         device = self.to_proprio.device
         if len(rows) > 2 * len(self.to_proprio):
-            noise_size = 0.0 if self.directions is None else STATE_NOISE
             generator = torch.Generator().manual_seed(0)
 
             def motion(piece: Tensor, noise_size: float = 0.0) -> _Known:
-                last, earlier = (
-                    proprio[at] + noise_size * torch.randn(proprio[at].shape, generator=generator)
-                    for at in (piece - 1, piece - 2)
-                )
-                known = self._motion_inputs(last, earlier, action[piece], action[piece - 1])
-                return known, proprio[piece] - last
+                last, earlier = proprio[piece - 1], proprio[piece - 2]
+                if noise_size:
+                    last, earlier = (
+                        state + noise_size * torch.randn(state.shape, generator=generator)
+                        for state in (last, earlier)
+                    )
+                known = (last, earlier, action[piece], action[piece - 1])
+                inputs = self._motion_inputs(*(values.to(device) for values in known))
+                return inputs, (proprio[piece] - last).to(device)
 
             def cause(piece: Tensor) -> _Known:
                 return [proprio[piece], proprio[piece - 1], proprio[piece - 2]], action[piece]
 
+            state_noise = 0.0 if self.directions is None else STATE_NOISE
             for of, noised, weights, error in (
-                (motion, lambda piece: motion(piece, noise_size), self.to_proprio, self.proprio_error),
+                (motion, lambda piece: motion(piece, state_noise), self.to_proprio, self.proprio_error),
                 (cause, cause, self.to_action, self.action_error),
             ):
                 solution, left = _least_squares(rows.split(PIECE), of, noised)
@@ -160,18 +163,19 @@ class LinearResponse(nn.Module):
         if self.to_latents.numel():
             fit_frequencies(self.features, proprio, latents)
         if self.to_latents.numel() and len(rows) > 2 * len(self.to_latents):
-            gram = torch.zeros(len(self.to_latents), len(self.to_latents), device=device)
-            moment, square = torch.zeros_like(self.to_latents), torch.zeros(self.to_latents.shape[1])
-            for piece in rows.split(PIECE):
+            square = torch.zeros(self.to_latents.shape[1], device=device)
+
+            def change(piece: Tensor) -> tuple[Tensor, Tensor]:
                 inputs = self._latents_inputs(proprio[piece].to(device), proprio[piece - 1].to(device))
-                change = (latents[piece].float() - latents[piece - 1].float()).flatten(1).to(device)
-                gram += inputs.T @ inputs
-                moment += inputs.T @ change
-                square += change.square().sum(0).cpu()
+                outputs = (latents[piece].float() - latents[piece - 1].float()).flatten(1).to(device)
+                square.add_(outputs.square().sum(0))
+                return inputs, outputs
+
+            gram, moment = gram_and_moment(change(piece) for piece in rows.split(PIECE))
             solution = ridge(gram.double(), moment.double(), RIDGE * len(rows))
             self.to_latents.copy_(solution)
             # What is left, |change - inputs @ solution|^2, from the sums alone.
-            explained = (2.0 * solution * moment - solution * (gram.double() @ solution)).sum(0).cpu()
+            explained = (2.0 * solution * moment - solution * (gram.double() @ solution)).sum(0)
             left = (square - explained).clamp_min(0.0) / len(rows)
             self.latents_error.copy_(left.sqrt().clamp_min(1e-3).view_as(self.latents_error))
 
@@ -213,8 +217,7 @@ def fit_frequencies(
     def error(frequencies: Float[Tensor, "V F"]) -> float:
         phases = known @ frequencies
         inputs = F.pad(torch.cat([known, phases.sin(), phases.cos()], dim=-1), (0, 1), value=1.0)
-        seen = inputs[:num_fitted]
-        gram, moment = seen.T @ seen, seen.T @ wanted[:num_fitted]
+        gram, moment = gram_and_moment([(inputs[:num_fitted], wanted[:num_fitted])])
         solution = ridge(gram.double(), moment.double(), RIDGE * num_fitted).float()
         return float((inputs[num_fitted:] @ solution - wanted[num_fitted:]).square().mean())
 
@@ -255,19 +258,27 @@ def _least_squares(
         inputs, outputs = of(piece)
         return F.pad(torch.cat(list(inputs), dim=-1), (0, 1), value=1.0).double(), outputs.double()
 
-    inputs, outputs = known(pieces[0], noised)
-    gram, moment = inputs.T @ inputs, inputs.T @ outputs
-    for piece in pieces[1:]:
-        inputs, outputs = known(piece, noised)
-        gram += inputs.T @ inputs
-        moment += inputs.T @ outputs
+    gram, moment = gram_and_moment(known(piece, noised) for piece in pieces)
     num_rows = sum(map(len, pieces))
     solution = ridge(gram, moment, 1e-9 * num_rows)
-    square = torch.zeros(outputs.shape[1], dtype=torch.float64, device=outputs.device)
+    square = torch.zeros_like(solution[0])
     for piece in pieces:
         inputs, outputs = known(piece, of)
         square += (outputs - inputs @ solution).square().sum(0)
     return solution, (square / num_rows).sqrt().clamp_min(1e-6)
+
+
+def gram_and_moment(pieces: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """What ``ridge`` solves from: sums over rows of inputs with inputs, and of inputs with outputs, which are
+    given in pieces, at least one."""
+    gram = moment = None
+    for inputs, outputs in pieces:
+        of_inputs, of_outputs = inputs.T @ inputs, inputs.T @ outputs
+        gram = of_inputs if gram is None else gram.add_(of_inputs)
+        moment = of_outputs if moment is None else moment.add_(of_outputs)
+    assert gram is not None
+    assert moment is not None
+    return gram, moment
 
 
 def ridge(gram: Tensor, moment: Tensor, penalty: float) -> Tensor:

@@ -97,7 +97,7 @@ def roll_out(
     world, target = score.session.world, score.goal.target
     if target is not None and not isinstance(target, Tensor):
         raise ValueError("a policy proposes plans for a goal picture, not for one that is told as a distance")
-    sessions = score.session.fork(num, max_rewind=0)
+    sessions = score.fork(num)
     chunks: list[np.ndarray] = []
     num_actions = 0
     while True:

@@ -144,7 +144,7 @@ class WorldScore:
         world, goal = self.session.world, self.goal
         num, horizon, _ = candidates.shape
         actions = restore_actions(world, candidates)
-        sessions = self._run(lambda: self._fork(num))
+        sessions = self._run(lambda: self.fork(num))
         alive = np.ones(num)
         rewards, distances = np.zeros(num), []
         for t in range(horizon):
@@ -166,8 +166,8 @@ class WorldScore:
             scores = scores - goal.end_share * each[-1] - (1.0 - goal.end_share) * each.mean(axis=0)
         return scores
 
-    def _fork(self, num: int) -> SimulationBatch:
-        """Futures for so many candidates."""
+    def fork(self, num: int) -> SimulationBatch:
+        """Futures for so many candidates, from where the session is."""
         if self._origin is None:
             self._origin = self.session.settled()
         return self._origin.fork(num, max_rewind=0)
