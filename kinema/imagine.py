@@ -9,6 +9,7 @@ finding what the world has wrong; truncating rollouts that lose trust is against
 import dataclasses
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -257,6 +258,13 @@ def _stage(
             ),
         )
 
+    def split(drawn: tuple[Any, ...], rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
+        (batch,) = drawn
+        learning = config.learning
+        for _ in range(learning.passes):
+            for part in np.array_split(rng.permutation(learning.batch), learning.minibatches):
+                yield (batch.select(torch.from_numpy(part).to(batch.rewards.device)),)
+
     def evaluate(update: int) -> dict[str, float]:
         point = {"imagined": judge.imagined(objective).tolist()}
         if judge.arena is not None:
@@ -271,6 +279,7 @@ def _stage(
         objective=objective,
         schedule=schedule,
         draw=draw,
+        split=split,
         evaluate=evaluate,
         evaluate_every=config.evaluate_every,
     )

@@ -10,7 +10,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -64,6 +64,9 @@ class Stage:
     schedule: Schedule
     draw: Callable[[np.random.Generator, Phase], tuple[Any, ...]]
     """Draws the arguments of the objective."""
+    split: Callable[[tuple[Any, ...], np.random.Generator], Iterable[tuple[Any, ...]]] | None = None
+    """Cuts what was drawn into minibatches, each an optimizer step of the same update; by default all is
+    one."""
     evaluate: Callable[[int], dict[str, float]] | None = None
     """Called now and then with the moving average of the weights in place; gives numbers to log."""
     evaluate_every: int | None = None
@@ -155,20 +158,22 @@ class Loop:
                 phase = schedule.phase_at(update)
                 seeds = np.random.SeedSequence([config.seed, _stage_number(stage.name), update])
                 generator.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
-                batch = [_to(item, device) for item in stage.draw(np.random.default_rng(seeds), phase)]
+                rng = np.random.default_rng(seeds)
+                drawn = tuple(_to(item, device) for item in stage.draw(rng, phase))
                 for group in optimizer.param_groups:
                     group["lr"] = schedule.rate_at(update)
-                with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
-                    loss, metrics = stage.objective(*batch, generator=generator)
-                if not torch.isfinite(loss):
-                    raise FloatingPointError(
-                        f"{stage.name}, update {update}: the loss is {loss.item()}; the last good checkpoint "
-                        f"is in {folder}: lower the learning rate"
-                    )
-                optimizer.zero_grad()
-                loss.backward()
-                norm = nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-                optimizer.step()
+                for batch in [drawn] if stage.split is None else stage.split(drawn, rng):
+                    with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
+                        loss, metrics = stage.objective(*batch, generator=generator)
+                    if not torch.isfinite(loss):
+                        raise FloatingPointError(
+                            f"{stage.name}, update {update}: the loss is {loss.item()}; the last good "
+                            f"checkpoint is in {folder}: lower the learning rate"
+                        )
+                    optimizer.zero_grad()
+                    loss.backward()
+                    norm = nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+                    optimizer.step()
                 decay = min(schedule.ema, (update + 1) / (update + 10))
                 torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
                     list(ema.values()), [p.detach() for p in parameters.values()], 1.0 - decay

@@ -210,9 +210,10 @@ def known_batch(objective: ImaginedObjective, num: int, generator: torch.Generat
         found = objective.distribution(objective.policy, places[0], places[1])
         torch.manual_seed(int(torch.randint(10**6, (1,), generator=generator)))
         actions = found.sample()[None]
+        likelihoods = found.log_prob(actions[0])[None]
     ones = torch.ones(1, num)
     reward = (actions[..., 0] > 0.2).float()
-    return ImaginedBatch(places, actions, reward, 0 * ones, ones.bool(), torch.tensor(False))
+    return ImaginedBatch(places, actions, likelihoods, reward, 0 * ones, ones.bool(), torch.tensor(False))
 
 
 def test_the_policy_does_what_is_rewarded_but_stays_near_the_prior(world: World) -> None:

@@ -1,8 +1,8 @@
 """Learning in imagination: a policy and a value that are trained in rollouts of a world alone.
 
-The policy begins as the cloned one and stays near it. Advantages are only asked for their sign (PMPO,
-2410.04166, as in Dreamer 4, 2509.24527, section 3.3), so that no scale of rewards has to be known; values are
-distributions over symexp bins (DreamerV3, 2301.04104), returns are lambda returns.
+The policy begins as the cloned one and stays near it. It follows the clipped policy gradient (PPO, 1707.06347),
+several steps from the same rollouts; advantages are divided by their deviation, so that no scale of rewards has
+to be known; values are distributions over symexp bins (DreamerV3, 2301.04104), returns are lambda returns.
 """
 
 import copy
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kinema.heads import PlaceFeatures, ResidualMLP, TwoHot, to_device
@@ -39,9 +39,13 @@ class ImaginedConfig:
     """Worth of a reward one step later."""
     td_lambda: float = 0.95
     """Share of the rollout's own rewards in a return, step by step; the rest is the value."""
-    positive_share: float = 0.5
-    """Weight of making good actions likelier, against one minus this of making bad ones less likely."""
-    prior_weight: float = 0.3
+    passes: int = 4
+    """How often an update learns from all of its rollouts, which cost more than learning from them."""
+    minibatches: int = 4
+    """Optimizer steps of each pass."""
+    clip: float = 0.2
+    """By how much of what it was an action's probability may change before an update loses interest in it."""
+    prior_weight: float = 0.05
     """Weight of the divergence from the cloned policy."""
     width: int = 256
     """Width of the value's residual MLP."""
@@ -51,10 +55,13 @@ class ImaginedConfig:
     """Bins of the value's distribution."""
 
     def __post_init__(self) -> None:
-        for name, least in (("horizon", 1), ("batch", 1), ("width", 1), ("depth", 1), ("num_bins", 2)):
+        counts = ("horizon", "batch", "passes", "minibatches", "width", "depth")
+        for name, least in (*((name, 1) for name in counts), ("num_bins", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: at least {least} is needed")
-        for name in ("discount", "td_lambda", "positive_share"):
+        if self.clip <= 0.0:
+            raise ValueError(f"clip={self.clip}: it must be above 0")
+        for name in ("discount", "td_lambda"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}={getattr(self, name)}: it is a share, from 0 to 1")
         if self.discount == 1.0:
@@ -94,6 +101,8 @@ class ImaginedBatch:
     """The frame before the start, the start, and what each step led to: ``S`` is ``H + 2``."""
     actions: Float[Tensor, "H N A"]
     """Normalised, as they were drawn; what was done is clipped to [-1, 1]."""
+    likelihoods: Float[Tensor, "H N"]
+    """Log density of each action for the policy that drew it."""
     rewards: Float[Tensor, "H N"]
     continues: Float[Tensor, "H N"]
     """Probability that the step did not end the episode."""
@@ -105,6 +114,11 @@ class ImaginedBatch:
     def to(self, device: torch.device) -> "ImaginedBatch":
         """The same on another device."""
         return ImaginedBatch(**to_device(self, device))
+
+    def select(self, indices: Int[Tensor, " K"]) -> "ImaginedBatch":
+        """Some of the rollouts."""
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return ImaginedBatch(**{name: part[:, indices] if part.ndim else part for name, part in parts.items()})
 
 
 class Value(nn.Module):
@@ -124,7 +138,7 @@ class Value(nn.Module):
 
 
 class ImaginedObjective(nn.Module):
-    """``module(batch) -> (loss, metrics)``: PMPO and the value's cross entropy."""
+    """``module(batch) -> (loss, metrics)``: PPO's clipped objective and the value's cross entropy."""
 
     def __init__(self, policy: Clone, world: World, config: ImaginedConfig, reward: Reward):
         """The policy learns; a copy of it, as it is now, is the prior."""
@@ -165,11 +179,13 @@ class ImaginedObjective(nn.Module):
         found = self.distribution(self.policy, before, now)
         with torch.no_grad():
             prior = self.distribution(self._prior[0], before, now)
+        advantage = (returns - values[:-1]).flatten()
+        advantage = advantage - _mean(advantage, weight)
+        advantage = advantage / _mean(advantage.square(), weight).sqrt().clamp_min(1e-6)
         likelihood = found.log_prob(batch.actions.flatten(0, 1))
-        is_good = (returns >= values[:-1]).flatten()
-        share = config.positive_share
-        policy_loss = (1.0 - share) * _mean(likelihood, weight * ~is_good)
-        policy_loss = policy_loss - share * _mean(likelihood, weight * is_good)
+        ratio = (likelihood - batch.likelihoods.flatten()).exp()
+        clipped = ratio.clamp(1.0 - config.clip, 1.0 + config.clip)
+        policy_loss = -_mean(torch.minimum(ratio * advantage, clipped * advantage), weight)
         divergence = _mean(divergence_bound(found, prior), weight)
         loss = value_loss + (policy_loss + config.prior_weight * divergence) * ~batch.is_value_only
         metrics = {
@@ -177,7 +193,7 @@ class ImaginedObjective(nn.Module):
             "return": _mean(targets, weight),
             "value_error": _mean((targets - values[:-1].flatten()).abs(), weight),
             "divergence": divergence,
-            "good": _mean(is_good.float(), weight),
+            "clipped": _mean((ratio != clipped).float(), weight),
             "trusted": batch.is_trusted.float().mean(),
         }
         return loss, {name: value.detach() for name, value in metrics.items()}
@@ -254,7 +270,7 @@ def imagine(
     check_trust(world, min_trust)
     before = world.place(*sessions.frame_before)
     places = [before, world.place(sessions.latents, sessions.normalized_proprio)]
-    actions, rewards, continues, trusted = [], [], [], []
+    actions, likelihoods, rewards, continues, trusted = [], [], [], [], []
     is_trusted = torch.ones(len(sessions), dtype=torch.bool)
     with torch.inference_mode():
         for _ in range(num_steps):
@@ -270,6 +286,7 @@ def imagine(
             if min_trust is not None:
                 is_trusted = is_trusted & torch.from_numpy(step.trust >= min_trust)
             actions.append(action)
+            likelihoods.append(found.log_prob(action))
             rewards.append(reward)
             continues.append(torch.from_numpy(1.0 - np.asarray(step.termination, dtype=np.float32)))
             trusted.append(is_trusted)
@@ -277,6 +294,7 @@ def imagine(
     return ImaginedBatch(
         torch.stack(places).clone(),
         torch.stack(actions).clone(),
+        torch.stack(likelihoods).clone(),
         torch.stack(rewards).clone(),
         torch.stack(continues).clone(),
         torch.stack(trusted).clone(),
