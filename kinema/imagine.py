@@ -45,8 +45,9 @@ from kinema.types import Seen
 from kinema.view import read_picture
 from kinema.world_model import CONFIG_FILE
 
-VALUE_SHARE = 0.1
-"""Share of the updates, at first, in which only the value learns."""
+VALUE_SHARE, VALUE_PASSES = 0.1, 8
+"""Share of the updates, at first, in which only the value learns, and how often it then learns from the
+rollouts of each: the policy stays as it is, so they stay right."""
 STAGE, FREE_STAGE = "imagine", "imagine-free"
 
 
@@ -67,7 +68,7 @@ class ImagineConfig(LoopConfig):
     """Folder of the cloned policy to begin with; by default the world's."""
     learning: ImaginedConfig = dataclasses.field(default_factory=ImaginedConfig)
     """How it learns."""
-    updates: int = 2000
+    updates: int = 300
     """Updates of policy and value, each from new rollouts."""
     learning_rate: float = 3e-4
     """Of both."""
@@ -85,7 +86,7 @@ class ImagineConfig(LoopConfig):
     """Episodes of an evaluation."""
     steps: int = 100
     """Steps of an episode, fewer where it ends."""
-    evaluate_every: int = 250
+    evaluate_every: int = 50
     """Updates from one point of the curve to the next."""
 
     def __post_init__(self) -> None:
@@ -261,7 +262,7 @@ def _stage(
     def split(drawn: tuple[Any, ...], rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
         (batch,) = drawn
         learning = config.learning
-        for _ in range(learning.passes):
+        for _ in range(VALUE_PASSES if batch.is_value_only else learning.passes):
             for part in np.array_split(rng.permutation(learning.batch), learning.minibatches):
                 yield (batch.select(torch.from_numpy(part).to(batch.rewards.device)),)
 

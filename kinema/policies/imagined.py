@@ -1,12 +1,14 @@
 """Learning in imagination: a policy and a value that are trained in rollouts of a world alone.
 
-The policy begins as the cloned one and stays near it. It follows the clipped policy gradient (PPO, 1707.06347),
-several steps from the same rollouts; advantages are divided by their deviation, so that no scale of rewards has
-to be known; values are distributions over symexp bins (DreamerV3, 2301.04104), returns are lambda returns.
+The policy begins as the cloned one and stays near it. It follows the clipped policy gradient (PPO,
+1707.06347), several steps from the same rollouts. Advantages are divided by their deviation, so that no
+scale of rewards has to be known; values are distributions over symexp bins (DreamerV3, 2301.04104), returns
+are lambda returns.
 """
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -31,21 +33,24 @@ Mixture = torch.distributions.MixtureSameFamily
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImaginedConfig:
-    horizon: int = 15
+    horizon: int = 64
     """Steps of an imagined rollout."""
-    batch: int = 256
+    batch: int = 48
     """Rollouts of an update, all in one batch."""
     discount: float = 0.98
     """Worth of a reward one step later."""
     td_lambda: float = 0.95
     """Share of the rollout's own rewards in a return, step by step; the rest is the value."""
-    passes: int = 4
+    passes: int = 2
     """How often an update learns from all of its rollouts, which cost more than learning from them."""
-    minibatches: int = 4
+    minibatches: int = 6
     """Optimizer steps of each pass."""
+    temperature: float = 0.25
+    """Of the draws: density to the power of one over this. Recordings, and so clones, hold mistakes that
+    rollouts need not repeat; at 1 they are as frequent."""
     clip: float = 0.2
     """By how much of what it was an action's probability may change before an update loses interest in it."""
-    prior_weight: float = 0.05
+    prior_weight: float = 0.02
     """Weight of the divergence from the cloned policy."""
     width: int = 256
     """Width of the value's residual MLP."""
@@ -59,8 +64,9 @@ class ImaginedConfig:
         for name, least in (*((name, 1) for name in counts), ("num_bins", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: at least {least} is needed")
-        if self.clip <= 0.0:
-            raise ValueError(f"clip={self.clip}: it must be above 0")
+        for name in ("temperature", "clip"):
+            if getattr(self, name) <= 0.0:
+                raise ValueError(f"{name}={getattr(self, name)}: it must be above 0")
         for name in ("discount", "td_lambda"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}={getattr(self, name)}: it is a share, from 0 to 1")
@@ -118,7 +124,9 @@ class ImaginedBatch:
     def select(self, indices: Int[Tensor, " K"]) -> "ImaginedBatch":
         """Some of the rollouts."""
         parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return ImaginedBatch(**{name: part[:, indices] if part.ndim else part for name, part in parts.items()})
+        return ImaginedBatch(
+            **{name: part[:, indices] if part.ndim else part for name, part in parts.items()}
+        )
 
 
 class Value(nn.Module):
@@ -150,10 +158,11 @@ class ImaginedObjective(nn.Module):
         self._prior = (copy.deepcopy(policy).requires_grad_(False),)
 
     def distribution(self, policy: Clone, before: Tensor, now: Tensor) -> Mixture:
-        """Of the next action, for frames ``N G``."""
+        """Of the next action, at the temperature, for frames ``N G``."""
         goal = now if self.reward.goal is None else self.reward.goal.to(now.device).expand(len(now), -1)
         has_goal = torch.full((len(now),), self.reward.goal is not None, device=now.device)
-        return first_action(policy(before, now, goal, has_goal), policy.action_dim)
+        found = first_action(policy(before, now, goal, has_goal), policy.action_dim)
+        return sharpened(found, self.config.temperature)
 
     def forward(
         self, batch: ImaginedBatch, generator: torch.Generator | None = None
@@ -175,28 +184,34 @@ class ImaginedObjective(nn.Module):
         targets = returns.flatten()
         value_loss = _mean(self.value.bins.loss(logits[:-1].flatten(0, 1), targets), weight)
 
-        before, now = batch.places[:-2].flatten(0, 1), batch.places[1:-1].flatten(0, 1)
-        found = self.distribution(self.policy, before, now)
-        with torch.no_grad():
-            prior = self.distribution(self._prior[0], before, now)
-        advantage = (returns - values[:-1]).flatten()
-        advantage = advantage - _mean(advantage, weight)
-        advantage = advantage / _mean(advantage.square(), weight).sqrt().clamp_min(1e-6)
-        likelihood = found.log_prob(batch.actions.flatten(0, 1))
-        ratio = (likelihood - batch.likelihoods.flatten()).exp()
-        clipped = ratio.clamp(1.0 - config.clip, 1.0 + config.clip)
-        policy_loss = -_mean(torch.minimum(ratio * advantage, clipped * advantage), weight)
-        divergence = _mean(divergence_bound(found, prior), weight)
-        loss = value_loss + (policy_loss + config.prior_weight * divergence) * ~batch.is_value_only
+        loss = value_loss
         metrics = {
             "reward": _mean(batch.rewards.flatten(), weight),
             "return": _mean(targets, weight),
             "value_error": _mean((targets - values[:-1].flatten()).abs(), weight),
-            "divergence": divergence,
-            "clipped": _mean((ratio != clipped).float(), weight),
             "trusted": batch.is_trusted.float().mean(),
         }
+        if not batch.is_value_only:
+            policy_loss, of_policy = self._policy_loss(batch, (returns - values[:-1]).flatten(), weight)
+            loss, metrics = loss + policy_loss, metrics | of_policy
         return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def _policy_loss(
+        self, batch: ImaginedBatch, advantage: Float[Tensor, " HN"], weight: Float[Tensor, " HN"]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        config = self.config
+        before, now = batch.places[:-2].flatten(0, 1), batch.places[1:-1].flatten(0, 1)
+        found = self.distribution(self.policy, before, now)
+        with torch.no_grad():
+            prior = self.distribution(self._prior[0], before, now)
+        advantage = advantage - _mean(advantage, weight)
+        advantage = advantage / _mean(advantage.square(), weight).sqrt().clamp_min(1e-6)
+        ratio = (found.log_prob(batch.actions.flatten(0, 1)) - batch.likelihoods.flatten()).exp()
+        clipped = ratio.clamp(1.0 - config.clip, 1.0 + config.clip)
+        loss = -_mean(torch.minimum(ratio * advantage, clipped * advantage), weight)
+        divergence = _mean(divergence_bound(found, prior), weight)
+        metrics = {"divergence": divergence, "clipped": _mean((ratio != clipped).float(), weight)}
+        return loss + config.prior_weight * divergence, metrics
 
 
 def _mean(values: Float[Tensor, " N"], weight: Float[Tensor, " N"]) -> Tensor:
@@ -210,6 +225,15 @@ def first_action(found: Mixture, action_dim: int) -> Mixture:
     parts = found.component_distribution
     normal = torch.distributions.Normal(parts.mean[..., :action_dim], parts.stddev[..., :action_dim])
     return Mixture(found.mixture_distribution, torch.distributions.Independent(normal, 1))
+
+
+def sharpened(found: Mixture, temperature: float) -> Mixture:
+    """The distribution to the power of one over ``temperature``, as if its modes did not overlap and were
+    equally wide."""
+    modes = found.component_distribution
+    colder = torch.distributions.Normal(modes.mean, modes.stddev * math.sqrt(temperature))
+    weights = torch.distributions.Categorical(logits=found.mixture_distribution.logits / temperature)
+    return Mixture(weights, torch.distributions.Independent(colder, 1))
 
 
 def divergence_bound(found: Mixture, prior: Mixture) -> Float[Tensor, " N"]:
