@@ -23,7 +23,7 @@ from tqdm import tqdm
 from kinema.checkpoint import CheckpointError, load_checkpoint, read_state, save_checkpoint
 from kinema.dynamics import Values
 from kinema.hardware import Precision, uses_bfloat16
-from kinema.optim import build_optimizer
+from kinema.optim import Optimizer, build_optimizer
 from kinema.progress import MetricsLog
 from kinema.recipes import Phase, Schedule
 
@@ -137,7 +137,6 @@ class Loop:
         state = read_state(folder) or {"update": 0}
         if state["update"]:
             load_checkpoint(folder, module=stage.objective, ema=ema, optimizer=optimizer)
-        use_bfloat16 = uses_bfloat16(self.config.precision, device)
         generator = torch.Generator(device)
 
         def save(update: int) -> None:
@@ -162,18 +161,14 @@ class Loop:
                 drawn = tuple(_to(item, device) for item in stage.draw(rng, phase))
                 for group in optimizer.param_groups:
                     group["lr"] = schedule.rate_at(update)
-                for batch in [drawn] if stage.split is None else stage.split(drawn, rng):
-                    with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
-                        loss, metrics = stage.objective(*batch, generator=generator)
-                    if not torch.isfinite(loss):
-                        raise FloatingPointError(
-                            f"{stage.name}, update {update}: the loss is {loss.item()}; the last good "
-                            f"checkpoint is in {folder}: lower the learning rate"
-                        )
-                    optimizer.zero_grad()
-                    loss.backward()
-                    norm = nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-                    optimizer.step()
+                batches = [drawn] if stage.split is None else stage.split(drawn, rng)
+                try:
+                    numbers = self._learn(stage, batches, optimizer, generator)
+                except FloatingPointError as error:
+                    raise FloatingPointError(
+                        f"{stage.name}, update {update}: {error}; the last good checkpoint is in {folder}: "
+                        "lower the learning rate"
+                    ) from error
                 decay = min(schedule.ema, (update + 1) / (update + 10))
                 torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
                     list(ema.values()), [p.detach() for p in parameters.values()], 1.0 - decay
@@ -181,14 +176,13 @@ class Loop:
                 update += 1
                 bar.update()
                 if update % LOG_EVERY == 0:
-                    numbers = {"loss": loss.item(), "gradient_norm": norm.item()}
-                    numbers |= {key: value.item() for key, value in metrics.items()}
+                    logged = {key: value.item() for key, value in numbers.items()}
                     seconds = time.monotonic() - logged_at
                     frames = (update - logged_update) * phase.batch * phase.length
-                    numbers["frames_per_second"] = frames / seconds
+                    logged["frames_per_second"] = frames / seconds
                     logged_at, logged_update = time.monotonic(), update
-                    self.log.write(stage.name, update, numbers)
-                    bar.set_postfix_str(" ".join(f"{key} {value:.4g}" for key, value in numbers.items()))
+                    self.log.write(stage.name, update, logged)
+                    bar.set_postfix_str(" ".join(f"{key} {value:.4g}" for key, value in logged.items()))
                 now = time.monotonic()
                 is_due = now - evaluated_at > 60.0 * config.evaluate_minutes
                 if stage.evaluate_every is not None:
@@ -208,6 +202,34 @@ class Loop:
         _swap(parameters, ema)
         if stage.evaluate:
             self.log.write(stage.name, update, stage.evaluate(update))
+
+    def _learn(
+        self,
+        stage: Stage,
+        batches: Iterable[tuple[Any, ...]],
+        optimizer: Optimizer,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """One optimizer step for each batch; the numbers of the last.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        parameters = list(stage.objective.parameters())
+        device = parameters[0].device
+        use_bfloat16 = uses_bfloat16(self.config.precision, device)
+        numbers: dict[str, Tensor] = {}
+        for batch in batches:
+            with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
+                loss, metrics = stage.objective(*batch, generator=generator)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss.item()}")
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            numbers = {"loss": loss.detach(), "gradient_norm": norm, **metrics}
+        return numbers
 
     def _evaluate(
         self, stage: Stage, parameters: dict[str, nn.Parameter], ema: dict[str, Tensor], update: int
