@@ -147,9 +147,10 @@ def test_sharpened_is_a_power_of_the_density() -> None:
     places = (means + 0.2 * torch.randn(20, 1, 2, 2, generator=torch.Generator().manual_seed(0))).flatten(
         0, 2
     )
-    difference = sharpened(found, 0.25).log_prob(places) - found.log_prob(places) / 0.25
+    difference = sharpened(found, 0.25, 1e-3).log_prob(places) - found.log_prob(places) / 0.25
     torch.testing.assert_close(difference, difference[:1].expand_as(difference), rtol=0, atol=1e-3)
-    torch.testing.assert_close(sharpened(found, 1.0).log_prob(places), found.log_prob(places))
+    torch.testing.assert_close(sharpened(found, 1.0, 1e-3).log_prob(places), found.log_prob(places))
+    assert (sharpened(found, 0.25, 0.7).component_distribution.stddev == 0.7).all()
 
 
 # Rollouts.

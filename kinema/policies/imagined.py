@@ -48,6 +48,9 @@ class ImaginedConfig:
     temperature: float = 0.25
     """Of the draws: density to the power of one over this. Recordings, and so clones, hold mistakes that
     rollouts need not repeat; at 1 they are as frequent."""
+    least_std: float = 0.1
+    """Deviation of the draws at least, in halves of the range of the actions: who always does the same learns
+    nothing of what else could be done."""
     clip: float = 0.2
     """By how much of what it was an action's probability may change before an update loses interest in it."""
     prior_weight: float = 0.02
@@ -64,7 +67,7 @@ class ImaginedConfig:
         for name, least in (*((name, 1) for name in counts), ("num_bins", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: at least {least} is needed")
-        for name in ("temperature", "clip"):
+        for name in ("temperature", "least_std", "clip"):
             if getattr(self, name) <= 0.0:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be above 0")
         for name in ("discount", "td_lambda"):
@@ -162,7 +165,7 @@ class ImaginedObjective(nn.Module):
         goal = now if self.reward.goal is None else self.reward.goal.to(now.device).expand(len(now), -1)
         has_goal = torch.full((len(now),), self.reward.goal is not None, device=now.device)
         found = first_action(policy(before, now, goal, has_goal), policy.action_dim)
-        return sharpened(found, self.config.temperature)
+        return sharpened(found, self.config.temperature, self.config.least_std)
 
     def forward(
         self, batch: ImaginedBatch, generator: torch.Generator | None = None
@@ -227,11 +230,12 @@ def first_action(found: Mixture, action_dim: int) -> Mixture:
     return Mixture(found.mixture_distribution, torch.distributions.Independent(normal, 1))
 
 
-def sharpened(found: Mixture, temperature: float) -> Mixture:
+def sharpened(found: Mixture, temperature: float, least_std: float) -> Mixture:
     """The distribution to the power of one over ``temperature``, as if its modes did not overlap and were
-    equally wide."""
+    equally wide, which they are by ``least_std`` at least."""
     modes = found.component_distribution
-    colder = torch.distributions.Normal(modes.mean, modes.stddev * math.sqrt(temperature))
+    stds = (modes.stddev * math.sqrt(temperature)).clamp_min(least_std)
+    colder = torch.distributions.Normal(modes.mean, stds)
     weights = torch.distributions.Categorical(logits=found.mixture_distribution.logits / temperature)
     return Mixture(weights, torch.distributions.Independent(colder, 1))
 
