@@ -328,6 +328,8 @@ def test_mistakes_are_explained(
         ImaginedConfig(horizon=0)
     with pytest.raises(ValueError, match="discount=1"):
         ImaginedConfig(discount=1.0)
+    with pytest.raises(ValueError, match="minibatches=6: there are only batch=4"):
+        ImaginedConfig(batch=4)
     words = ["imagine", "pusht", "--data", str(data)]
     assert cli.main(words) == 2
     assert "name one for the policy with --out" in capsys.readouterr().err

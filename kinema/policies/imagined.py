@@ -67,6 +67,8 @@ class ImaginedConfig:
         for name, least in (*((name, 1) for name in counts), ("num_bins", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: at least {least} is needed")
+        if self.minibatches > self.batch:
+            raise ValueError(f"minibatches={self.minibatches}: there are only batch={self.batch} rollouts")
         for name in ("temperature", "least_std", "clip"):
             if getattr(self, name) <= 0.0:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be above 0")
