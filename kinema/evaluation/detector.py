@@ -23,13 +23,16 @@ NUM_WORDS = 8
 """Groups of colours."""
 LEAST_SHARE = 2e-6
 """Colours with fewer of all pixels are noise, and no group is made for them."""
-NUM_FRAMES = 6000
-"""Most pictures to learn from, and to set the threshold on."""
-MAX_EPISODES = 60
+NUM_FRAMES = 12_000
+"""Most pictures to learn from."""
+MAX_EPISODES = 200
 LEAST_FRAMES = 100
 FEW_EPISODES = 20
 """Fewer than these show too little of what a world can look like."""
-HELD_OUT_SHARE = 1 / 3
+NUM_FOLDS = 5
+"""Parts of the episodes, each held out in turn."""
+PIECE = 500
+"""Pictures that are counted at a time."""
 FALSE_ALARMS = 0.01
 """Share of held-out real pictures that are flagged."""
 TAIL = 0.99
@@ -41,32 +44,44 @@ class _Census:
     """Pixels of one camera's pictures, counted by colour."""
 
     words: np.ndarray
-    """By colour: one-hot words, and last the distance to the nearest one; ``8**BITS words+1`` float32."""
+    """The word of each colour, ``8**BITS``."""
+    distances: np.ndarray
+    """How far each colour is from its word, ``8**BITS`` float32."""
+    num_words: int
 
     @classmethod
-    def fit(cls, pictures: np.ndarray, rng: np.random.Generator) -> Self:
-        counts = np.bincount(_colours(pictures).ravel(), minlength=8**BITS)
+    def fit(cls, colours: np.ndarray, rng: np.random.Generator) -> Self:
+        """Words of the colours ``N pixels`` of pictures."""
+        counts = np.zeros(8**BITS, dtype=np.int64)
+        for start in range(0, len(colours), PIECE):
+            counts += np.bincount(colours[start : start + PIECE].ravel(), minlength=8**BITS)
         places = np.arange(8**BITS)
         side = 2**BITS
-        colours = np.stack([places // side**2, places // side % side, places % side], axis=1).astype(
-            np.float32
-        )
-        centres = _cluster(colours[counts > LEAST_SHARE * counts.sum()], NUM_WORDS, rng)
-        distances = np.linalg.norm(colours[:, None] - centres, axis=2)
-        words = np.eye(len(centres), dtype=np.float32)[distances.argmin(axis=1)]
-        return cls(words=np.concatenate([words, distances.min(axis=1, keepdims=True)], axis=1))
+        channels = np.stack([places // side**2, places // side % side, places % side], axis=1)
+        channels = channels.astype(np.float32)
+        centres = _cluster(channels[counts > LEAST_SHARE * counts.sum()], NUM_WORDS, rng)
+        distances = np.linalg.norm(channels[:, None] - centres, axis=2)
+        return cls(words=distances.argmin(axis=1), distances=distances.min(axis=1), num_words=len(centres))
 
-    def count(self, pictures: np.ndarray) -> np.ndarray:
-        """``N words+1`` of pictures ``N H W 3``."""
-        found = [np.bincount(row, minlength=8**BITS) for row in _colours(pictures)]
-        return np.stack(found).astype(np.float32) @ self.words
+    def count(self, colours: np.ndarray) -> np.ndarray:
+        """Pixels by word, and last the sum of their distances from their words: ``N words+1`` float32 of the
+        colours ``N pixels`` of pictures."""
+        found = np.zeros((len(colours), self.num_words + 1), dtype=np.float32)
+        for start in range(0, len(colours), PIECE):
+            piece = colours[start : start + PIECE]
+            rows = np.arange(len(piece))[:, None] * self.num_words
+            words = np.bincount((self.words[piece] + rows).ravel(), minlength=len(piece) * self.num_words)
+            found[start : start + PIECE, :-1] = words.reshape(len(piece), -1)
+            found[start : start + PIECE, -1] = self.distances[piece].sum(axis=1)
+        return found
 
 
-class Detector:
-    """Tells possible pictures from impossible ones. ``train`` makes one."""
+class _Fit:
+    """Words, and how often real pictures have each."""
 
-    def __init__(self, censuses: Mapping[str, _Census], counts: np.ndarray) -> None:
-        self._censuses = censuses
+    def __init__(self, colours: Mapping[str, np.ndarray], rng: np.random.Generator) -> None:
+        self._censuses = {key: _Census.fit(of_camera, rng) for key, of_camera in colours.items()}
+        counts = self._count(colours)
         self._mean = counts.mean(axis=0)
         # Words that never change get some room, as much as a pixel takes.
         variance, directions = np.linalg.eigh(np.cov(counts.T) + np.eye(counts.shape[1]))
@@ -74,13 +89,32 @@ class Detector:
         # Along some directions the counts of real pictures have long tails, for instance where a thing leaves
         # the picture: each direction is measured by its own tail.
         self._tails = np.maximum(np.quantile(np.abs(self._along(counts)), TAIL, axis=0), 1.0)
-        self.threshold = 1.0
+
+    def score(self, colours: Mapping[str, np.ndarray]) -> np.ndarray:
+        """``N`` distances from real pictures."""
+        return np.sqrt(((self._along(self._count(colours)) / self._tails) ** 2).sum(axis=1))
+
+    def _count(self, colours: Mapping[str, np.ndarray]) -> np.ndarray:
+        counts = [census.count(colours[key]) for key, census in self._censuses.items()]
+        return np.concatenate(counts, axis=1)
+
+    def _along(self, counts: np.ndarray) -> np.ndarray:
+        """Counts ``N D`` along the principal directions of real ones, in deviations."""
+        return (counts - self._mean) @ self._directions
+
+
+class Detector:
+    """Tells possible pictures from impossible ones. ``train`` makes one."""
+
+    def __init__(self, fits: Sequence[_Fit], threshold: float) -> None:
+        self._fits = fits
+        self.threshold = threshold
         self.num_frames = 0
         """Real pictures it was trained on."""
         self.num_episodes = 0
-        """Episodes that these are from, those held out included."""
+        """Episodes that these are from."""
         self.false_alarms = 0.0
-        """Share of the held-out real pictures that it flags."""
+        """Share of the real pictures that are flagged while they are held out."""
         self.source = ""
 
     @classmethod
@@ -90,8 +124,9 @@ class Detector:
         """A detector of what a world's cameras can show, from real pictures and, as far as they differ, from
         the same through the world's tokenizer.
 
-        Of many ``episodes`` (all by default) a third is held out for the threshold, of one or two the last
-        third of each.
+        A fifth of the ``episodes`` (all by default) is held out in turn, or a fifth of each where they are
+        few, and the rest is learned from. The threshold is set on what each of these five says of what it did
+        not see; of other pictures all five are asked.
 
         Raises:
             DataError: the dataset lacks a camera of the world, or is too small.
@@ -99,49 +134,42 @@ class Detector:
         rng = np.random.default_rng(seed)
         drawn = rng.permutation(np.arange(dataset.num_episodes) if episodes is None else np.array(episodes))
         pieces = _draw(world, dataset, drawn[:MAX_EPISODES])
-        lengths = [len(piece) for piece in pieces]
-        if sum(lengths) < LEAST_FRAMES:
+        real = _join(pieces)
+        if len(real) < LEAST_FRAMES:
             raise DataError(
-                f"a detector needs at least {LEAST_FRAMES} real pictures, there are {sum(lengths)}",
+                f"a detector needs at least {LEAST_FRAMES} real pictures, there are {len(real)}",
                 path=dataset.root,
             )
-        if len(pieces) < 3:
-            cuts = [int(length * (1 - HELD_OUT_SHARE)) for length in lengths]
-            fitted = [piece[:cut] for piece, cut in zip(pieces, cuts, strict=True)]
-            held_out = [piece[cut:] for piece, cut in zip(pieces, cuts, strict=True)]
-        else:
-            num_fitted = round(len(pieces) * (1 - HELD_OUT_SHARE))
-            fitted, held_out = pieces[:num_fitted], pieces[num_fitted:]
-        real, other = _join(fitted), _join(held_out).frames
-        reconstructed = reconstruct(world, real.frames, proprio=real.proprio)
-        both = {key: np.concatenate([pictures, reconstructed[key]]) for key, pictures in real.frames.items()}
-        censuses = {key: _Census.fit(pictures, rng) for key, pictures in both.items()}
-        detector = cls(censuses, _count(censuses, both))
+        folds = _folds([len(piece) for piece in pieces])
+        colours = _colours(real.frames)
+        reconstructed = _colours(reconstruct(world, real.frames, proprio=real.proprio))
+        fits, scores = [], np.zeros(len(real))
+        for fold in range(NUM_FOLDS):
+            kept = folds != fold
+            both = {key: np.concatenate([colours[key][kept], reconstructed[key][kept]]) for key in colours}
+            fits.append(_Fit(both, rng))
+            scores[~kept] = fits[-1].score({key: of_camera[~kept] for key, of_camera in colours.items()})
+        detector = cls(fits, float(np.quantile(scores, 1.0 - FALSE_ALARMS)))
         detector.num_frames = len(real)
         detector.num_episodes = len(pieces)
-        detector.threshold = float(np.quantile(detector.score(other), 1.0 - FALSE_ALARMS))
-        detector.false_alarms = float(1.0 - detector.is_valid(other).mean())
+        detector.false_alarms = float((scores > detector.threshold).mean())
         detector.source = str(dataset.root)
         return detector
 
     def score(self, frames: Frames) -> np.ndarray:
         """``N`` distances of pictures by camera (``N H W 3`` uint8) from real ones."""
-        along = self._along(_count(self._censuses, frames)) / self._tails
-        return np.sqrt((along**2).sum(axis=1))
+        colours = _colours(frames)
+        return np.mean([fit.score(colours) for fit in self._fits], axis=0)
 
     def is_valid(self, frames: Frames) -> np.ndarray:
         """``N`` bool: pictures that the world could show."""
         return self.score(frames) <= self.threshold
 
-    def _along(self, counts: np.ndarray) -> np.ndarray:
-        """Counts ``N D`` along the principal directions of real ones, in deviations."""
-        return (counts - self._mean) @ self._directions
-
     def describe(self) -> str:
         """What it was made from, in a sentence."""
         text = (
             f"Trained detector: {self.num_frames:,} real frames of {self.source}; it flags "
-            f"{self.false_alarms:.1%} of the held-out ones."
+            f"{self.false_alarms:.1%} of them while they are held out."
         )
         if self.num_episodes < FEW_EPISODES:
             text += (
@@ -164,12 +192,6 @@ class _Piece:
     def __len__(self) -> int:
         return len(next(iter(self.frames.values())))
 
-    def __getitem__(self, rows: slice) -> "_Piece":
-        return _Piece(
-            frames={key: pictures[rows] for key, pictures in self.frames.items()},
-            proprio=None if self.proprio is None else self.proprio[rows],
-        )
-
 
 def _draw(world: World, dataset: Dataset, chosen: np.ndarray) -> list[_Piece]:
     """Rows of the chosen episodes, evenly spaced in each."""
@@ -186,8 +208,11 @@ def _draw(world: World, dataset: Dataset, chosen: np.ndarray) -> list[_Piece]:
     for index in chosen:
         episode = dataset.episode(int(index), cameras=world.cameras)
         proprio = episode.columns.get(world.config.proprio_key or "")
-        piece = _Piece(frames=episode.frames, proprio=proprio)[::spacing]
-        pieces.append(dataclasses.replace(piece, frames=world.by_camera(piece.frames)))
+        frames = {key: pictures[::spacing] for key, pictures in episode.frames.items()}
+        piece = _Piece(
+            frames=world.by_camera(frames), proprio=None if proprio is None else proprio[::spacing]
+        )
+        pieces.append(piece)
     return pieces
 
 
@@ -199,14 +224,20 @@ def _join(pieces: Sequence[_Piece]) -> _Piece:
     )
 
 
-def _count(censuses: Mapping[str, _Census], frames: Frames) -> np.ndarray:
-    return np.concatenate([census.count(frames[key]) for key, census in censuses.items()], axis=1)
+def _folds(lengths: Sequence[int]) -> np.ndarray:
+    """The fold of each picture of episodes so long: whole episodes where they suffice, else parts of each."""
+    if len(lengths) >= NUM_FOLDS:
+        return np.repeat(np.arange(len(lengths)) % NUM_FOLDS, lengths)
+    return np.concatenate([np.arange(length) * NUM_FOLDS // length for length in lengths])
 
 
-def _colours(pictures: np.ndarray) -> np.ndarray:
-    """``N pixels``: one number for each colour, channels cut to ``BITS``."""
-    red, green, blue = (pictures[..., channel].astype(np.int32) >> (8 - BITS) for channel in range(3))
-    return ((red << 2 * BITS) | (green << BITS) | blue).reshape(len(pictures), -1)
+def _colours(frames: Frames) -> dict[str, np.ndarray]:
+    """By camera ``N pixels``: one number for each colour, channels cut to ``BITS``."""
+    found = {}
+    for key, pictures in frames.items():
+        red, green, blue = (pictures[..., channel].astype(np.uint16) >> (8 - BITS) for channel in range(3))
+        found[key] = ((red << 2 * BITS) | (green << BITS) | blue).reshape(len(pictures), -1)
+    return found
 
 
 def _cluster(points: np.ndarray, num: int, rng: np.random.Generator, *, num_updates: int = 10) -> np.ndarray:
