@@ -1,12 +1,13 @@
 """How fast is a simulated frame against other ways to make it? Times kinema and its peers in one run.
 
-    python benchmarks/streaming.py [--world pusht] [--streams 1 64] [--peers no-cache]
+    python benchmarks/streaming.py [--world pusht] [--streams 1 64] [--peers no-cache] [--device openvino]
 
 Every peer simulates the same recorded start under the same actions and hands over decoded pictures. They take
-turns, step by step, so that whatever else the machine does hits all of them; what is compared is the ratio of
-their median times. A peer that claims to compute the same is also told how far its pictures lie from
-kinema's. With ``--no-decode`` steps stay in latents, as planners and agents simulate: what is left is mostly
-the dynamics. A model of someone else's is a peer once it has an adapter: see ``Peer``.
+turns of some steps, so that whatever else the machine does hits all of them, and each finds its weights in the
+processor's caches as it would alone; what is compared is the ratio of their median times. A peer that claims to
+compute the same is also told how far its pictures lie from kinema's. With ``--no-decode`` steps stay in latents,
+as planners and agents simulate: what is left is mostly the dynamics. A model of someone else's is a peer once it
+has an adapter: see ``Peer``.
 """
 
 import dataclasses
@@ -30,6 +31,10 @@ CONTEXT = 4
 """Recorded frames to start from."""
 WARM_UP = 5
 """Steps of each before the clock starts, beside those until the past is as long as it gets."""
+
+
+TURN = 10
+"""Steps of a peer before it is another's turn."""
 
 
 class Peer(Protocol):
@@ -142,6 +147,8 @@ class Config:
     """Timed steps of each."""
     decode: bool = True
     """Whether to make pictures."""
+    device: str = "cpu"
+    """Where kinema computes: cpu or openvino. Its peers compute on the CPU as PyTorch does."""
 
 
 def main(config: Config) -> None:
@@ -154,7 +161,9 @@ def main(config: Config) -> None:
     names = ["kinema", *(name for name in config.peers if name != "kinema")]
     print(f"world '{world.name}', {torch.get_num_threads()} threads, precision {world.precision}")
     for num in config.streams:
-        peers = [PEERS[name](load(config.world), clip, num) for name in names]
+        devices = [config.device, *["cpu"] * (len(names) - 1)]
+        worlds = [load(config.world, device=device) for device in devices]
+        peers = [PEERS[name](world, clip, num) for name, world in zip(names, worlds, strict=True)]
         seconds, distances = _measure(peers, clip, num, config, fill=world.config.dynamics.reach)
         for name, its_seconds, distance, peer in zip(names, seconds, distances, peers, strict=True):
             line = f"{num:3d} streams  {name:10s} {num / np.median(its_seconds):8.1f} frames/s"
@@ -176,15 +185,17 @@ def _measure(
     """Seconds of each step, ``peers steps``, and mean distance of what comes of it from the first peer's."""
     seconds = np.zeros((len(peers), config.steps))
     distances = np.zeros((len(peers), config.steps))
-    for step in tqdm(range(-fill - WARM_UP, config.steps), desc=f"{num} streams", unit=" steps"):
-        actions = stream_actions(clip, num, CONTEXT, step)
-        shown = []
+    steps = range(-fill - WARM_UP, config.steps)
+    for first in tqdm(steps[::TURN], desc=f"{num} streams", unit=" turns"):
+        shown: dict[int, np.ndarray] = {}
         for index, peer in enumerate(peers):
-            began = time.perf_counter()
-            shown.append(peer.step(actions, config.decode).astype(np.float32))
-            if step >= 0:
-                seconds[index, step] = time.perf_counter() - began
-                distances[index, step] = np.abs(shown[index] - shown[0]).mean()
+            for step in range(first, min(first + TURN, config.steps)):
+                actions = stream_actions(clip, num, CONTEXT, step)
+                began = time.perf_counter()
+                found = peer.step(actions, config.decode).astype(np.float32)
+                if step >= 0:
+                    seconds[index, step] = time.perf_counter() - began
+                    distances[index, step] = np.abs(found - shown.setdefault(step, found)).mean()
     return seconds, distances.mean(axis=1)
 
 

@@ -17,11 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kinema.compiled import CompiledSteps
 from kinema.dynamics import Cache, Values
 from kinema.goals import act, check_acts, encode_goal, goal_frame
 from kinema.hardware import Precision, keep_freed_memory, one_thread, prefers_packed, uses_bfloat16
+from kinema.next_frame import next_frame, with_proprio
 from kinema.nn.packed import pack_linears
-from kinema.sampler import solve
 from kinema.view import write_video
 from kinema.world_model import (
     CONFIG_FILE,
@@ -37,6 +38,8 @@ HISTORY_BYTES = 64 * 2**20
 BUNDLED_WORLDS = Path(__file__).parent / "worlds"
 FEW_SESSIONS = 2
 """So many step faster on one thread of a CPU than on several."""
+MOST_COMPILED = 64
+"""More sessions step no faster where steps are compiled: copying their pasts takes what that saves."""
 ACT_CHUNK, ACT_STEPS = 8, 4
 """Actions that the network finds at a time, and network calls for each."""
 ACT_STREAM = 3
@@ -104,7 +107,7 @@ class SimulationBatch:
         if num_denoising_steps is None:
             num_denoising_steps = world.config.num_denoising_steps
         self.world = world
-        self._networks = world.networks
+        self._networks, self._compiled = world.networks, world.compiled
         self.num_denoising_steps = _at_least_one(num_denoising_steps)
         self.num_steps = 0
         """Steps simulated so far."""
@@ -151,8 +154,14 @@ class SimulationBatch:
             )
             given = Values(latents[:, t : t + 1], proprio[:, t : t + 1], action)
             if world.proprio_dim and not knows_proprio:
-                given = self._with_proprio(
-                    given, float(knows_action), observation_tau=world.config.context_tau
+                given = with_proprio(
+                    world,
+                    self._cache,
+                    given,
+                    self._noise,
+                    self.num_denoising_steps,
+                    action_tau=float(knows_action),
+                    observation_tau=world.config.context_tau,
                 )
             world.dynamics.keep(given, world.tau(batch, 1, action_tau=float(knows_action)), self._cache)
         self._remember()
@@ -178,26 +187,15 @@ class SimulationBatch:
         return self.world.device.type == "cpu" and len(self) <= FEW_SESSIONS
 
     def _advance(self, action: Float[Tensor, "B 1 A"], decode: bool) -> Step:
-        world, config = self._networks, self.world.config.dynamics
-        noise = self._noise(config.num_latents * config.latent_dim, stream=1)
-        latents = noise.unflatten(-1, (config.num_latents, config.latent_dim))
-        frame = Values(latents, torch.zeros(len(self), 1, config.proprio_dim, device=world.device), action)
-        if world.proprio_dim:
-            frame = self._with_proprio(frame, 1.0, observation_tau=0.0)
-
-        def model(x: Tensor, tau: float) -> Tensor:
-            levels = world.tau(len(self), 1, action_tau=1.0, observation_tau=tau)
-            noised = Values(x, frame.proprio, action)
-            return world.dynamics.step(noised, levels, self._cache, only_latents=True).latents
-
-        if world.cameras:
-            found = solve(model, latents, self.num_denoising_steps)
-            settled, doubt = world.settle_and_doubt(
-                found[:, 0], self._cache.last_latents, frame.proprio[:, 0]
-            )
-            if doubt is not None:
-                self._doubt = self._doubt + (doubt - 1.0).clamp_min(0.0)
-            frame = Values(settled.unsqueeze(1), frame.proprio, action)
+        world, found = self._networks, None
+        compiled = self._compiled if len(self) <= MOST_COMPILED else None
+        if compiled is not None and self.num_denoising_steps == compiled.num_denoising_steps:
+            found = compiled.next_frame(self._cache, action, self._noise)
+        if found is None:
+            found = next_frame(world, self._cache, action, self._noise, self.num_denoising_steps)
+        frame, doubt = found
+        if doubt is not None:
+            self._doubt = self._doubt + (doubt - 1.0).clamp_min(0.0)
         reward = termination = None
         if self.world.heads is not None:
             before = (self._cache.last_latents, self._cache.last_proprio)
@@ -219,7 +217,10 @@ class SimulationBatch:
         trust = None
         if world.manifold is not None:
             trust = (1.0 / (1.0 + self._doubt)).cpu().numpy()
-        return Step(frame=world.decode(latents, known) if decode else None, proprio=proprio, trust=trust)
+        frame = None
+        if decode:
+            frame = (self._compiled.draw if self._compiled else world.decode)(latents, known)
+        return Step(frame=frame, proprio=proprio, trust=trust)
 
     def change(self, *, seeds: Sequence[int] | None = None, num_denoising_steps: int | None = None) -> None:
         """Go on with other noise, or with another number of network calls for a frame.
@@ -391,29 +392,6 @@ class SimulationBatch:
             pictures = np.concatenate(list(pictures.values()), axis=2)
         write_video(path, pictures, fps=self.world.fps, scale=max(1, 256 // pictures.shape[1]))
 
-    def _with_proprio(self, frame: Values, action_tau: float, observation_tau: float) -> Values:
-        """The frame with its proprioception found: before the picture (``observation_tau`` = 0), from the
-        past and the action; or from a picture that is known."""
-        dynamics = self._networks.dynamics
-
-        def levels(tau: float) -> Tensor:
-            return self.world.tau(
-                len(self), 1, action_tau=action_tau, observation_tau=observation_tau, proprio_tau=tau
-            )
-
-        def model(x: Tensor, tau: float) -> Tensor:
-            given = Values(frame.latents, x, frame.action)
-            return dynamics.step(given, levels(tau), self._cache).proprio
-
-        foreseen = dynamics.foresee_proprio(frame, levels(0.0), self._cache)
-        if foreseen is not None and foreseen[1].all():
-            return Values(frame.latents, foreseen[0], frame.action)
-        proprio = solve(model, self._noise(self.world.proprio_dim, stream=2), self.num_denoising_steps)
-        if foreseen is not None:
-            # What one session is given must not depend on what is known of the others.
-            proprio = torch.where(foreseen[1], foreseen[0], proprio)
-        return Values(frame.latents, proprio, frame.action)
-
     def _noise(self, size: int, stream: int = 0) -> Tensor:
         """Noise ``B 1 size``, a function of each session's seed, step and stream alone: the same whatever the
         batch, and again after a rewind."""
@@ -561,6 +539,9 @@ class Simulation:
 class World(WorldModel):
     """A world to simulate in. ``kinema.load`` gives one."""
 
+    is_compiled = False
+    """Whether sessions step by ``compiled``."""
+
     @property
     def networks(self) -> WorldModel:
         """What sessions run: this world; or a copy whose large matrices are packed, where that is faster, and
@@ -568,8 +549,7 @@ class World(WorldModel):
         is_half = uses_bfloat16(self.precision, self.device)
         if not is_half and not prefers_packed(self.device):
             return self
-        tensors = itertools.chain(self.parameters(), self.buffers())
-        version = (is_half, [(tensor.data_ptr(), _version(tensor)) for tensor in tensors])
+        version = (is_half, self._weights_version())
         found, its_version = self.__dict__.pop("_networks", (None, None))
         if found is None or version != its_version:
             found = copy.deepcopy(self)
@@ -580,6 +560,28 @@ class World(WorldModel):
         # Not as a module of this one: it is saved and moved by itself.
         self.__dict__["_networks"] = (found, version)
         return found
+
+    @property
+    def compiled(self) -> CompiledSteps | None:
+        """What sessions step by, where ``is_compiled``. It is made anew when the weights have changed since.
+
+        Raises:
+            ImportError: OpenVINO is not installed.
+            WorldError: OpenVINO cannot compile this world.
+        """
+        if not self.is_compiled:
+            return None
+        version = self._weights_version()
+        found, its_version = self.__dict__.get("_compiled", (None, None))
+        if found is None or version != its_version:
+            found = CompiledSteps(self)
+            self.__dict__["_compiled"] = (found, version)
+        return found
+
+    def _weights_version(self) -> list[tuple[int, object]]:
+        """What is another once a weight was changed."""
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        return [(tensor.data_ptr(), _version(tensor)) for tensor in tensors]
 
     def start_batch(
         self,
@@ -717,13 +719,15 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", precision: P
 
     Args:
         source: name, folder or Hub id.
-        device: where it runs.
+        device: where it runs. ``openvino`` is the CPU too, where OpenVINO compiles what sessions do in a
+            step, in single precision: that takes some seconds at first, and one session then steps more than
+            twice as fast (extra ``openvino``).
         precision: of the large matrix products of simulated frames; ``auto`` takes bfloat16 where the
             hardware multiplies it faster.
 
     Raises:
         WorldError: there is none of that name, or a file of it is missing or corrupt.
-        ImportError: a Hub id, and ``huggingface_hub`` is not installed.
+        ImportError: a Hub id, and ``huggingface_hub`` is not installed; or ``openvino``, and it is not.
     """
     folder = Path(source)
     bundled = BUNDLED_WORLDS / str(source)
@@ -737,10 +741,14 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", precision: P
                 "a Hub id (owner/name)"
             )
         folder = _download(str(source))
-    world = World.from_folder(folder).to(device)
+    is_compiled = device == "openvino"
+    world = World.from_folder(folder).to("cpu" if is_compiled else device)
     world.precision = precision
+    world.is_compiled = is_compiled
     if world.device.type == "cpu":
         keep_freed_memory()
+    # Now, and not in the first step.
+    _ = world.compiled
     return world
 
 

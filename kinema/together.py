@@ -50,6 +50,7 @@ class _Company(SimulationBatch):
     def __init__(self, sessions: Sequence[SimulationBatch]):
         # Not the constructor of a batch, which would make room for pasts of its own.
         self.world, self._networks = sessions[0].world, sessions[0]._networks
+        self._compiled = sessions[0]._compiled
         self.num_denoising_steps = sessions[0].num_denoising_steps
         self.num_steps = 0
         self._sessions = sessions

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -252,24 +252,34 @@ class WorldModel(nn.Module):
         """
         if self.tokenizer is None:
             return None
+        drawn = []
+        for start in range(0, len(latents), MAX_PICTURES):
+            rows = slice(start, start + MAX_PICTURES)
+            drawn.append(self.draw(latents[rows], None if proprio is None else proprio[rows]))
+        pictures = [torch.cat(pieces).cpu().numpy() for pieces in zip(*drawn, strict=True)]
+        return pictures[0] if len(pictures) == 1 else dict(zip(self.cameras, pictures, strict=True))
+
+    def draw(
+        self, latents: Float[Tensor, "T L Z"], proprio: Float[Tensor, "T P"] | None
+    ) -> list[UInt8[Tensor, "T H W 3"]]:
+        """What ``decode`` gives, as tensors of each camera, all at once."""
+        if self.tokenizer is None:
+            return []
         guide = None
         if self.manifold is not None and self.tokenizer.config.guide_dim and proprio is not None:
             guide = self.manifold.robot(proprio)
-        pictures = {}
         num_each = latents.shape[1] // len(self.cameras)
-        for index, key in enumerate(self.cameras):
+        pictures = []
+        for index in range(len(self.cameras)):
             of_camera = slice(index * num_each, (index + 1) * num_each)
-            pieces = []
-            for start in range(0, len(latents), MAX_PICTURES):
-                rows = slice(start, start + MAX_PICTURES)
-                its_guide = None if guide is None else guide[rows, of_camera]
-                with self.autocast():
-                    pixels = self.tokenizer.decode(latents[rows, of_camera], its_guide)
-                # Half a level more, and then cut, is rounded.
-                levels = pixels.float().mul_(127.5).add_(128.0)
-                pieces.append(levels.clamp_(0.0, 255.0).to(torch.uint8))
-            pictures[key] = torch.cat(pieces).permute(0, 2, 3, 1).cpu().numpy()
-        return pictures[self.cameras[0]] if len(pictures) == 1 else pictures
+            with self.autocast():
+                pixels = self.tokenizer.decode(
+                    latents[:, of_camera], None if guide is None else guide[:, of_camera]
+                )
+            # Half a level more, and then cut, is rounded.
+            levels = pixels.float().mul_(127.5).add_(128.0).clamp_(0.0, 255.0)
+            pictures.append(levels.to(torch.uint8).permute(0, 2, 3, 1))
+        return pictures
 
     def reconstruct(
         self, frames: Pictures, *, proprio: np.ndarray | None = None, batch: int = 256

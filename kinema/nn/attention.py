@@ -23,7 +23,7 @@ def attend(q_RHTE: Tensor, k_RHSE: Tensor, v_RHSE: Tensor, mask: Tensor | None =
         q, k, v = q_RHTE.float(), k_RHSE.float(), v_RHSE.float()
         if torch.is_grad_enabled() or q.shape[-2] > FEW_QUERIES:
             return _fused(q, k, v, mask)
-        scores_RHTS = (q * q.shape[-1] ** -0.5) @ k.mT
+        scores_RHTS = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         if mask is not None:
             scores_RHTS = scores_RHTS.masked_fill(~mask, -torch.inf)
         return scores_RHTS.softmax(-1) @ v

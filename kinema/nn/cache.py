@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Self
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from kinema.nn.attention import attend
@@ -41,6 +43,11 @@ class Ring:
     def past(self) -> Tensor:
         """The window: ``window`` frames, or those that there are."""
         return self.buffer[..., max(0, self.end - self.window) : self.end, :]
+
+    def full_window(self) -> Tensor:
+        """The window, with zeros in place of frames that there are not."""
+        past = self.past()
+        return F.pad(past, (0, 0, self.window - past.shape[-2], 0))
 
     def keep(self) -> None:
         """Keep the first of the frames written last."""
@@ -128,9 +135,25 @@ class LayerCache(Ring):
         """Places at the front of the buffer that hold nothing, by session; None where all hold something."""
         shape = (2, batch, tokens, num_heads, 1, head_dim)
         super().__init__(shape, window=window, max_rewind=max_rewind, like=like)
-        ages = torch.arange(window + self.MAX_FRAMES - 1, -1, -1, device=like.device)
-        gap = ages[-self.MAX_FRAMES :, None] - ages
-        self._is_seen = (gap <= 0) & (gap >= -window)
+        self._is_seen = self.who_sees_whom(self.MAX_FRAMES, window + self.MAX_FRAMES, window, like.device)
+
+    @staticmethod
+    def who_sees_whom(
+        num_queries: int, num_keys: int, window: int, device: torch.device
+    ) -> Bool[Tensor, "U S"]:
+        """Which of the last frames (``U`` of them) sees which (``S``): those before it within the window, and
+        itself."""
+        ages = torch.arange(num_keys - 1, -1, -1, device=device)
+        gap = ages[num_keys - num_queries :, None] - ages
+        return (gap <= 0) & (gap >= -window)
+
+    def num_missing(self, batch: int) -> Int[Tensor, " B"]:
+        """Places of the full window that hold nothing, by session."""
+        length = self.past().shape[-2]
+        missing = torch.full((batch,), self.window - length, device=self.buffer.device)
+        if self._num_missing is not None:
+            missing = missing + (self._num_missing - (self.end - length)).clamp_min(0)
+        return missing
 
     def attend(
         self, q_BNHUE: Tensor, k_BNHTE: Tensor, v_BNHTE: Tensor, rotary: tuple[Tensor, Tensor]

@@ -28,6 +28,8 @@ class FourierFeatures(nn.Module):
         return self.frequencies.shape[0] + 2 * self.frequencies.shape[1]
 
     def forward(self, values: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch F"]:
+        if not values.shape[-1]:
+            return values
         # A sum of products and not a matrix product: that would lose the phases' precision under autocast.
         phases = (values.unsqueeze(-1) * self.frequencies).sum(-2)
         return torch.cat([values, phases.sin(), phases.cos()], dim=-1)

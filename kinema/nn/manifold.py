@@ -141,6 +141,8 @@ class Manifold(nn.Module):
 
     def robot(self, proprio: Float[Tensor, "N P"]) -> Float[Tensor, "N L Z"]:
         """The robot's part of frames: what of their latents proprioception alone tells."""
+        if not len(self.to_robot):
+            return proprio.new_zeros(proprio.shape[0], *self.latents)
         with exact(proprio.device):
             return (self.robot_features(proprio.float()) @ self.to_robot).unflatten(-1, self.latents)
 
@@ -201,7 +203,7 @@ class Manifold(nn.Module):
             seen = F.pad(code.float(), (0, 1), value=1.0)
             of_code = self.place_features(torch.einsum("nk,lkj->nlj", seen, self.place))
             of_robot = self.near_features(proprio.unsqueeze(1) + self.offset)
-        near = torch.cat([of_code, of_robot, self.token.expand(len(code), -1, -1)], dim=-1)
+        near = torch.cat([of_code, of_robot, self.token.expand(code.shape[0], -1, -1)], dim=-1)
         return robot + alone + self.near(near).float()
 
     @torch.no_grad()

@@ -1,0 +1,271 @@
+"""Steps of sessions as two graphs, of the frame and of its picture, compiled for the CPU by OpenVINO.
+
+A step of one session is hundreds of small operators, and to call them takes longer than what they compute.
+Compiled, they are fused and called at once. The graphs are traced from the very functions that run without
+them, so they compute the same, up to rounding.
+"""
+
+import threading
+import warnings
+from collections.abc import Sequence
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kinema.dynamics import Cache, Values
+from kinema.next_frame import LATENTS_STREAM, PROPRIO_STREAM, Noise, next_frame
+from kinema.nn.attention import attend
+from kinema.nn.cache import LayerCache
+from kinema.nn.embeddings import rotate
+from kinema.world_model import WorldError, WorldModel
+
+EXAMPLES = 2
+"""Sessions that the graphs are traced with; they take any number."""
+
+
+class CompiledSteps:
+    """What sessions of a world compute in each step, with the weights as they were when it was made."""
+
+    def __init__(self, world: WorldModel):
+        """Traces and compiles, which takes some seconds.
+
+        Raises:
+            ImportError: OpenVINO is not installed.
+            WorldError: OpenVINO cannot compile this world.
+        """
+        try:
+            import openvino
+        except ImportError as error:
+            raise ImportError(
+                "device 'openvino' needs an extra: pip install 'kinema[openvino]'; or take the device 'cpu'"
+            ) from error
+        self._tensor = openvino.Tensor
+        self.num_denoising_steps = world.config.num_denoising_steps
+        # A copy without what sessions of ``World`` know of compiling, which tracing would ask for.
+        world = self._world = _plain(world)
+        self._needs_noise = world.config.dynamics.proprio_dim > 0 and not world.dynamics.foresees_proprio
+        # One request each: what is asked of several threads is answered one after the other.
+        self._lock = threading.Lock()
+        config = world.config.dynamics
+        cache = world.dynamics.new_cache(EXAMPLES)
+        shape = (2, EXAMPLES, config.num_tokens, config.num_heads, config.window)
+        # A past of which all is known: what is not is left to the eager path.
+        example = [
+            torch.ones(EXAMPLES, cache.frames.window, sum(cache.sizes)),
+            torch.zeros(EXAMPLES, dtype=torch.long),
+            *cache.rotary(2),
+            torch.zeros(EXAMPLES, 1, config.action_dim),
+            torch.zeros(EXAMPLES, 1, config.num_latents * config.latent_dim),
+            torch.zeros(EXAMPLES, 1, config.proprio_dim),
+            *(torch.zeros(*shape, config.width // config.num_heads) for _ in cache.layers),
+        ]
+        frame = example[0][:, 0, : cache.sizes[0]].unflatten(-1, cache.latents)
+        try:
+            self._step = _compile(
+                openvino, _Step(world), example, session_axes=[0] * 7 + [1] * len(cache.layers)
+            )
+            self._draw = None
+            if world.cameras:
+                proprio = torch.zeros(EXAMPLES, config.proprio_dim)
+                self._draw = _compile(openvino, _Draw(world), [frame, proprio], session_axes=[0, 0])
+        except RuntimeError as error:
+            raise WorldError(
+                f"OpenVINO cannot compile the world '{world.name}'; take the device 'cpu'. It says: {error}"
+            ) from error
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Nothing in it changes.
+        return self
+
+    def next_frame(
+        self, cache: Cache, action: Float[Tensor, "B 1 A"], noise: Noise
+    ) -> tuple[Values, Float[Tensor, " B"] | None] | None:
+        """What ``kinema.next_frame.next_frame`` gives, its pending frame then kept in the cache alike; None,
+        and nothing has changed, where that has to be asked: the layers have the last frame already, or too
+        little is known of the past to foresee the proprioception."""
+        if not cache.is_pending:
+            return None
+        config = self._world.config.dynamics
+        given = [
+            cache.frames.full_window(),
+            cache.layers[0].num_missing(len(action)),
+            *cache.rotary(2),
+            action,
+            noise(config.num_latents * config.latent_dim, LATENTS_STREAM),
+            action.new_zeros(len(action), 1, config.proprio_dim),
+            *(layer.full_window() for layer in cache.layers),
+        ]
+        if self._needs_noise:
+            given[6] = noise(config.proprio_dim, PROPRIO_STREAM)
+        latents, proprio, doubt, is_known, *written = self._run(self._step, given)
+        if is_known.min() < 1.0:
+            return None
+        for layer, frame in zip(cache.layers, written, strict=True):
+            layer.with_frames(frame)
+        cache.keep_pending()
+        return Values(latents, proprio, action), None if self._world.manifold is None else doubt
+
+    def draw(
+        self, latents: Float[Tensor, "B L Z"], proprio: Float[Tensor, "B P"]
+    ) -> np.ndarray | dict[str, np.ndarray] | None:
+        """What ``WorldModel.decode`` gives."""
+        if self._draw is None:
+            return None
+        pictures = [found.numpy() for found in self._run(self._draw, [latents, proprio])]
+        cameras = self._world.cameras
+        return pictures[0] if len(cameras) == 1 else dict(zip(cameras, pictures, strict=True))
+
+    def _run(self, request: Any, given: Sequence[Tensor]) -> list[Tensor]:
+        # In place of a call with arrays, which does the same behind several checks of each.
+        tensors = [self._tensor(np.ascontiguousarray(part.numpy()), shared_memory=True) for part in given]
+        with self._lock:
+            for index, tensor in enumerate(tensors):
+                request.set_input_tensor(index, tensor)
+            request.infer()
+            # What it gives is written over by the next call.
+            return [torch.from_numpy(np.array(found.data)) for found in request.output_tensors]
+
+
+class _Step(nn.Module):
+    """A step as a function of tensors alone."""
+
+    def __init__(self, world: WorldModel):
+        super().__init__()
+        self.world = world
+
+    def forward(
+        self,
+        frames: Float[Tensor, "B S V"],
+        num_missing: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        action: Float[Tensor, "B 1 A"],
+        latents_noise: Tensor,
+        proprio_noise: Tensor,
+        *layers: Tensor,
+    ) -> tuple[Tensor, ...]:
+        world = self.world
+        cache = _Windows(world, frames, [_Window(layer, num_missing) for layer in layers], (cos, sin))
+        noises = {LATENTS_STREAM: latents_noise, PROPRIO_STREAM: proprio_noise}
+        given = Values(cache.past()[0].latents[:, -1:], torch.zeros_like(proprio_noise), action)
+        levels = world.tau(action.shape[0], 1, action_tau=1.0, observation_tau=0.0, proprio_tau=0.0)
+        foreseen = world.dynamics.foresee_proprio(given, levels, cast(Cache, cache))
+        is_known = torch.ones_like(action[:, 0, 0]) if foreseen is None else foreseen[1].float()
+        frame, doubt = next_frame(
+            world,
+            cast(Cache, cache),
+            action,
+            lambda _, stream: noises[stream],
+            world.config.num_denoising_steps,
+        )
+        doubt = torch.zeros_like(action[:, 0, 0]) if doubt is None else doubt
+        return frame.latents, frame.proprio, doubt, is_known, *(layer.pending for layer in cache.layers)
+
+
+class _Draw(nn.Module):
+    """Pictures as a function of tensors alone."""
+
+    def __init__(self, world: WorldModel):
+        super().__init__()
+        self.world = world
+
+    def forward(self, latents: Float[Tensor, "B L Z"], proprio: Float[Tensor, "B P"]) -> tuple[Tensor, ...]:
+        return tuple(self.world.draw(latents, proprio))
+
+
+class _Window:
+    """The keys and values of one layer, as ``LayerCache`` has them once its window is full; the first
+    ``num_missing`` frames of a session are not there, and not seen."""
+
+    def __init__(self, kept: Float[Tensor, "2 B N H S E"], num_missing: Tensor):
+        self.kept, self.num_missing = kept, num_missing
+        self.window = kept.shape[-2]
+        self.pending = kept[..., :0, :]
+
+    def attend(
+        self, q_BNHUE: Tensor, k_BNHTE: Tensor, v_BNHTE: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """As ``LayerCache.attend``."""
+        num_queries, num_frames = q_BNHUE.shape[-2], k_BNHTE.shape[-2]
+        self.written = torch.stack([rotate(k_BNHTE, *rotary), v_BNHTE])
+        keys, values = torch.cat([self.kept, self.written], dim=-2).unbind(0)
+        num_keys = self.kept.shape[-2] + num_frames
+        is_seen = LayerCache.who_sees_whom(num_queries, num_keys, self.window, keys.device)
+        is_there = torch.arange(num_keys) >= self.num_missing[:, None]
+        is_seen = is_seen & is_there.view(-1, 1, 1, 1, num_keys)
+        last = (part[..., -num_queries:, :] for part in rotary)
+        return attend(rotate(q_BNHUE, *last), keys, values, is_seen)
+
+    def keep(self) -> None:
+        self.pending = self.written[..., :1, :]
+        self.kept = torch.cat([self.kept, self.pending], dim=-2)
+
+
+class _Windows:
+    """What the dynamics asks of a ``Cache`` of which a frame is pending."""
+
+    def __init__(
+        self,
+        world: WorldModel,
+        frames: Float[Tensor, "B S V"],
+        layers: list[_Window],
+        rotary: tuple[Tensor, Tensor],
+    ):
+        self.layers, self.is_pending = layers, True
+        self._rotary = rotary
+        config = world.config.dynamics
+        sizes = [
+            config.num_latents * config.latent_dim,
+            config.proprio_dim,
+            config.action_dim,
+            config.num_modalities,
+        ]
+        latents, proprio, action, tau = frames.split(sizes, dim=-1)
+        latents = latents.unflatten(-1, (config.num_latents, config.latent_dim))
+        self._past = Values(latents, proprio, action), tau
+
+    def past(self) -> tuple[Values, Tensor]:
+        return self._past
+
+    @property
+    def last_latents(self) -> Tensor:
+        return self._past[0].latents[:, -1]
+
+    def rotary(self, num_frames: int) -> tuple[Tensor, Tensor]:
+        cos, sin = self._rotary
+        return cos[..., -num_frames:, :], sin[..., -num_frames:, :]
+
+    def keep_pending(self) -> None:
+        for layer in self.layers:
+            layer.keep()
+        self.is_pending = False
+
+
+def _plain(world: WorldModel) -> WorldModel:
+    """Just the networks of a world and its units, in single precision."""
+    plain = WorldModel(world.config)
+    plain.load_state_dict(world.state_dict(), strict=False)
+    plain.precision = "float32"
+    return plain.requires_grad_(False)
+
+
+def _compile(openvino: Any, module: nn.Module, example: Sequence[Tensor], session_axes: Sequence[int]) -> Any:
+    """A request to run a module with any number of sessions, which stand along the given axis of each
+    input."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(module, tuple(example), check_trace=False)
+        model = openvino.convert_model(traced, example_input=tuple(example))
+    shapes = {}
+    for index, (part, axis) in enumerate(zip(example, session_axes, strict=True)):
+        shapes[index] = [-1 if place == axis else size for place, size in enumerate(part.shape)]
+    model.reshape(shapes)
+    settings = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
