@@ -3,11 +3,11 @@
     python benchmarks/streaming.py [--world pusht] [--streams 1 64] [--peers no-cache] [--device openvino]
 
 Every peer simulates the same recorded start under the same actions and hands over decoded pictures. They take
-turns of some steps, so that whatever else the machine does hits all of them, and each finds its weights in the
-processor's caches as it would alone; what is compared is the ratio of their median times. A peer that claims to
-compute the same is also told how far its pictures lie from kinema's. With ``--no-decode`` steps stay in latents,
-as planners and agents simulate: what is left is mostly the dynamics. A model of someone else's is a peer once it
-has an adapter: see ``Peer``.
+turns of some steps, so that whatever else the machine does hits all of them, and each finds its weights in
+the processor's caches as it would alone; what is compared is the ratio of their median times. A peer that
+claims to compute the same is also told how far its pictures lie from kinema's. With ``--no-decode`` steps
+stay in latents, as planners and agents simulate: what is left is mostly the dynamics. A model of someone
+else's is a peer once it has an adapter: see ``Peer``.
 """
 
 import dataclasses

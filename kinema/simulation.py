@@ -38,7 +38,7 @@ HISTORY_BYTES = 64 * 2**20
 BUNDLED_WORLDS = Path(__file__).parent / "worlds"
 FEW_SESSIONS = 2
 """So many step faster on one thread of a CPU than on several."""
-MOST_COMPILED = 64
+MOST_COMPILED = 16
 """More sessions step no faster where steps are compiled: copying their pasts takes what that saves."""
 ACT_CHUNK, ACT_STEPS = 8, 4
 """Actions that the network finds at a time, and network calls for each."""

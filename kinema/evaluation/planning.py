@@ -70,7 +70,7 @@ class PlanningConfig:
     clone: str | None = None
     """Folder of the cloned policy; by default the world's, where it has one."""
     device: str = "cpu"
-    """Where to compute: cpu or cuda."""
+    """Where to compute: cpu, cuda or openvino."""
     out: Path = Path("evaluation")
     """Folder for planning.json, planning.png and planning.html."""
     json: bool = False

@@ -49,7 +49,7 @@ class PolicyConfig:
     seed: int = 0
     """Of the first episode; the next one has the next."""
     device: str = "cpu"
-    """Where to compute: cpu or cuda."""
+    """Where to compute: cpu, cuda or openvino."""
     out: Path = Path("evaluation")
     """Folder for policy.json, policy.png, policy-scatter.png and policy.html."""
     json: bool = False

@@ -47,7 +47,7 @@ class SpeedConfig:
     num_denoising_steps: int | None = None
     """Network calls for a frame; the world's own by default."""
     device: str = "cpu"
-    """Where to compute: cpu or cuda."""
+    """Where to compute: cpu, cuda or openvino."""
     out: Path = Path("evaluation")
     """Folder for speed.json, speed.png and speed.html."""
     json: bool = False
