@@ -5,6 +5,7 @@ Compiled, they are fused and called at once. The graphs are traced from the very
 them, so they compute the same, up to rounding.
 """
 
+import importlib
 import threading
 import warnings
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ class CompiledSteps:
             WorldError: OpenVINO cannot compile this world.
         """
         try:
-            import openvino
+            openvino = importlib.import_module("openvino")
         except ImportError as error:
             raise ImportError(
                 "device 'openvino' needs an extra: pip install 'kinema[openvino]'; or take the device 'cpu'"

@@ -16,7 +16,7 @@ from kinema.world_model import WorldError
 
 from .worlds import random_actions, random_frames, random_world
 
-pytest.importorskip("openvino")
+pytest.importorskip("openvino", reason="the extra openvino is not installed")
 
 NUM_STEPS = 14
 """More than the windows hold."""
