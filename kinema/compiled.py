@@ -218,13 +218,7 @@ class _Windows:
         self.layers, self.is_pending = layers, True
         self._rotary = rotary
         config = world.config.dynamics
-        sizes = [
-            config.num_latents * config.latent_dim,
-            config.proprio_dim,
-            config.action_dim,
-            config.num_modalities,
-        ]
-        latents, proprio, action, tau = frames.split(sizes, dim=-1)
+        latents, proprio, action, tau = frames.split(config.frame_sizes, dim=-1)
         latents = latents.unflatten(-1, (config.num_latents, config.latent_dim))
         self._past = Values(latents, proprio, action), tau
 

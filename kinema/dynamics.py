@@ -98,6 +98,12 @@ class DynamicsConfig:
         return len(self.grids) + (self.proprio_dim > 0) + 1
 
     @property
+    def frame_sizes(self) -> list[int]:
+        """Numbers of a frame that is kept: latents, proprioception, action, and noise levels by modality."""
+        num_latents = self.num_latents * self.latent_dim
+        return [num_latents, self.proprio_dim, self.action_dim, self.num_modalities]
+
+    @property
     def frames_to_fill(self) -> int:
         """Frames to show a session until its windows are full: the last comes into them with the next."""
         return self.window + 1
@@ -216,12 +222,7 @@ class Cache:
             for _ in range(config.depth // config.time_every)
         ]
         self.latents = (config.num_latents, config.latent_dim)
-        self.sizes = [
-            config.num_latents * config.latent_dim,
-            config.proprio_dim,
-            config.action_dim,
-            config.num_modalities,
-        ]
+        self.sizes = config.frame_sizes
         self.frames = Ring(
             (batch, 1, sum(self.sizes)),
             window=NUM_BEFORE + 1,

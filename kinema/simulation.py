@@ -186,9 +186,13 @@ class SimulationBatch:
     def _is_small(self) -> bool:
         return self.world.device.type == "cpu" and len(self) <= FEW_SESSIONS
 
+    @property
+    def _compiled_if_few(self) -> CompiledSteps | None:
+        return self._compiled if len(self) <= MOST_COMPILED else None
+
     def _advance(self, action: Float[Tensor, "B 1 A"], decode: bool) -> Step:
         world, found = self._networks, None
-        compiled = self._compiled if len(self) <= MOST_COMPILED else None
+        compiled = self._compiled_if_few
         if compiled is not None and self.num_denoising_steps == compiled.num_denoising_steps:
             found = compiled.next_frame(self._cache, action, self._noise)
         if found is None:
@@ -219,7 +223,8 @@ class SimulationBatch:
             trust = (1.0 / (1.0 + self._doubt)).cpu().numpy()
         frame = None
         if decode:
-            frame = (self._compiled.draw if self._compiled else world.decode)(latents, known)
+            compiled = self._compiled_if_few
+            frame = world.decode(latents, known) if compiled is None else compiled.draw(latents, known)
         return Step(frame=frame, proprio=proprio, trust=trust)
 
     def change(self, *, seeds: Sequence[int] | None = None, num_denoising_steps: int | None = None) -> None:
@@ -720,7 +725,7 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", precision: P
     Args:
         source: name, folder or Hub id.
         device: where it runs. ``openvino`` is the CPU too, where OpenVINO compiles what sessions do in a
-            step, in single precision: that takes some seconds at first, and one session then steps more than
+            step, in single precision: that takes some seconds at first, and one session then steps up to
             twice as fast (extra ``openvino``).
         precision: of the large matrix products of simulated frames; ``auto`` takes bfloat16 where the
             hardware multiplies it faster.
