@@ -51,6 +51,8 @@ CLONE_SCHEDULE = Schedule(phases=(Phase(updates=8000, batch=256),), learning_rat
 class TrainConfig(LoopConfig):
     data: Annotated[str, tyro.conf.Positional]
     """Folder of a LeRobot dataset, or its Hub id."""
+    also: tuple[str, ...] = ()
+    """More datasets (folders or Hub ids) from which the dynamics of --world goes on learning."""
     recipe: str = "base"
     """Name of the recipe."""
     name: str | None = None
@@ -77,6 +79,8 @@ def train(config: TrainConfig) -> int:
     """
     if config.act and (config.heads or config.clone):
         raise ValueError("--act changes the world that --heads and --clone are for: run it first, alone")
+    if config.also and (config.world is None or config.heads or config.clone):
+        raise ValueError("--also is for the dynamics of a finished world: name it with --world, alone")
     if config.recipe not in RECIPES:
         raise ValueError(f"recipe '{config.recipe}': choose one of {', '.join(RECIPES)}")
     try:
@@ -135,7 +139,9 @@ def _go_on(config: TrainConfig, source: str) -> int:
     if config.act:
         world = _as_acting(world)
     dataset = Dataset.open(config.data)
-    check_dataset(world, dataset)
+    others = [Dataset.open(also) for also in config.also]
+    for each in (dataset, *others):
+        check_dataset(world, each)
     recipe = RECIPES[config.recipe](dataset)
     phase = dataclasses.replace(recipe.dynamics_schedule.phases[-1], updates=GO_ON_UPDATES)
     schedule = dataclasses.replace(
@@ -143,11 +149,16 @@ def _go_on(config: TrainConfig, source: str) -> int:
     )
     recipe = dataclasses.replace(recipe, dynamics_schedule=_shortened_schedule(schedule, config.update_share))
     run = {"data": str(config.data), "seed": config.seed, "world": source, "act": config.act}
+    if config.also:
+        run["also"] = list(config.also)
     check_same_run(config.out, "go_on.json", {**run, **dataclasses.asdict(recipe)})
     segments = _segments_of(
         world, dataset, (0, max(1, dataset.num_episodes - recipe.num_held_out)), config.out
     )
     values = _encoded(world, segments, config)
+    for number, other in enumerate(others):
+        more = _segments_of(world, other, (0, other.num_episodes), config.out / f"also-{number}")
+        values, segments = values.followed_by(_encoded(world, more, config)), segments.followed_by(more)
     weights = surprise_by_row(world, segments, values) if recipe.surprising_share else None
     with open_loop(config, started) as loop:
         loop.run(_dynamics_stage(world, recipe, dataset, segments, values, weights, config.out))

@@ -81,6 +81,18 @@ class Segments:
     def num_rows(self) -> int:
         return len(self.actions)
 
+    def followed_by(self, other: "Segments") -> "Segments":
+        """The episodes of both, without their pictures: for what learns from encoded ones."""
+        return Segments(
+            frames={},
+            actions=np.concatenate([self.actions, other.actions]),
+            proprio=None
+            if self.proprio is None or other.proprio is None
+            else np.concatenate([self.proprio, other.proprio]),
+            lengths=np.concatenate([self.lengths, other.lengths]),
+            native_sizes=self.native_sizes,
+        )
+
     def draw_rows(
         self,
         rng: np.random.Generator,
