@@ -86,18 +86,21 @@ class _Frames:
     """Whole frames in place of keys and values."""
 
     def __init__(self, reach: int):
-        self.kept: deque[tuple[Values, Tensor]] = deque(maxlen=reach)
+        self.kept: deque[tuple[Values, Tensor, Tensor]] = deque(maxlen=reach)
+        self.noise: Tensor | None = None
+        """What the next frame is remembered with, if a step found it."""
 
-    def join(self, last: int) -> tuple[Values, Tensor]:
-        """The last frames kept, or those that there are, and their noise levels."""
-        frames, levels = zip(*list(self.kept)[-last:], strict=True)
+    def join(self, last: int) -> tuple[Values, Tensor, Tensor]:
+        """The last frames kept, or those that there are, their noise levels, and what they are remembered
+        with."""
+        frames, levels, noise = zip(*list(self.kept)[-last:], strict=True)
         joined = frames[0]
         for frame in frames[1:]:
             joined = joined.followed_by(frame)
-        return joined, torch.cat(levels, dim=1)
+        return joined, torch.cat(levels, dim=1), torch.cat(noise, dim=1)
 
     def past(self) -> tuple[Values, Tensor]:
-        return self.join(NUM_BEFORE + 1)
+        return self.join(NUM_BEFORE)[:2]
 
     @property
     def last_latents(self) -> Tensor:
@@ -125,12 +128,25 @@ class _Recomputed(nn.Module):
     def foresee_proprio(self, frame: Values, tau: Tensor, cache: _Frames) -> object:
         return self.dynamics.foresee_proprio(frame, tau, cache)  # pyright: ignore[reportArgumentType]
 
-    def step(self, frame: Values, tau: Tensor, cache: _Frames, *, only_latents: bool = False) -> Values:
-        past, past_tau = cache.join(len(cache.kept))
-        return self.dynamics(past, past_tau, frame, tau)
+    def step(
+        self,
+        frame: Values,
+        tau: Tensor,
+        cache: _Frames,
+        *,
+        only_latents: bool = False,
+        remembers: bool = False,
+    ) -> Values:
+        past, past_tau, noise = cache.join(len(cache.kept))
+        cache.noise = frame.latents.flatten(2) if remembers else None
+        return self.dynamics(past, past_tau, frame, tau, context_noise=noise)
 
-    def keep(self, frame: Values, tau: Tensor, cache: _Frames) -> None:
-        cache.kept.append((frame, tau))
+    def keep(self, frame: Values, tau: Tensor, cache: _Frames, noise: Tensor | None = None) -> None:
+        noise = cache.noise if noise is None else noise
+        cache.kept.append(
+            (frame, tau, torch.zeros_like(frame.latents.flatten(2)) if noise is None else noise)
+        )
+        cache.noise = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from kinema.dynamics import Cache, Values
 from kinema.next_frame import LATENTS_STREAM, PROPRIO_STREAM, Noise, next_frame
 from kinema.nn.attention import attend
-from kinema.nn.cache import LayerCache
 from kinema.nn.embeddings import rotate
 from kinema.world_model import WorldError, WorldModel
 
@@ -57,7 +56,7 @@ class CompiledSteps:
         example = [
             torch.ones(EXAMPLES, cache.frames.window, sum(cache.sizes)),
             torch.zeros(EXAMPLES, dtype=torch.long),
-            *cache.rotary(2),
+            *cache.rotary(),
             torch.zeros(EXAMPLES, 1, config.action_dim),
             torch.zeros(EXAMPLES, 1, config.num_latents * config.latent_dim),
             torch.zeros(EXAMPLES, 1, config.proprio_dim),
@@ -84,16 +83,14 @@ class CompiledSteps:
     def next_frame(
         self, cache: Cache, action: Float[Tensor, "B 1 A"], noise: Noise
     ) -> tuple[Values, Float[Tensor, " B"] | None] | None:
-        """What ``kinema.next_frame.next_frame`` gives, its pending frame then kept in the cache alike; None,
-        and nothing has changed, where that has to be asked: the layers have the last frame already, or too
-        little is known of the past to foresee the proprioception."""
-        if not cache.is_pending:
-            return None
+        """What ``kinema.next_frame.next_frame`` gives, the frame then remembered in the cache alike; None,
+        and nothing has changed, where that has to be asked: too little is known of the past to foresee the
+        proprioception."""
         config = self._world.config.dynamics
         given = [
             cache.frames.full_window(),
             cache.layers[0].num_missing(len(action)),
-            *cache.rotary(2),
+            *cache.rotary(),
             action,
             noise(config.num_latents * config.latent_dim, LATENTS_STREAM),
             action.new_zeros(len(action), 1, config.proprio_dim),
@@ -105,8 +102,8 @@ class CompiledSteps:
         if is_known.min() < 1.0:
             return None
         for layer, frame in zip(cache.layers, written, strict=True):
-            layer.with_frames(frame)
-        cache.keep_pending()
+            layer.with_frame(frame)
+        cache.holds_next = self.num_denoising_steps == 1
         return Values(latents, proprio, action), None if self._world.manifold is None else doubt
 
     def draw(
@@ -163,7 +160,7 @@ class _Step(nn.Module):
             world.config.num_denoising_steps,
         )
         doubt = torch.zeros_like(action[:, 0, 0]) if doubt is None else doubt
-        return frame.latents, frame.proprio, doubt, is_known, *(layer.pending for layer in cache.layers)
+        return frame.latents, frame.proprio, doubt, is_known, *(layer.written for layer in cache.layers)
 
 
 class _Draw(nn.Module):
@@ -183,30 +180,21 @@ class _Window:
 
     def __init__(self, kept: Float[Tensor, "2 B N H S E"], num_missing: Tensor):
         self.kept, self.num_missing = kept, num_missing
-        self.window = kept.shape[-2]
-        self.pending = kept[..., :0, :]
+        self.written = kept[..., :1, :]
 
     def attend(
-        self, q_BNHUE: Tensor, k_BNHTE: Tensor, v_BNHTE: Tensor, rotary: tuple[Tensor, Tensor]
+        self, q_BNH1E: Tensor, k_BNH1E: Tensor, v_BNH1E: Tensor, rotary: tuple[Tensor, Tensor]
     ) -> Tensor:
         """As ``LayerCache.attend``."""
-        num_queries, num_frames = q_BNHUE.shape[-2], k_BNHTE.shape[-2]
-        self.written = torch.stack([rotate(k_BNHTE, *rotary), v_BNHTE])
+        self.written = torch.stack([rotate(k_BNH1E, *rotary), v_BNH1E])
         keys, values = torch.cat([self.kept, self.written], dim=-2).unbind(0)
-        num_keys = self.kept.shape[-2] + num_frames
-        is_seen = LayerCache.who_sees_whom(num_queries, num_keys, self.window, keys.device)
+        num_keys = self.kept.shape[-2] + 1
         is_there = torch.arange(num_keys) >= self.num_missing[:, None]
-        is_seen = is_seen & is_there.view(-1, 1, 1, 1, num_keys)
-        last = (part[..., -num_queries:, :] for part in rotary)
-        return attend(rotate(q_BNHUE, *last), keys, values, is_seen)
-
-    def keep(self) -> None:
-        self.pending = self.written[..., :1, :]
-        self.kept = torch.cat([self.kept, self.pending], dim=-2)
+        return attend(rotate(q_BNH1E, *rotary), keys, values, is_there.view(-1, 1, 1, 1, num_keys))
 
 
 class _Windows:
-    """What the dynamics asks of a ``Cache`` of which a frame is pending."""
+    """What the dynamics asks of a ``Cache``."""
 
     def __init__(
         self,
@@ -215,7 +203,7 @@ class _Windows:
         layers: list[_Window],
         rotary: tuple[Tensor, Tensor],
     ):
-        self.layers, self.is_pending = layers, True
+        self.layers, self.holds_next = layers, False
         self._rotary = rotary
         config = world.config.dynamics
         latents, proprio, action, tau = frames.split(config.frame_sizes, dim=-1)
@@ -229,14 +217,8 @@ class _Windows:
     def last_latents(self) -> Tensor:
         return self._past[0].latents[:, -1]
 
-    def rotary(self, num_frames: int) -> tuple[Tensor, Tensor]:
-        cos, sin = self._rotary
-        return cos[..., -num_frames:, :], sin[..., -num_frames:, :]
-
-    def keep_pending(self) -> None:
-        for layer in self.layers:
-            layer.keep()
-        self.is_pending = False
+    def rotary(self) -> tuple[Tensor, Tensor]:
+        return self._rotary
 
 
 def _plain(world: WorldModel) -> WorldModel:

@@ -4,6 +4,11 @@ A block holds the latents of every camera (patched together), the proprioception
 the frame, and a few registers. Beside its own value each token is given those of the two frames before. Each
 token carries its own noise level, so what is given and what is to be found is decided by whoever calls, not
 by the network.
+
+A frame is remembered as it was when it was foreseen: its keys and values are those of the pass in which what
+is observed of it, its pictures, was noise. What the pictures then were, the next two frames are given at
+their input. So a frame that is simulated in one call of the network goes through it once, and not once more
+to be remembered.
 """
 
 import dataclasses
@@ -105,8 +110,14 @@ class DynamicsConfig:
 
     @property
     def frames_to_fill(self) -> int:
-        """Frames to show a session until its windows are full: the last comes into them with the next."""
-        return self.window + 1
+        """Frames to show a session until its windows are full."""
+        return self.window
+
+    @property
+    def num_observed(self) -> int:
+        """Modalities, the first ones, that a frame is remembered without: the cameras, or proprioception in a
+        world without them."""
+        return len(self.grids) or 1
 
     @property
     def reach(self) -> int:
@@ -203,10 +214,7 @@ class TokenInput(nn.Module):
 
 
 class Cache:
-    """What streaming sessions remember: keys and values of each block that sees time, and the last frames.
-
-    The last frame kept goes through the network only with the next one, so that a step runs it once.
-    """
+    """What streaming sessions remember: keys and values of each block that sees time, and the last frames."""
 
     def __init__(self, config: DynamicsConfig, batch: int, max_rewind: int, like: Tensor):
         self.layers = [
@@ -225,28 +233,27 @@ class Cache:
         self.sizes = config.frame_sizes
         self.frames = Ring(
             (batch, 1, sum(self.sizes)),
-            window=NUM_BEFORE + 1,
+            window=NUM_BEFORE,
             max_rewind=self._frames_rewind(config.window, max_rewind),
             like=like,
         )
-        self.is_pending = False
-        """Whether the layers do not have the last frame kept."""
+        self.holds_next = False
+        """Whether the layers have the next frame already, as it will be remembered."""
         self.num_frames = torch.zeros(batch, dtype=torch.long, device=like.device)
         """Frames that each session has kept so far."""
 
     @staticmethod
     def _frames_rewind(window: int, max_rewind: int) -> int:
         """How far the frames must be able to go back: as far as the layers, whose window is another."""
-        return max_rewind + max(window - NUM_BEFORE - 1, 0)
+        return max_rewind + max(window - NUM_BEFORE, 0)
 
-    def rotary(self, num_frames: int) -> tuple[Tensor, Tensor]:
-        """Rotation ``B 1 1 T E`` of the next frames of the layers, by their numbers in their sessions."""
-        next_frames = torch.arange(num_frames, device=self.num_frames.device) - int(self.is_pending)
-        cos, sin = rotary_table(self.num_frames[:, None] + next_frames, self.layers[0].buffer.shape[-1])
+    def rotary(self) -> tuple[Tensor, Tensor]:
+        """Rotation ``B 1 1 1 E`` of the next frame, by its number in its session."""
+        cos, sin = rotary_table(self.num_frames[:, None], self.layers[0].buffer.shape[-1])
         return cos[:, None, None], sin[:, None, None]
 
     def past(self) -> tuple[Values, Float[Tensor, "B T M"]]:
-        """The frames kept last, one more than ``NUM_BEFORE`` if there are as many, and their noise levels."""
+        """The frames kept last, ``NUM_BEFORE`` if there are as many, and their noise levels."""
         latents, proprio, action, tau = self.frames.past().split(self.sizes, dim=-1)
         return Values(latents.unflatten(-1, self.latents), proprio, action), tau
 
@@ -261,40 +268,29 @@ class Cache:
         return self.past()[0].proprio[:, -1]
 
     def keep(self, frame: Values, tau: Float[Tensor, "B 1 M"]) -> None:
-        """Keep a frame that the layers do not have yet."""
-        assert not self.is_pending
-        self.frames.with_frames(torch.cat([frame.pack(), tau], dim=-1))
-        self.frames.keep()
+        """Keep a frame that the layers have."""
+        assert self.holds_next
+        self.frames.with_frame(torch.cat([frame.pack(), tau], dim=-1))
+        for ring in self.rings:
+            ring.keep()
         self.num_frames = self.num_frames + 1
-        self.is_pending = True
+        self.holds_next = False
 
     @property
     def rings(self) -> list[Ring]:
         return [*self.layers, self.frames]
 
-    def keep_pending(self) -> None:
-        """Keep the pending frame, the first that was written last, in the layers."""
-        for layer in self.layers:
-            layer.keep()
-        self.is_pending = False
-
     @property
     def num_rewindable(self) -> int:
         """Frames that ``rewind`` can take back."""
-        behind = int(not self.is_pending)
-        possible = [self.frames.num_rewindable, *(layer.num_rewindable - behind for layer in self.layers)]
-        return max(0, min(possible))
+        return min(ring.num_rewindable for ring in self.rings)
 
     def rewind(self, num_frames: int) -> None:
-        """Take back the frames kept last. What is then the last is pending again, so that what follows is the
-        same to the last bit."""
-        if not num_frames:
-            return
-        for layer in self.layers:
-            layer.rewind(num_frames + int(not self.is_pending))
-        self.frames.rewind(num_frames)
+        """Take back the frames kept last."""
+        for ring in self.rings:
+            ring.rewind(num_frames)
         self.num_frames = self.num_frames - num_frames
-        self.is_pending = True
+        self.holds_next = False
 
     @property
     def is_full(self) -> bool:
@@ -316,7 +312,6 @@ class Cache:
         """Give some sessions the past of those of another cache, in their order; both must be full."""
         assert self.is_full
         assert other.is_full
-        assert self.is_pending == other.is_pending
         for layer, new in zip(self.layers, other.layers, strict=True):
             layer.replace(indices, new, 1)
         self.frames.replace(indices, other.frames, 0)
@@ -421,6 +416,8 @@ class Dynamics(nn.Module):
         target_tau: Float[Tensor, "B U M"],
         goal: GoalFrame | None = None,
         has_goal: Bool[Tensor, "B U"] | None = None,
+        *,
+        context_noise: Float[Tensor, "B T O"] | None = None,
     ) -> Values:
         """The training path: clean values of every target frame, all at once.
 
@@ -431,6 +428,8 @@ class Dynamics(nn.Module):
 
         Targets are told of the goal of their segment where ``has_goal`` says so. Context never is: what was
         seen is the same whatever is wanted, so goals may change as a session goes on.
+
+        ``context_noise`` stands for what is observed of the context frames, as ``blind`` takes it.
         """
         num_context, num_target = context_tau.shape[1], target_tau.shape[1]
         assert num_target <= num_context + 1
@@ -441,7 +440,8 @@ class Dynamics(nn.Module):
         wanted = self._embed(target, target_tau, target_past)
         if self.goal_in is not None:
             wanted = wanted + self._tell(goal, has_goal, target_past.frames[0])
-        x = torch.cat([self._embed(context, context_tau, past), wanted], dim=1)
+        seen = self._embed(*self.blind(context, context_tau, context_noise), past)
+        x = torch.cat([seen, wanted], dim=1)
         times, mask = two_stream_mask(num_context, num_target, self.config.window, x.device)
         rotary = rotary_table(times.float(), self.config.width // self.config.num_heads)
         for block in self.blocks:
@@ -460,57 +460,61 @@ class Dynamics(nn.Module):
         goal: GoalFrame | None = None,
         *,
         only_latents: bool = False,
+        remembers: bool = False,
     ) -> Values:
         """The streaming path: clean values of one frame (T = 1) that sees the cache, and is told of a goal
-        if there is one. ``keep`` keeps it. With ``only_latents`` the other parts stay as they are given, and
-        nothing is computed for them."""
-        if not cache.is_pending:
-            return self._stream(frame, tau, cache, goal, only_latents=only_latents)
-        past, past_tau = cache.past()
-        both = past.map(_last).followed_by(frame)
-        both_tau = torch.cat([_last(past_tau), tau], dim=1)
-        found = self._stream(both, both_tau, cache, goal, only_latents=only_latents)
-        cache.keep_pending()
-        return found
+        if there is one.
 
-    def keep(self, frame: Values, tau: Float[Tensor, "B 1 M"], cache: Cache) -> None:
-        """Add one frame (T = 1) to the cache."""
-        self.settle(cache)
+        With ``only_latents`` the other parts stay as they are given, and nothing is computed for them. With
+        ``remembers`` it will be kept as it is given here, but for what is observed of it, which is noise;
+        ``keep`` then need not run the network.
+        """
+        past = self._past(frame, tau, self._before(cache), only_latents=only_latents)
+        x = self._embed(frame, tau, past)
+        if self.goal_in is not None:
+            x = x + self._tell(goal, None, past.frames[0])
+        x = self._through_blocks(x, cache, self.blocks)
+        cache.holds_next = remembers
+        return self._read(x, frame, tau, past, only_latents=only_latents)
+
+    def keep(
+        self,
+        frame: Values,
+        tau: Float[Tensor, "B 1 M"],
+        cache: Cache,
+        noise: Float[Tensor, "B 1 O"] | None = None,
+    ) -> None:
+        """Add one frame (T = 1) to the cache. Where no step has let it be remembered, it goes through the
+        network for that, with ``noise`` as ``blind`` takes it."""
+        if not cache.holds_next:
+            past = self._past(frame, tau, self._before(cache), only_latents=True)
+            last_temporal = self.config.depth // self.config.time_every * self.config.time_every
+            x = self._embed(*self.blind(frame, tau, noise), past)
+            self._through_blocks(x, cache, self.blocks[:last_temporal])
+            cache.holds_next = True
         cache.keep(frame, tau)
 
-    def settle(self, cache: Cache) -> None:
-        """Give the layers of the cache the frame kept last, where they do not have it yet."""
-        if cache.is_pending:
-            past, past_tau = cache.past()
-            self._stream(past.map(_last), _last(past_tau), cache, only_latents=True)
-            cache.keep_pending()
+    def blind(
+        self, frames: Values, tau: Float[Tensor, "B T M"], noise: Float[Tensor, "B T O"] | None
+    ) -> tuple[Values, Float[Tensor, "B T M"]]:
+        """Frames as they are remembered, and their noise levels: what is observed of them is ``noise``, for
+        latents one after the other, or for proprioception in a world without cameras. Without it there are
+        zeros, the mean of all noise."""
+        observed, given = tau.tensor_split([self.config.num_observed], dim=-1)
+        tau = torch.cat([torch.zeros_like(observed), given], dim=-1)
+        if not self.config.grids:
+            proprio = torch.zeros_like(frames.proprio) if noise is None else noise
+            return dataclasses.replace(frames, proprio=proprio), tau
+        latents = torch.zeros_like(frames.latents) if noise is None else noise.view_as(frames.latents)
+        return dataclasses.replace(frames, latents=latents), tau
 
-    def _stream(
-        self,
-        frames: Values,
-        tau: Float[Tensor, "B T M"],
-        cache: Cache,
-        goal: GoalFrame | None = None,
-        *,
-        only_latents: bool,
-    ) -> Values:
-        """Clean values of the last of one or two frames that see the cache; where a frame is pending, it is
-        the first of them."""
-        first = int(not cache.is_pending)
-        before = self._before(cache)[:, first : first + NUM_BEFORE + tau.shape[1] - 1]
-        past = self._past(frames, tau, before, only_latents=only_latents)
-        x = self._embed(frames, tau, past)
-        if self.goal_in is not None:
-            told = self._tell(goal, None, past.frames[0].map(_last))
-            x = torch.cat([x[:, :-1], x[:, -1:] + told], dim=1)
-        rotary, layers = cache.rotary(tau.shape[1]), iter(cache.layers)
-        last_temporal = self.config.depth // self.config.time_every * self.config.time_every - 1
-        for index, block in enumerate(self.blocks):
+    def _through_blocks(self, x: Float[Tensor, "B 1 N D"], cache: Cache, blocks: nn.ModuleList) -> Tensor:
+        """A frame through blocks that see the cache, and are written to it without being kept."""
+        rotary, layers = cache.rotary(), iter(cache.layers)
+        for block in blocks:
             assert isinstance(block, Block)
-            layer = next(layers) if block.time is not None else None
-            x = block.step(x, rotary, layer, only_last=index == last_temporal)
-        last = frames.map(_last), tau[:, -1:], past.map(_last)
-        return self._read(x[:, -1:], *last, only_latents=only_latents)
+            x = block.step(x, rotary, next(layers) if block.time is not None else None)
+        return x
 
     def _tell(
         self, goal: GoalFrame | None, has_goal: Bool[Tensor, "B U"] | None, last: Values
@@ -534,9 +538,9 @@ class Dynamics(nn.Module):
         return torch.cat([packed, known[:, :, -2:]], dim=-1)
 
     def _before(self, cache: Cache) -> Float[Tensor, "B S V"]:
-        """One more than the ``NUM_BEFORE`` frames kept last."""
+        """The ``NUM_BEFORE`` frames kept last."""
         past = self._known(*cache.past())
-        return F.pad(past, (0, 0, NUM_BEFORE + 1 - past.shape[1], 0))
+        return F.pad(past, (0, 0, NUM_BEFORE - past.shape[1], 0))
 
     def _past(
         self, values: Values, tau: Tensor, before: Float[Tensor, "B S V"], *, only_latents: bool = False
@@ -599,7 +603,7 @@ class Dynamics(nn.Module):
         has it exactly; None where it never does."""
         if not self.foresees_proprio:
             return None
-        packed = self._frames_before(tau, self._before(cache)[:, 1:])
+        packed = self._frames_before(tau, self._before(cache))
         proprio, error = self._foresee_proprio(frame, tau, packed)
         return proprio, error.amax(-1, keepdim=True) < EXACT_PROPRIO
 
@@ -678,10 +682,6 @@ class Dynamics(nn.Module):
         if not parts:
             return patches.new_zeros(*patches.shape[:2], 0, self.config.latent_dim)
         return torch.cat(parts, dim=2)
-
-
-def _last(x: Tensor) -> Tensor:
-    return x[:, -1:]
 
 
 def _combine(expected: Tensor, error: Tensor, noised: Tensor, tau: Tensor) -> Tensor:

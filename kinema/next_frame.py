@@ -40,7 +40,11 @@ def next_frame(
 
     def model(x: Tensor, tau: float) -> Tensor:
         levels = world.tau(batch, 1, action_tau=1.0, observation_tau=tau)
-        return world.dynamics.step(Values(x, frame.proprio, action), levels, cache, only_latents=True).latents
+        given = Values(x, frame.proprio, action)
+        found = world.dynamics.step(
+            given, levels, cache, only_latents=True, remembers=num_denoising_steps == 1
+        )
+        return found.latents
 
     found = solve(model, latents, num_denoising_steps)
     settled, doubt = world.settle_and_doubt(found[:, 0], cache.last_latents, frame.proprio[:, 0])
@@ -65,7 +69,9 @@ def with_proprio(
         return world.tau(batch, 1, action_tau=action_tau, observation_tau=observation_tau, proprio_tau=tau)
 
     def model(x: Tensor, tau: float) -> Tensor:
-        return dynamics.step(Values(frame.latents, x, frame.action), levels(tau), cache).proprio
+        given = Values(frame.latents, x, frame.action)
+        remembers = num_denoising_steps == 1 and not world.cameras
+        return dynamics.step(given, levels(tau), cache, remembers=remembers).proprio
 
     foreseen = dynamics.foresee_proprio(frame, levels(0.0), cache)
     if foreseen is not None and foreseen[1].all():

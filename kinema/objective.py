@@ -1,9 +1,9 @@
 """What the dynamics is trained on: every frame of a segment from a clean past, as it will meet it.
 
-The segment enters twice: once as context, nearly clean, once as target, noised. A target sees the context
-before it and itself, never another target, so one pass gives a prediction for every frame under just the
-conditions of a rollout. Context is noised a little and says how much: a rollout is then stable against its
-own errors (diffusion forcing, 2407.01392; 2408.14837, section 3.2).
+The segment enters twice: once as context, as a rollout remembers its frames, once as target, noised. A target
+sees the context before it and itself, never another target, so one pass gives a prediction for every frame
+under just the conditions of a rollout. What the context hands on of its pictures is noised a little: a
+rollout is then stable against its own errors (diffusion forcing, 2407.01392; 2408.14837, section 3.2).
 
 Noise times are drawn jointly, as they meet when a frame is solved: first proprioception, from the past and
 the action; then the picture, given that too. And in the other directions: proprioception from the picture,
@@ -166,13 +166,18 @@ class DynamicsObjective(nn.Module):
 
         past = values.map(lambda x: x[:, :-1])
         context = self.add_noise(past, context_tau[:, :-1], generator)
+        context_noise = self._noise_of(past, generator)
         target = self.add_noise(values, target_tau, generator)
         shown = past.latents
         if uses_own.any():
             for _ in range(own_context_steps):
-                context = self._own_context(context, context_tau[:, :-1], past, uses_own, generator)
+                context = self._own_context(
+                    context, context_tau[:, :-1], context_noise, past, uses_own, generator
+                )
             shown = torch.where(uses_own.view(-1, 1, 1, 1), context.latents, shown)
-        predicted = self.dynamics(context, context_tau[:, :-1], target, target_tau, *told)
+        predicted = self.dynamics(
+            context, context_tau[:, :-1], target, target_tau, *told, context_noise=context_noise
+        )
 
         # A distance and not its square: where several things may happen, the least mean square is their
         # mixture, and that is no picture; the least distance is near the likeliest.
@@ -273,11 +278,17 @@ class DynamicsObjective(nn.Module):
             noised(values.action, tau[:, :, -1:]),
         )
 
+    def _noise_of(self, frames: Values, generator: torch.Generator | None) -> Float[Tensor, "B T O"]:
+        """Noise in place of what is observed of frames."""
+        observed = frames.latents.flatten(2) if self.num_cameras else frames.proprio
+        return torch.randn(observed.shape, generator=generator, device=observed.device)
+
     @torch.no_grad()
     def _own_context(
         self,
         context: Values,
         context_tau: Tensor,
+        context_noise: Tensor,
         past: Values,
         uses_own: Bool[Tensor, " B"],
         generator: torch.Generator | None,
@@ -285,19 +296,21 @@ class DynamicsObjective(nn.Module):
         """Replace the context of some segments by the network's own one-step solution of it, noised alike.
         Each call simulates one step more."""
         earlier, earlier_tau = context.map(lambda x: x[:, :-1]), context_tau[:, :-1]
+
+        def find(noised: Values, tau: Tensor) -> Values:
+            return self.dynamics(earlier, earlier_tau, noised, tau, context_noise=context_noise[:, :-1])
+
         tau = context_tau[:, 1:]
         action_tau, zero = tau[..., -1], torch.zeros_like(tau[..., -1])
         own = past.map(lambda x: x[:, 1:])
         if self.has_proprio and not self.dynamics.foresees_proprio:
             picture_tau = zero if self.num_cameras else tau[..., 0]
             first_tau = self._levels(picture_tau, zero, action_tau)
-            found = self.dynamics(earlier, earlier_tau, self.add_noise(own, first_tau, generator), first_tau)
+            found = find(self.add_noise(own, first_tau, generator), first_tau)
             own = Values(own.latents, found.proprio, own.action)
         if self.num_cameras:
             second_tau = self._levels(zero, torch.ones_like(zero), action_tau)
-            found = self.dynamics(
-                earlier, earlier_tau, self.add_noise(own, second_tau, generator), second_tau
-            )
+            found = find(self.add_noise(own, second_tau, generator), second_tau)
             latents = found.latents
             if self.settle is not None:
                 parts = (part.flatten(0, 1) for part in (latents, earlier.latents, own.proprio))

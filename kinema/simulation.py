@@ -42,8 +42,9 @@ MOST_COMPILED = 16
 """More sessions step no faster where steps are compiled: copying their pasts takes what that saves."""
 ACT_CHUNK, ACT_STEPS = 8, 4
 """Actions that the network finds at a time, and network calls for each."""
-ACT_STREAM = 3
-"""First of the streams of noise of a session that actions are made of."""
+GIVEN_STREAM, ACT_STREAM = -1, 3
+"""First of the streams of noise of a session: of what given frames are remembered with, the last frame first,
+downwards; and of what actions are made of, upwards."""
 MAX_REWIND = 256
 """Most steps that ``rewind`` can go back."""
 
@@ -145,6 +146,7 @@ class SimulationBatch:
         batch, time = latents.shape[:2]
         # Frames beyond the reach change nothing.
         first = max(0, time - 1 - world.config.dynamics.reach)
+        observed = latents[0, 0].numel() if world.cameras else world.proprio_dim
         for t in range(first, time):
             knows_action = t > 0 and actions is not None
             action = (
@@ -163,7 +165,9 @@ class SimulationBatch:
                     action_tau=float(knows_action),
                     observation_tau=world.config.context_tau,
                 )
-            world.dynamics.keep(given, world.tau(batch, 1, action_tau=float(knows_action)), self._cache)
+            levels = world.tau(batch, 1, action_tau=float(knows_action))
+            noise = self._noise(observed, stream=GIVEN_STREAM - (time - 1 - t))
+            world.dynamics.keep(given, levels, self._cache, noise)
         self._remember()
 
     @torch.inference_mode()
@@ -318,16 +322,6 @@ class SimulationBatch:
             for child in range(num)
         ]
         return self._copy(indices, seeds, max_rewind)
-
-    @torch.inference_mode()
-    def settled(self) -> "SimulationBatch":
-        """The same sessions, with what of their next step does not depend on its action done already: their
-        forks need not do it each. They cannot be rewound, and step in a batch of their own, not by
-        ``replace`` or ``step_together`` beside others."""
-        other = self.select(range(len(self)), self._seeds)
-        with self._networks.autocast(), one_thread(self._is_small):
-            self._networks.dynamics.settle(other._cache)
-        return other
 
     def replace(self, indices: Sequence[int], others: "SimulationBatch") -> None:
         """Let the sessions of another batch of the same world, in their order, take the place of some here.
@@ -512,10 +506,6 @@ class Simulation:
         """``num`` futures from here, batched, each with its own noise; they can go back by as many steps as
         this session, or by ``max_rewind``, which is cheaper where it is less."""
         return self._batch.fork(num, max_rewind=max_rewind)
-
-    def settled(self) -> SimulationBatch:
-        """This session as a batch of one, to be forked more than once: see ``SimulationBatch.settled``."""
-        return self._batch.settled()
 
     def rewind(self, num_steps: int) -> None:
         """Undo the last steps, at most ``MAX_REWIND``: what follows is as if they had not been made."""

@@ -40,6 +40,12 @@ def differs(one: Values, other: Values) -> torch.Tensor:
     return torch.stack(parts).amax(0) > 1e-5
 
 
+def random_noise(config: DynamicsConfig, batch: int, time: int) -> torch.Tensor:
+    """In place of what is observed of frames."""
+    size = config.num_latents * config.latent_dim or config.proprio_dim
+    return torch.randn(batch, time, size, generator=torch.Generator().manual_seed(2))
+
+
 def _parts(values: Values) -> tuple[torch.Tensor, ...]:
     return values.latents, values.proprio, values.action
 
@@ -119,19 +125,61 @@ def test_the_past_matters_as_far_as_the_window_reaches_through_the_layers(config
 @EVERY_CONFIG
 @pytest.mark.parametrize("max_rewind", [0, 2])
 def test_streaming_gives_what_training_gives(config: DynamicsConfig, max_rewind: int) -> None:
-    """Past the window (3 frames) and through several turns of the ring (2 * (3 + max_rewind) + 2 frames)."""
+    """Past the window (3 frames) and through several turns of the ring (2 * (3 + max_rewind) + 1 frames)."""
     dynamics, time, batch = random_dynamics(config), 24, 2
     frames, target = random_values(config, batch, time), random_values(config, batch, time, seed=1)
     tau, target_tau = random_tau(config, batch, time), random_tau(config, batch, time, seed=1)
-    together = dynamics(frames, tau, target, target_tau)
+    noise = random_noise(config, batch, time)
+    together = dynamics(frames, tau, target, target_tau, context_noise=noise)
     cache = dynamics.new_cache(batch, max_rewind=max_rewind)
     for t in range(time):
-        dynamics.keep(at(frames, t), tau[:, t : t + 1], cache)
-        # Twice: a step leaves nothing behind that the next could see, however often a frame is denoised. The
-        # first takes the frame kept last through the network as well.
+        dynamics.keep(at(frames, t), tau[:, t : t + 1], cache, noise[:, t : t + 1])
+        # Twice: a step leaves nothing behind that the next could see, however often a frame is denoised.
         for _ in range(2):
             streamed = dynamics.step(at(target, t), target_tau[:, t : t + 1], cache)
             assert_close(streamed, at(together, t))
+
+
+@torch.no_grad()
+@EVERY_CONFIG
+def test_a_frame_that_was_simulated_is_remembered_by_the_pass_that_found_it(config: DynamicsConfig) -> None:
+    """As if it had gone through the network once more, with the same noise."""
+    dynamics, time = random_dynamics(config), 8
+    frames, tau = random_values(config, 2, time), random_tau(config, 2, time)
+    noise = random_noise(config, 2, time)
+    once, twice = (dynamics.new_cache(2) for _ in range(2))
+    calls: list[int] = []
+    dynamics.get_submodule("blocks.0.space").register_forward_hook(lambda *_: calls.append(1))
+    for t in range(time):
+        frame, levels, given = at(frames, t), tau[:, t : t + 1], noise[:, t : t + 1]
+        sought = dynamics.blind(frame, levels, given)
+        found = []
+        for cache, remembers in ((once, True), (twice, False)):
+            calls.clear()
+            found.append(dynamics.step(*sought, cache, only_latents=bool(config.grids), remembers=remembers))
+            dynamics.keep(frame, levels, cache, given)
+            assert len(calls) == 1 + (not remembers)
+        assert_close(*found)
+
+
+@torch.no_grad()
+@EVERY_CONFIG
+def test_what_a_frame_shows_is_not_remembered_but_handed_on(config: DynamicsConfig) -> None:
+    """Its keys and values are the same whatever it shows; the frames after it are told."""
+    dynamics = random_dynamics(config)
+    tau = torch.ones(1, 1, config.num_modalities)
+    frame, other = (random_values(config, 1, 1, seed=seed) for seed in (0, 1))
+    if config.grids:
+        other = dataclasses.replace(frame, latents=other.latents)
+    else:
+        other = dataclasses.replace(frame, proprio=other.proprio)
+    caches = [dynamics.new_cache(1) for _ in range(2)]
+    for cache, shown in zip(caches, (frame, other), strict=True):
+        dynamics.keep(shown, tau, cache)
+    for layer, of_other in zip(caches[0].layers, caches[1].layers, strict=True):
+        assert torch.equal(layer.past(), of_other.past())
+    found = [dynamics.step(random_values(config, 1, 1, seed=2), tau * 0.5, cache) for cache in caches]
+    assert differs(*found).all()
 
 
 @torch.no_grad()
@@ -310,7 +358,7 @@ def test_the_cache_is_as_large_as_the_window_and_the_way_back() -> None:
     config = dynamics_config(window=3, depth=4, time_every=2)
     cache = random_dynamics(config).new_cache(5, max_rewind=7)
     assert len(cache.layers) == 2
-    assert cache.layers[0].buffer.shape == (2, 5, config.num_tokens, 2, 2 * (3 + 7) + 2, 16)
+    assert cache.layers[0].buffer.shape == (2, 5, config.num_tokens, 2, 2 * (3 + 7) + 1, 16)
 
 
 @pytest.mark.parametrize(

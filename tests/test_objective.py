@@ -82,6 +82,8 @@ class ConstantDynamics(Dynamics):
         target_tau: torch.Tensor,
         goal: GoalFrame | None = None,
         has_goal: torch.Tensor | None = None,
+        *,
+        context_noise: torch.Tensor | None = None,
     ) -> Values:
         return target.map(lambda x: torch.full_like(x, self.prediction))
 
@@ -246,7 +248,8 @@ def test_own_context_is_what_the_network_makes_of_the_frames_before(config: Dyna
     objective = objective_of(config)
     dynamics, past = objective.dynamics, random_values(config, 2, 5)
     tau = torch.ones(2, 5, dynamics.config.num_modalities)
-    own = objective._own_context(past, tau, past, torch.tensor([True, False]), seeded(3))
+    noise = objective._noise_of(past, seeded(4))
+    own = objective._own_context(past, tau, noise, past, torch.tensor([True, False]), seeded(3))
     for part, given in ((own.latents, past.latents), (own.proprio, past.proprio)):
         assert torch.equal(part[1], given[1])
         assert torch.equal(part[:, 0], given[:, 0])
@@ -260,7 +263,7 @@ def test_own_context_is_what_the_network_makes_of_the_frames_before(config: Dyna
             if name == "proprio":
                 target_tau[..., -2] = 0.0
             target = objective.add_noise(expected, target_tau, generator)
-            found = dynamics(earlier, tau[:, :-1], target, target_tau)
+            found = dynamics(earlier, tau[:, :-1], target, target_tau, context_noise=noise[:, :-1])
             expected = dataclasses.replace(expected, **{name: getattr(found, name)})
     torch.testing.assert_close(own.latents[0, 1:], expected.latents[0])
     torch.testing.assert_close(own.proprio[0, 1:], expected.proprio[0])
@@ -274,9 +277,9 @@ def test_own_context_of_several_steps_is_a_rollout(monkeypatch: pytest.MonkeyPat
     seen: list[torch.Tensor] = []
     forward = Dynamics.forward
 
-    def spy(self: Dynamics, context: Values, *rest: torch.Tensor) -> Values:
+    def spy(self: Dynamics, context: Values, *rest: torch.Tensor, **noise: torch.Tensor) -> Values:
         seen.append(context.latents)
-        return forward(self, context, *rest)
+        return forward(self, context, *rest, **noise)
 
     def without_noise(_: object, given: Values, tau: torch.Tensor, __: object) -> Values:
         return dataclasses.replace(given, latents=given.latents * tau[:, :, :1, None])
@@ -308,7 +311,8 @@ def test_own_context_hides_the_true_past() -> None:
     other.proprio[:, -1] += 1.0
     tau = torch.ones(1, 5, objective.dynamics.config.num_modalities)
     uses_own = torch.tensor([True])
-    first, second = (objective._own_context(x, tau, x, uses_own, seeded()) for x in (past, other))
+    noise = objective._noise_of(past, seeded(1))
+    first, second = (objective._own_context(x, tau, noise, x, uses_own, seeded()) for x in (past, other))
     assert torch.equal(first.latents, second.latents)
     assert torch.equal(first.proprio, second.proprio)
 

@@ -547,19 +547,6 @@ def test_bfloat16_is_close_and_leaves_the_world_as_it_is() -> None:
     assert world.networks.dynamics.latents_out.weight.dtype == torch.float32
 
 
-def test_settled_sessions_go_on_as_those_that_they_were_made_of() -> None:
-    world = random_world()
-    sim = world.start(random_frames(3), random_actions(2))
-    sim.step(random_actions(1)[0])
-    action = random_actions(1, seed=5)[0]
-    settled = sim.settled()
-    futures = settled.fork(3, max_rewind=0).step(np.stack([action] * 3))
-    expected = sim.fork(3, max_rewind=0).step(np.stack([action] * 3))
-    np.testing.assert_allclose(futures.frame.astype(float), expected.frame.astype(float), atol=1.0)
-    same = settled.step(action[None]).frame[0]
-    np.testing.assert_allclose(sim.step(action).frame.astype(float), same.astype(float), atol=1.0)
-
-
 @pytest.mark.parametrize("is_packed", [False, True])
 def test_packed_weights_change_nothing_but_the_speed(
     is_packed: bool, monkeypatch: pytest.MonkeyPatch

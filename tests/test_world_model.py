@@ -295,7 +295,7 @@ def test_a_missing_file_is_named(saved: Path, name: str) -> None:
         "null",
         '"text"',
         "{}",
-        '{"format": 1}',
+        '{"format": 2}',
         '{"format": 999}',
         b"\xff\xfe\x00",
     ],
@@ -333,8 +333,8 @@ def test_a_configuration_with_a_wrong_field_is_named(
 
 def test_a_newer_format_is_said_to_be_one(saved: Path) -> None:
     config = json.loads((saved / CONFIG_FILE).read_text())
-    (saved / CONFIG_FILE).write_text(json.dumps({**config, "format": 2}))
-    with pytest.raises(WorldError, match="written by another version of kinema; this one reads format 1"):
+    (saved / CONFIG_FILE).write_text(json.dumps({**config, "format": 1}))
+    with pytest.raises(WorldError, match="written by another version of kinema; this one reads format 2"):
         load(saved)
 
 

@@ -59,13 +59,10 @@ class TimeAttention(_Attention):
         y_RTD = self.out(y_RHTE.transpose(1, 2).flatten(2))
         return y_RTD.unflatten(0, (batch, tokens)).transpose(1, 2)
 
-    def step(
-        self, x_BTND: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache, *, only_last: bool = False
-    ) -> Tensor:
-        """The streaming path: new frames, which see the cached ones, those before them, and themselves. With
-        ``only_last`` the frames before the last are written to the cache and no more."""
+    def step(self, x_BTND: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache) -> Tensor:
+        """The streaming path: one new frame, which sees the cached ones and itself."""
         q, k, v = (part.permute(0, 2, 3, 1, 4) for part in self.project(x_BTND))
-        y_BNHTE = cache.attend(q[..., -1:, :] if only_last else q, k, v, rotary)
+        y_BNHTE = cache.attend(q, k, v, rotary)
         return self.out(y_BNHTE.permute(0, 3, 1, 2, 4).flatten(3))
 
 
@@ -98,19 +95,10 @@ class Block(nn.Module):
             x_BTND = x_BTND + self.time(x_BTND, rotary, mask_TS)
         return x_BTND + self.mlp(x_BTND)
 
-    def step(
-        self,
-        x_BTND: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        cache: LayerCache | None,
-        *,
-        only_last: bool = False,
-    ) -> Tensor:
-        """The streaming path. With ``only_last`` it gives the last frame alone, which is less work: nothing
-        that comes after it sees the others."""
+    def step(self, x_BTND: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache | None) -> Tensor:
+        """The streaming path: one new frame."""
         x_BTND = x_BTND + self.space(x_BTND)
         if self.time is not None:
             assert cache is not None
-            y_BTND = self.time.step(x_BTND, rotary, cache, only_last=only_last)
-            x_BTND = x_BTND[:, -y_BTND.shape[1] :] + y_BTND
+            x_BTND = x_BTND + self.time.step(x_BTND, rotary, cache)
         return x_BTND + self.mlp(x_BTND)

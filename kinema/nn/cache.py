@@ -5,7 +5,7 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from kinema.nn.attention import attend
@@ -20,25 +20,18 @@ class Ring:
     appending costs one frame, and going back by up to ``max_rewind`` frames only moves ``end``.
     """
 
-    MAX_FRAMES = 2
-    """Most frames that are written at a time."""
-
     def __init__(self, shape: tuple[int, ...], *, window: int, max_rewind: int, like: Tensor):
         """An empty ring of things of a ``shape`` that has 1 where the frames go."""
         self.window = window
         self.num_kept = window + max_rewind
         self.end = 0
         self._has_forgotten = False
-        self.buffer = like.new_zeros(*shape[:-2], 2 * self.num_kept + self.MAX_FRAMES, shape[-1])
+        self.buffer = like.new_zeros(*shape[:-2], 2 * self.num_kept + 1, shape[-1])
 
-    def with_frames(self, frames: Tensor) -> Tensor:
-        """Write frames behind the past ones, without keeping them, and give the window and them."""
-        self.buffer[..., self.end : self.end + frames.shape[-2], :] = frames
-        return self.past_and(frames.shape[-2])
-
-    def past_and(self, num_frames: int) -> Tensor:
-        """The window, and behind it what was written last."""
-        return self.buffer[..., max(0, self.end - self.window) : self.end + num_frames, :]
+    def with_frame(self, frame: Tensor) -> Tensor:
+        """Write a frame behind the past ones, without keeping it, and give the window and it."""
+        self.buffer[..., self.end : self.end + 1, :] = frame
+        return self.buffer[..., max(0, self.end - self.window) : self.end + 1, :]
 
     def past(self) -> Tensor:
         """The window: ``window`` frames, or those that there are."""
@@ -50,9 +43,9 @@ class Ring:
         return F.pad(past, (0, 0, self.window - past.shape[-2], 0))
 
     def keep(self) -> None:
-        """Keep the first of the frames written last."""
+        """Keep the frame written last."""
         self.end += 1
-        if self.end > self.buffer.shape[-2] - self.MAX_FRAMES:
+        if self.end == self.buffer.shape[-2]:
             kept = self.buffer[..., self.end - self.num_kept : self.end, :].clone()
             self.buffer[..., : self.num_kept, :] = kept
             self.end = self.num_kept
@@ -83,7 +76,7 @@ class Ring:
         kept = self.buffer[..., first : self.end, :].index_select(session_axis, indices)
         other.end = self.end - first
         other._has_forgotten = self._has_forgotten or first > 0
-        room = 2 * other.num_kept + self.MAX_FRAMES - other.end
+        room = 2 * other.num_kept + 1 - other.end
         other.buffer = torch.cat([kept, kept.new_zeros(*kept.shape[:-2], room, kept.shape[-1])], dim=-2)
         return other
 
@@ -96,8 +89,8 @@ class Ring:
         other.__dict__.update(rings[0].__dict__)
         other.end = max(past.shape[-2] for past in pasts)
         shape = list(pasts[0].shape)
-        # Room for two frames, and for one being kept without a turn of the ring.
-        shape[session_axis], shape[-2] = len(rings), other.end + cls.MAX_FRAMES + 1
+        # Room for a frame, which is kept without a turn of the ring.
+        shape[session_axis], shape[-2] = len(rings), other.end + 2
         other.buffer = pasts[0].new_zeros(shape)
         for index, past in enumerate(pasts):
             place = other.buffer.narrow(session_axis, index, 1)
@@ -108,7 +101,7 @@ class Ring:
         """Keep in each of the rings that were gathered the frame that was kept here last."""
         last = self.buffer[..., self.end - 1 : self.end, :]
         for ring, frame in zip(rings, last.split(1, session_axis), strict=True):
-            ring.with_frames(frame)
+            ring.with_frame(frame)
             ring.keep()
 
     def replace(self, indices: Tensor, other: "Ring", session_axis: int) -> None:
@@ -135,17 +128,6 @@ class LayerCache(Ring):
         """Places at the front of the buffer that hold nothing, by session; None where all hold something."""
         shape = (2, batch, tokens, num_heads, 1, head_dim)
         super().__init__(shape, window=window, max_rewind=max_rewind, like=like)
-        self._is_seen = self.who_sees_whom(self.MAX_FRAMES, window + self.MAX_FRAMES, window, like.device)
-
-    @staticmethod
-    def who_sees_whom(
-        num_queries: int, num_keys: int, window: int, device: torch.device
-    ) -> Bool[Tensor, "U S"]:
-        """Which of the last frames (``U`` of them) sees which (``S``): those before it within the window, and
-        itself."""
-        ages = torch.arange(num_keys - 1, -1, -1, device=device)
-        gap = ages[num_keys - num_queries :, None] - ages
-        return (gap <= 0) & (gap >= -window)
 
     def num_missing(self, batch: int) -> Int[Tensor, " B"]:
         """Places of the full window that hold nothing, by session."""
@@ -156,29 +138,24 @@ class LayerCache(Ring):
         return missing
 
     def attend(
-        self, q_BNHUE: Tensor, k_BNHTE: Tensor, v_BNHTE: Tensor, rotary: tuple[Tensor, Tensor]
+        self, q_BNH1E: Tensor, k_BNH1E: Tensor, v_BNH1E: Tensor, rotary: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """Write frames without keeping them, and attend from the last ``U`` of them, each to those before it
-        within the window and to itself.
+        """Write a frame without keeping it, and attend from it to those before it within the window and to
+        itself.
 
         Keys are written rotated by the frame's number in its session: only differences matter, so a key is
         turned once and for all.
         """
-        num_queries, num_frames = q_BNHUE.shape[-2], k_BNHTE.shape[-2]
-        written = self.buffer[..., self.end : self.end + num_frames, :]
-        written[0] = rotate(k_BNHTE, *rotary)
-        written[1] = v_BNHTE
-        keys, values = self.past_and(num_frames).unbind(0)
-        num_keys = keys.shape[-2]
-        is_seen = self._is_seen[-num_queries:, -num_keys:]
+        written = self.buffer[..., self.end : self.end + 1, :]
+        written[0] = rotate(k_BNH1E, *rotary)
+        written[1] = v_BNH1E
+        keys, values = self.buffer[..., max(0, self.end - self.window) : self.end + 1, :].unbind(0)
+        is_there = None
         if self._num_missing is not None:
-            place = torch.arange(num_keys, device=keys.device) + self.end + num_frames - num_keys
-            is_seen = is_seen & (place >= self._num_missing[:, None]).view(-1, 1, 1, 1, num_keys)
-        elif num_frames == 1:
-            # A single frame may see all that there is.
-            is_seen = None
-        last = (part[..., -num_queries:, :] for part in rotary)
-        return attend(rotate(q_BNHUE, *last), keys, values, is_seen)
+            num_keys = keys.shape[-2]
+            place = torch.arange(num_keys, device=keys.device) + self.end + 1 - num_keys
+            is_there = (place >= self._num_missing[:, None]).view(-1, 1, 1, 1, num_keys)
+        return attend(rotate(q_BNH1E, *rotary), keys, values, is_there)
 
     @classmethod
     def of_sessions(cls, rings: Sequence[Self]) -> Self:

@@ -113,7 +113,6 @@ class WorldScore:
         """
         goal.check(session.world)
         self.session, self.goal, self.max_batch, self._run = session, goal, max_batch, run
-        self._origin: SimulationBatch | None = None
         self.num_steps = 0
         """Steps simulated so far, those of all candidates together."""
         self.num_batched_steps = 0
@@ -123,10 +122,10 @@ class WorldScore:
 
     @property
     def num_network_calls(self) -> int:
-        """Calls of the dynamics so far: one to keep each frame, beside those that find it, and those of
-        proposals."""
-        batch = self.session.world.config.num_denoising_steps
-        return self.num_batched_steps * (batch + 1) + self.num_other_calls
+        """Calls of the dynamics so far: those that find each frame, one more to keep it where they are
+        several, and those of proposals."""
+        calls = self.session.world.config.num_denoising_steps
+        return self.num_batched_steps * (calls + (calls > 1)) + self.num_other_calls
 
     def count(self, num: int, horizon: int) -> None:
         """So many more steps of so many sessions were simulated."""
@@ -168,9 +167,7 @@ class WorldScore:
 
     def fork(self, num: int) -> SimulationBatch:
         """Futures for so many candidates, from where the session is."""
-        if self._origin is None:
-            self._origin = self.session.settled()
-        return self._origin.fork(num, max_rewind=0)
+        return self.session.fork(num, max_rewind=0)
 
     def _advance(self, sessions: SimulationBatch, actions: np.ndarray) -> tuple[Step, np.ndarray | None]:
         """One step of every candidate, and how far from the target it led."""

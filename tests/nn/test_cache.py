@@ -36,7 +36,7 @@ def test_a_ring_is_a_list_of_frames(window: int, max_rewind: int, operations: li
             ring.rewind(back)
             kept = kept[: len(kept) - back]
         else:
-            given = ring.with_frames(frame(number))
+            given = ring.with_frame(frame(number))
             assert given[0, :, 0].tolist() == [*kept, number][-window - 1 :]
             if operation:
                 ring.keep()
@@ -51,26 +51,26 @@ def test_memory_stays_as_it_is() -> None:
     ring = make_ring(window=3, max_rewind=2)
     address, size = ring.buffer.data_ptr(), ring.buffer.numel()
     for number in range(1000):
-        ring.with_frames(frame(number))
+        ring.with_frame(frame(number))
         ring.keep()
     assert (ring.buffer.data_ptr(), ring.buffer.numel()) == (address, size)
 
 
 def test_a_selection_goes_its_own_way() -> None:
     ring = make_ring(window=3, max_rewind=1, sessions=3)
-    ring.with_frames(torch.arange(3.0).view(3, 1, 1).expand(3, 1, HEAD_DIM))
+    ring.with_frame(torch.arange(3.0).view(3, 1, 1).expand(3, 1, HEAD_DIM))
     ring.keep()
     selected = ring.select(torch.tensor([2, 0, 2, 1]), 0)
     assert selected.past()[:, 0, 0].tolist() == [2.0, 0.0, 2.0, 1.0]
-    selected.with_frames(frame(9.0, sessions=4))
+    selected.with_frame(frame(9.0, sessions=4))
     selected.keep()
     assert (ring.end, selected.end) == (1, 2)
-    assert ring.with_frames(frame(5.0, sessions=3))[0, :, 0].tolist() == [0.0, 5.0]
+    assert ring.with_frame(frame(5.0, sessions=3))[0, :, 0].tolist() == [0.0, 5.0]
 
 
 def test_a_layer_is_attended_by_age() -> None:
-    """Through many turns of the ring, one frame at a time or two: each sees those before it within the
-    window, turned by how long ago they were, and itself."""
+    """Through many turns of the ring: a frame sees those before it within the window, turned by how long ago
+    they were, and itself."""
     batch, tokens, heads, window = 2, 3, 2, 2
     cache = LayerCache(
         batch=batch,
@@ -86,13 +86,11 @@ def test_a_layer_is_attended_by_age() -> None:
     turned_queries, turned_keys = (
         rotate(x, *rotary_table(torch.arange(12.0), HEAD_DIM)) for x in (queries, keys)
     )
-    for time, num_frames in enumerate((1, 2, 2, 1, 1, 2, 2, 1, 2, 1, 1)):
-        now = slice(time, time + num_frames)
+    for time in range(12):
+        now = slice(time, time + 1)
         rotary = rotary_table(torch.arange(now.start, now.stop), HEAD_DIM)
         found = cache.attend(queries[..., now, :], keys[..., now, :], values[..., now, :], rotary)
-        for index in range(num_frames):
-            seen = slice(max(0, time + index - window), time + index + 1)
-            weights = turned_queries[..., [time + index], :] @ turned_keys[..., seen, :].mT / HEAD_DIM**0.5
-            expected = weights.softmax(-1) @ values[..., seen, :]
-            torch.testing.assert_close(found[..., [index], :], expected)
+        seen = slice(max(0, time - window), time + 1)
+        weights = turned_queries[..., now, :] @ turned_keys[..., seen, :].mT / HEAD_DIM**0.5
+        torch.testing.assert_close(found, weights.softmax(-1) @ values[..., seen, :])
         cache.keep()
