@@ -166,7 +166,7 @@ def test_mistakes_are_explained(world: World, data: Dataset, tmp_path: Path) -> 
         WorldEnv(world, data, max_steps=0)
     with pytest.raises(ValueError, match=r"min_trust=1\.5: it must be between 0 and 1"):
         WorldEnv(world, data, min_trust=1.5)
-    with pytest.raises(ValueError, match=r"starts show 1 frames; .* Starts\(..., context=4\)"):
+    with pytest.raises(ValueError, match=r"starts show 1 frames; .* Starts\(..., context=3\)"):
         WorldVectorEnv(2, world, Starts(world, data, context=1))
     with pytest.raises(DataError, match="sessions start with 50 frames, but the longest episode has 12"):
         Starts(world, data, context=50)

@@ -145,7 +145,7 @@ def test_a_candidate_is_scored_by_what_its_session_comes_to(
     assert score.num_steps == 20
     parts = 1 if max_batch == 256 else 3
     assert score.num_batched_steps == 4 * parts
-    assert score.num_network_calls == 8 * parts
+    assert score.num_network_calls == 4 * parts
     # The session itself has not moved.
     assert session.num_steps == 0
 
@@ -214,7 +214,7 @@ def test_a_controller_plans_from_what_was_seen(world: World) -> None:
     low, high = world.action_normalizer.restore(torch.tensor([[-1.0], [1.0]])).numpy()
     assert (plan.actions >= low - 1e-3).all()
     assert (plan.actions <= high + 1e-3).all()
-    assert (plan.num_candidates, plan.num_steps, plan.num_network_calls) == (16, 96, 24)
+    assert (plan.num_candidates, plan.num_steps, plan.num_network_calls) == (16, 96, 12)
     assert plan.milliseconds > 0
     again = Controller(world, CrossEntropy(SMALL), goal, chunk=2).plan(history, np.random.default_rng(0))
     np.testing.assert_array_equal(plan.actions, again.actions)

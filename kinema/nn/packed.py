@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MANY_ROWS = 256
+MANY_ROWS = 32
 """From so many rows on products in single precision are made by packed weights; below, those that PyTorch
 makes anyway are as fast or faster."""
 
