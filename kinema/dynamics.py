@@ -306,6 +306,7 @@ class Cache:
         of_frames = None if max_rewind is None else self._frames_rewind(self.layers[0].window, max_rewind)
         other.frames = self.frames.select(indices, 0, of_frames)
         other.num_frames = self.num_frames[indices.to(self.num_frames.device)]
+        other.holds_next = False
         return other
 
     def replace(self, indices: Tensor, other: "Cache") -> None:
@@ -333,6 +334,7 @@ class Cache:
         other.layers = [LayerCache.of_sessions(of_sessions) for of_sessions in layers]
         other.frames = Ring.gather([cache.frames for cache in caches], 0)
         other.num_frames = torch.cat([cache.num_frames for cache in caches])
+        other.holds_next = False
         return other
 
     def scatter(self, caches: "Sequence[Cache]") -> None:
