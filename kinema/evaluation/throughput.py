@@ -2,12 +2,13 @@
 rate of this machine's matrix product."""
 
 import dataclasses
+import math
 import resource
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.rollout import Clip, load_clips, open_recordings
 from kinema.evaluation.speed import measure_latencies, start_streams, stream_actions
 from kinema.evaluation.table import Row
+from kinema.nn.packed import can_pack
 from kinema.simulation import SimulationBatch, World, load
 
 MATRIX_SIZE = 1024
@@ -155,10 +157,18 @@ def matrix_rate(device: torch.device) -> float:
 
 def count_flops(sessions: SimulationBatch, clip: Clip, config: SpeedConfig) -> int:
     """Floating point operations of one decoded step of all sessions."""
-    counter = FlopCounterMode(display=False)
+    packed = {}
+    if can_pack(torch.float32, "cpu"):
+        # What multiplies by packed weights PyTorch does not count by itself.
+        packed = {torch.ops.mkldnn._linear_pointwise: _linear_flops}
+    counter = FlopCounterMode(display=False, custom_mapping=packed)
     with counter:
         sessions.step(stream_actions(clip, len(sessions), config.context, 0))
     return counter.get_total_flops()
+
+
+def _linear_flops(x_shape: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    return 2 * math.prod(x_shape) * out_shape[-1]
 
 
 def _series(
