@@ -496,12 +496,16 @@ class Dynamics(nn.Module):
             cache.holds_next = True
         cache.keep(frame, tau)
 
+    def observed(self, frames: Values) -> Float[Tensor, "B T O"]:
+        """What is observed of frames, and not remembered: latents one after the other, or proprioception in a
+        world without cameras."""
+        return frames.latents.flatten(2) if self.config.grids else frames.proprio
+
     def blind(
         self, frames: Values, tau: Float[Tensor, "B T M"], noise: Float[Tensor, "B T O"] | None
     ) -> tuple[Values, Float[Tensor, "B T M"]]:
-        """Frames as they are remembered, and their noise levels: what is observed of them is ``noise``, for
-        latents one after the other, or for proprioception in a world without cameras. Without it there are
-        zeros, the mean of all noise."""
+        """Frames as they are remembered, and their noise levels: ``noise`` is in place of what is
+        ``observed`` of them. Without it there are zeros, the mean of all noise."""
         observed, given = tau.tensor_split([self.config.num_observed], dim=-1)
         tau = torch.cat([torch.zeros_like(observed), given], dim=-1)
         if not self.config.grids:

@@ -110,6 +110,6 @@ def act(
         found = solve(model, noise(config.action_dim, 3 * index + 2), num_denoising_steps).clamp(-1.0, 1.0)
         actions.append(found)
         if index + 1 < chunk:
-            observed = latents.flatten(2) if config.grids else proprio
-            world.dynamics.keep(Values(latents, proprio, found), levels(1.0), cache, observed)
+            blind = Values(latents, proprio, found)
+            world.dynamics.keep(blind, levels(1.0), cache, world.dynamics.observed(blind))
     return torch.cat(actions, dim=1)

@@ -280,7 +280,7 @@ class DynamicsObjective(nn.Module):
 
     def _noise_of(self, frames: Values, generator: torch.Generator | None) -> Float[Tensor, "B T O"]:
         """Noise in place of what is observed of frames."""
-        observed = frames.latents.flatten(2) if self.num_cameras else frames.proprio
+        observed = self.dynamics.observed(frames)
         return torch.randn(observed.shape, generator=generator, device=observed.device)
 
     @torch.no_grad()

@@ -146,7 +146,6 @@ class SimulationBatch:
         batch, time = latents.shape[:2]
         # Frames beyond the reach change nothing.
         first = max(0, time - 1 - world.config.dynamics.reach)
-        observed = latents[0, 0].numel() if world.cameras else world.proprio_dim
         for t in range(first, time):
             knows_action = t > 0 and actions is not None
             action = (
@@ -166,7 +165,8 @@ class SimulationBatch:
                     observation_tau=world.config.context_tau,
                 )
             levels = world.tau(batch, 1, action_tau=float(knows_action))
-            noise = self._noise(observed, stream=GIVEN_STREAM - (time - 1 - t))
+            size = world.dynamics.observed(given).shape[-1]
+            noise = self._noise(size, stream=GIVEN_STREAM - (time - 1 - t))
             world.dynamics.keep(given, levels, self._cache, noise)
         self._remember()
 

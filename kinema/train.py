@@ -148,9 +148,12 @@ def _go_on(config: TrainConfig, source: str) -> int:
         recipe.dynamics_schedule, phases=(phase,), learning_rate=GO_ON_LEARNING_RATE
     )
     recipe = dataclasses.replace(recipe, dynamics_schedule=_shortened_schedule(schedule, config.update_share))
-    run = {"data": str(config.data), "seed": config.seed, "world": source, "act": config.act}
-    if config.also:
-        run["also"] = list(config.also)
+    run = {
+        "data": [config.data, *config.also],
+        "seed": config.seed,
+        "world": source,
+        "act": config.act,
+    }
     check_same_run(config.out, "go_on.json", {**run, **dataclasses.asdict(recipe)})
     segments = _segments_of(
         world, dataset, (0, max(1, dataset.num_episodes - recipe.num_held_out)), config.out

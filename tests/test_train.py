@@ -168,6 +168,29 @@ def test_a_finished_world_goes_on_learning(
     assert [sheet.name for sheet in (out / "progress").iterdir()] == ["0000001.png"]
 
 
+def test_it_goes_on_with_the_episodes_of_several_datasets(
+    data: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the others', and those of the first that are not held out; never across an end."""
+    lengths: list[np.ndarray] = []
+    draw_rows = Segments.draw_rows
+
+    def spy(self: Segments, *arguments: Any, **named: Any) -> np.ndarray:
+        lengths.append(self.lengths)
+        assert (self.lengths.sum(), len(self.lengths)) == (len(self.actions), (~self.has_action).sum())
+        return draw_rows(self, *arguments, **named)
+
+    monkeypatch.setattr(Segments, "draw_rows", spy)
+    out = tmp_path / "world"
+    assert train(going_on(data, uninterrupted, out, 1, also=(str(data),))) == 0
+    every = Dataset.open(data).lengths()
+    first = lengths[-1][: -len(every)]
+    assert 0 < len(first) < len(every)
+    assert lengths[-1].tolist() == [*every[: len(first)], *every]
+    with pytest.raises(ValueError, match="--also is for the dynamics of a finished world"):
+        train(config_of(data, tmp_path / "new", also=(str(data),)))
+
+
 def test_stopped_it_goes_on_as_if_it_had_not_been(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(going_on(data, uninterrupted, whole, 2)) == 0

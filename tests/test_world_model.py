@@ -333,7 +333,7 @@ def test_a_configuration_with_a_wrong_field_is_named(
 
 def test_a_newer_format_is_said_to_be_one(saved: Path) -> None:
     config = json.loads((saved / CONFIG_FILE).read_text())
-    (saved / CONFIG_FILE).write_text(json.dumps({**config, "format": 1}))
+    (saved / CONFIG_FILE).write_text(json.dumps({**config, "format": 3}))
     with pytest.raises(WorldError, match="written by another version of kinema; this one reads format 2"):
         load(saved)
 

@@ -31,6 +31,10 @@ class Ring:
     def with_frame(self, frame: Tensor) -> Tensor:
         """Write a frame behind the past ones, without keeping it, and give the window and it."""
         self.buffer[..., self.end : self.end + 1, :] = frame
+        return self._past_and_next()
+
+    def _past_and_next(self) -> Tensor:
+        """The window, and the frame written last."""
         return self.buffer[..., max(0, self.end - self.window) : self.end + 1, :]
 
     def past(self) -> Tensor:
@@ -149,7 +153,7 @@ class LayerCache(Ring):
         written = self.buffer[..., self.end : self.end + 1, :]
         written[0] = rotate(k_BNH1E, *rotary)
         written[1] = v_BNH1E
-        keys, values = self.buffer[..., max(0, self.end - self.window) : self.end + 1, :].unbind(0)
+        keys, values = self._past_and_next().unbind(0)
         is_there = None
         if self._num_missing is not None:
             num_keys = keys.shape[-2]
