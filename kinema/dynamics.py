@@ -443,12 +443,31 @@ class Dynamics(nn.Module):
         if self.goal_in is not None:
             wanted = wanted + self._tell(goal, has_goal, target_past.frames[0])
         seen = self._embed(*self.blind(context, context_tau, context_noise), past)
-        x = torch.cat([seen, wanted], dim=1)
-        times, mask = two_stream_mask(num_context, num_target, self.config.window, x.device)
+        times, mask = two_stream_mask(num_context, num_target, self.config.window, seen.device)
+        x = self._through(torch.cat([seen, wanted], dim=1), times, mask)
+        return self._read(x[:, num_context:], target, target_tau, target_past)
+
+    def foretell(
+        self, frames: Values, tau: Float[Tensor, "B T M"], noise: Float[Tensor, "B T O"] | None = None
+    ) -> Values:
+        """Clean values of frames (but the first, of which nothing is known) as ``forward`` has them of targets
+        that are as they will be remembered, with ``noise`` as ``blind`` takes it. What a frame is found from is
+        then what is remembered of it, so each goes through the network once, not twice."""
+        before = F.pad(self._known(frames, tau), (0, 0, NUM_BEFORE, 0))[:, :-1]
+        frames, tau = self.blind(frames, tau, noise)
+        past = self._past(frames, tau, before)
+        times, mask = two_stream_mask(tau.shape[1], 0, self.config.window, tau.device)
+        x = self._through(self._embed(frames, tau, past), times, mask)
+        return self._read(x, frames, tau, past)
+
+    def _through(
+        self, x: Float[Tensor, "B S N D"], times: Int[Tensor, " S"], mask: Bool[Tensor, "S S"]
+    ) -> Float[Tensor, "B S N D"]:
+        """Frames through all blocks, without a cache."""
         rotary = rotary_table(times.float(), self.config.width // self.config.num_heads)
         for block in self.blocks:
             x = block(x, rotary, mask)
-        return self._read(x[:, num_context:], target, target_tau, target_past)
+        return x
 
     def new_cache(self, batch: int, *, max_rewind: int = 0) -> Cache:
         """An empty cache for ``batch`` sessions."""

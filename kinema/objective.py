@@ -27,6 +27,10 @@ from kinema.nn.goal import GoalFrame
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DynamicsObjectiveConfig:
+    mixed_share: float = 1.0
+    """Share of batches in which all that follows is drawn; in the others every picture is to be found out of
+    pure noise, all else being known, which takes half the arithmetic (``Dynamics.foretell``). Where goals are
+    given all batches are mixed."""
     infer_share: float = 0.07
     """Share of frames trained to find the action from the frame; the others find the frame."""
     proprio_share: float = 0.15
@@ -129,15 +133,19 @@ class DynamicsObjective(nn.Module):
         def random(*shape: int) -> Tensor:
             return torch.rand(shape, generator=generator, device=device)
 
+        is_mixed = goals is not None or bool(random(1) < config.mixed_share)
+        hidden_share = config.hidden_share * is_mixed
         uses_own = random(batch) < own_context_share
         picture_noise = config.max_context_noise * random(batch, time)
         picture_tau = 1.0 - picture_noise.masked_fill(uses_own[:, None], 0.0)
         proprio_tau = 1.0 - config.max_proprio_noise * random(batch, time)
-        shows_actions = has_action & (random(batch, 1) >= config.hidden_share)
-        shows_proprio = (random(batch, 1) >= config.hidden_share).float()
+        shows_actions = has_action & (random(batch, 1) >= hidden_share)
+        shows_proprio = (random(batch, 1) >= hidden_share).float()
         context_tau = self._levels(picture_tau, shows_proprio * proprio_tau, shows_actions.float())
 
-        kind = self._draw_kinds(random(batch, time), has_action)
+        kind = torch.full((batch, time), OBSERVATION if self.num_cameras else PROPRIO, device=device)
+        if is_mixed:
+            kind = self._draw_kinds(random(batch, time), has_action)
         tau = sample_tau(
             (batch, time), pure_noise_share=config.pure_noise_share, generator=generator, device=device
         )
@@ -166,8 +174,8 @@ class DynamicsObjective(nn.Module):
 
         past = values.map(lambda x: x[:, :-1])
         context = self.add_noise(past, context_tau[:, :-1], generator)
-        context_noise = self._noise_of(past, generator)
-        target = self.add_noise(values, target_tau, generator)
+        noise = self._noise_of(values, generator)
+        context_noise = noise[:, :-1]
         shown = past.latents
         if uses_own.any():
             for _ in range(own_context_steps):
@@ -175,9 +183,14 @@ class DynamicsObjective(nn.Module):
                     context, context_tau[:, :-1], context_noise, past, uses_own, generator
                 )
             shown = torch.where(uses_own.view(-1, 1, 1, 1), context.latents, shown)
-        predicted = self.dynamics(
-            context, context_tau[:, :-1], target, target_tau, *told, context_noise=context_noise
-        )
+        if is_mixed:
+            target = self.add_noise(values, target_tau, generator)
+            predicted = self.dynamics(
+                context, context_tau[:, :-1], target, target_tau, *told, context_noise=context_noise
+            )
+        else:
+            last = self.add_noise(values.map(lambda x: x[:, -1:]), context_tau[:, -1:], generator)
+            predicted = self.dynamics.foretell(context.followed_by(last), context_tau, noise)
 
         # A distance and not its square: where several things may happen, the least mean square is their
         # mixture, and that is no picture; the least distance is near the likeliest.
@@ -295,27 +308,30 @@ class DynamicsObjective(nn.Module):
     ) -> Values:
         """Replace the context of some segments by the network's own one-step solution of it, noised alike.
         Each call simulates one step more."""
-        earlier, earlier_tau = context.map(lambda x: x[:, :-1]), context_tau[:, :-1]
-
-        def find(noised: Values, tau: Tensor) -> Values:
-            return self.dynamics(earlier, earlier_tau, noised, tau, context_noise=context_noise[:, :-1])
-
-        tau = context_tau[:, 1:]
-        action_tau, zero = tau[..., -1], torch.zeros_like(tau[..., -1])
-        own = past.map(lambda x: x[:, 1:])
-        if self.has_proprio and not self.dynamics.foresees_proprio:
-            picture_tau = zero if self.num_cameras else tau[..., 0]
-            first_tau = self._levels(picture_tau, zero, action_tau)
-            found = find(self.add_noise(own, first_tau, generator), first_tau)
-            own = Values(own.latents, found.proprio, own.action)
+        tau, own, frames = context_tau[:, 1:], past.map(lambda x: x[:, 1:]), context
+        if self.has_proprio and self.num_cameras:
+            if not self.dynamics.foresees_proprio:
+                zero = torch.zeros_like(tau[..., -1])
+                first_tau = self._levels(zero, zero, tau[..., -1])
+                found = self.dynamics(
+                    context.map(lambda x: x[:, :-1]),
+                    context_tau[:, :-1],
+                    self.add_noise(own, first_tau, generator),
+                    first_tau,
+                    context_noise=context_noise[:, :-1],
+                )
+                own = Values(own.latents, found.proprio, own.action)
+            proprio = self.add_noise(own, tau, generator).proprio
+            frames = dataclasses.replace(context, proprio=torch.cat([context.proprio[:, :1], proprio], dim=1))
+        found = self.dynamics.foretell(frames, context_tau, context_noise).map(lambda x: x[:, 1:])
         if self.num_cameras:
-            second_tau = self._levels(zero, torch.ones_like(zero), action_tau)
-            found = find(self.add_noise(own, second_tau, generator), second_tau)
             latents = found.latents
             if self.settle is not None:
-                parts = (part.flatten(0, 1) for part in (latents, earlier.latents, own.proprio))
+                parts = (part.flatten(0, 1) for part in (latents, context.latents[:, :-1], own.proprio))
                 latents = self.settle(*parts).view_as(latents)
-            own = Values(latents, own.proprio, own.action)
+            own = dataclasses.replace(own, latents=latents)
+        else:
+            own = dataclasses.replace(own, proprio=found.proprio)
         own = self.add_noise(own, tau, generator)
 
         def choose(mine: Tensor, given: Tensor) -> Tensor:

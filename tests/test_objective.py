@@ -87,6 +87,9 @@ class ConstantDynamics(Dynamics):
     ) -> Values:
         return target.map(lambda x: torch.full_like(x, self.prediction))
 
+    def foretell(self, frames: Values, tau: torch.Tensor, noise: torch.Tensor | None = None) -> Values:
+        return frames.map(lambda x: torch.full_like(x, self.prediction))
+
 
 def constant_objective(config: DynamicsConfig, prediction: float, **fields: float) -> DynamicsObjective:
     dynamics = ConstantDynamics(config)
@@ -180,6 +183,25 @@ def test_what_is_to_be_found_is_not_shown(find: str) -> None:
     assert not torch.equal(says(values, 0.0), says(other, 0.0))
 
 
+@pytest.mark.parametrize(
+    ("config", "expected", "found"),
+    [("one camera", FAR, "observation"), ("vectors alone", 10 * 2.99, "proprio")],
+)
+def test_a_batch_that_is_not_mixed_asks_for_what_is_observed_alone(
+    config: str, expected: float, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All frames but the first, in one pass without targets of their own."""
+    objective = constant_objective(CONFIGS[config], 3.0, mixed_share=0.0, proprio_weight=10.0)
+    monkeypatch.setattr(ConstantDynamics, "forward", None)
+    values = random_values(CONFIGS[config], 4, 6).map(torch.zeros_like)
+    has_action = torch.ones(4, 6, dtype=torch.bool)
+    loss, metrics = objective(values, has_action, generator=seeded())
+    assert loss.item() == pytest.approx(expected * 5 / 6, rel=1e-5)
+    assert {name for name, value in metrics.items() if value} == {found}
+    own_loss, _ = objective(values, has_action, 1.0, 2, generator=seeded())
+    assert own_loss >= loss
+
+
 def test_each_thing_to_find_trains_its_own_head() -> None:
     heads = {"picture": "latents_out", "action": "action_out"}
     for find, shares in FIND.items():
@@ -254,17 +276,18 @@ def test_own_context_is_what_the_network_makes_of_the_frames_before(config: Dyna
         assert torch.equal(part[1], given[1])
         assert torch.equal(part[:, 0], given[:, 0])
     assert torch.equal(own.action, past.action)
-    generator, expected = seeded(3), past.map(lambda x: x[:, 1:])
-    earlier = past.map(lambda x: x[:, :-1])
-    for name, is_there in (("proprio", config.proprio_dim > 0), ("latents", len(config.grids) > 0)):
-        if is_there:
-            target_tau = tau[:, 1:].clone()
-            target_tau[..., : len(config.grids)] = 0.0
-            if name == "proprio":
-                target_tau[..., -2] = 0.0
-            target = objective.add_noise(expected, target_tau, generator)
-            found = dynamics(earlier, tau[:, :-1], target, target_tau, context_noise=noise[:, :-1])
-            expected = dataclasses.replace(expected, **{name: getattr(found, name)})
+    expected = past.map(lambda x: x[:, 1:])
+    for name in [name for name in ("proprio", "latents") if getattr(past, name).numel()]:
+        target, target_tau = dynamics.blind(expected, tau[:, 1:], noise[:, 1:])
+        if name == "proprio" and config.grids:
+            target_tau = target_tau.clone()
+            target_tau[..., -2] = 0.0
+            target = objective.add_noise(expected, target_tau, seeded(3))
+        earlier = past.map(lambda x: x[:, :-1])
+        found = dynamics(earlier, tau[:, :-1], target, target_tau, context_noise=noise[:, :-1])
+        expected = dataclasses.replace(expected, **{name: getattr(found, name)})
+        if name == "proprio" and config.grids:
+            past = dataclasses.replace(past, proprio=torch.cat([past.proprio[:, :1], found.proprio], dim=1))
     torch.testing.assert_close(own.latents[0, 1:], expected.latents[0])
     torch.testing.assert_close(own.proprio[0, 1:], expected.proprio[0])
 
@@ -288,9 +311,7 @@ def test_own_context_of_several_steps_is_a_rollout(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(DynamicsObjective, "add_noise", without_noise)
     for steps in (1, 2, 3):
         objective(values, torch.ones(1, 5, dtype=torch.bool), 1.0, steps, generator=seeded())
-    # The contexts of each call's passes: one more pass than steps, and what the last one is given.
-    assert len(seen) == 2 + 3 + 4
-    once, twice, thrice = seen[1][0], seen[4][0], seen[8][0]
+    once, twice, thrice = (context[0] for context in seen)
     for frames, simulated in ((once, 1), (twice, 2), (thrice, 3)):
         same = [torch.equal(frame, true) for frame, true in zip(frames, values.latents[0], strict=False)]
         assert same == [True] + [False] * 3, simulated

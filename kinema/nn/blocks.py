@@ -77,7 +77,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(norm(x)).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(F.silu(gate).mul_(up))
 
 
 class Block(nn.Module):
@@ -96,9 +96,9 @@ class Block(nn.Module):
         return x_BTND + self.mlp(x_BTND)
 
     def step(self, x_BTND: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache | None) -> Tensor:
-        """The streaming path: one new frame."""
-        x_BTND = x_BTND + self.space(x_BTND)
+        """The streaming path: one new frame, changed in place."""
+        x_BTND.add_(self.space(x_BTND))
         if self.time is not None:
             assert cache is not None
-            x_BTND = x_BTND + self.time.step(x_BTND, rotary, cache)
-        return x_BTND + self.mlp(x_BTND)
+            x_BTND.add_(self.time.step(x_BTND, rotary, cache))
+        return x_BTND.add_(self.mlp(x_BTND))

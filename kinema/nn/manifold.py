@@ -78,7 +78,8 @@ class _Residual(nn.Module):
         self.down = nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(F.silu(self.up(F.rms_norm(x, x.shape[-1:]))))
+        h = self.up(F.rms_norm(x, x.shape[-1:]))
+        return self.down(F.silu(h, inplace=True)).add_(x)
 
 
 class _MLP(nn.Sequential):

@@ -59,7 +59,8 @@ class _Residual(nn.Module):
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.conv1(F.silu(self.norm(x)))))
+        h = self.conv1(F.silu(self.norm(x), inplace=True))
+        return self.conv2(F.silu(h, inplace=True)).add_(x)
 
 
 class ConvTokenizer(nn.Module):
