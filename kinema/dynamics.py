@@ -450,9 +450,11 @@ class Dynamics(nn.Module):
     def foretell(
         self, frames: Values, tau: Float[Tensor, "B T M"], noise: Float[Tensor, "B T O"] | None = None
     ) -> Values:
-        """Clean values of frames (but the first, of which nothing is known) as ``forward`` has them of targets
-        that are as they will be remembered, with ``noise`` as ``blind`` takes it. What a frame is found from is
-        then what is remembered of it, so each goes through the network once, not twice."""
+        """Clean values of frames (but the first, of which nothing is known) as ``forward`` has them of
+        targets that are as they will be remembered, with ``noise`` as ``blind`` takes it.
+
+        What a frame is found from is then what is remembered of it: each goes through the network once, not
+        twice."""
         before = F.pad(self._known(frames, tau), (0, 0, NUM_BEFORE, 0))[:, :-1]
         frames, tau = self.blind(frames, tau, noise)
         past = self._past(frames, tau, before)
