@@ -96,14 +96,14 @@ COMMANDS = {
         module="kinema.evaluation.planning",
         config="PlanningConfig",
         function="planning",
-        after_interrupt="The same command starts again.",
+        after_interrupt="What was measured so far is in the folder --out; the same command goes on.",
     ),
     "evaluate policy": Command(
         summary="Measure whether a world ranks policies as the real environment does.",
         module="kinema.evaluation.policy",
         config="PolicyConfig",
         function="policy",
-        after_interrupt="The same command starts again.",
+        after_interrupt="What was measured so far is in the folder --out; the same command goes on.",
     ),
     "evaluate speed": Command(
         summary="Measure frames a second, latency and memory.",

@@ -7,6 +7,7 @@ its heads.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,7 @@ from kinema.evaluation.agents import (
     RandomAgent,
     SimulatorAgent,
 )
+from kinema.evaluation.journal import Journal, fingerprint
 from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.table import Row
 from kinema.evaluation.tasks import ANGLE, POSITION, PushTReality, Task, draw_tasks, is_met
@@ -72,7 +74,8 @@ class PlanningConfig:
     device: str = "cpu"
     """Where to compute: cpu, cuda or openvino."""
     out: Path = Path("evaluation")
-    """Folder for planning.json, planning.png and planning.html."""
+    """Folder for planning.json, planning.png and planning.html. Attempts made so far are in it too until all
+    are: after Ctrl-C the same command goes on with the next."""
     json: bool = False
     """Print the numbers as JSON instead of a table."""
 
@@ -119,8 +122,13 @@ def planning(config: PlanningConfig) -> int:
     tasks = draw_tasks(
         world, dataset, num=config.tasks, distances=distances, context=config.context, seed=config.seed
     )
-    result = measure_planning(world, tasks, agents, config, source=str(dataset.root), notes=notes)
-    paths = result.write(config.out)
+    identity = {**plain(config), "out": "", "json": False, "world": fingerprint(world, world.heads)}
+    with Journal(config.out / "planning-attempts.jsonl", identity) as journal:
+        result = measure_planning(
+            world, tasks, agents, config, journal, source=str(dataset.root), notes=notes
+        )
+        paths = result.write(config.out)
+        journal.finish()
     print(result.to_json() if config.json else result.table() + "\n\n" + "\n".join(map(str, paths)))
     return 0
 
@@ -163,6 +171,7 @@ def measure_planning(
     tasks: dict[int, list[Task]],
     agents: Sequence[Agent],
     config: PlanningConfig,
+    journal: Journal,
     *,
     source: str,
     notes: Sequence[str] = (),
@@ -174,7 +183,7 @@ def measure_planning(
     for name, (distance, budget) in config.ranges.items():
         attempts = {
             agent.name: attempt(
-                reality, tasks[distance], agent, budget, config, label=f"{name}, {agent.name}"
+                reality, tasks[distance], agent, budget, config, journal, label=f"{name}, {agent.name}"
             )
             for agent in agents
         }
@@ -209,27 +218,34 @@ def attempt(
     agent: Agent,
     budget: int,
     config: PlanningConfig,
+    journal: Journal,
     *,
     label: str,
 ) -> Attempts:
     """Send an agent to the goals."""
     reached_at = np.full((len(tasks), config.seeds), np.inf)
     costs: list[Cost] = []
+
+    def go(index: int, seed: int) -> tuple[float, list[tuple[float, int]]]:
+        history = reality.begin(tasks[index], config.context)
+        agent.begin(tasks[index], np.random.default_rng([config.seed + seed, index]))
+        steps, of_plans = _go(reality, history, tasks[index], agent, budget)
+        return steps, [(cost.milliseconds, cost.num_network_calls) for cost in of_plans]
+
     with tqdm(total=reached_at.size, desc=label, unit=" attempts") as bar:
-        for index, task in enumerate(tasks):
-            for seed in range(config.seeds):
-                history = reality.begin(task, config.context)
-                agent.begin(task, np.random.default_rng([config.seed + seed, index]))
-                reached_at[index, seed] = _go(reality, history, task, agent, budget, costs)
-                bar.update()
+        for index, seed in np.ndindex(*reached_at.shape):
+            key = f"{label}, task {index}, seed {seed}"
+            reached_at[index, seed], of_plans = journal.find(key, functools.partial(go, index, seed))
+            costs += [Cost(*cost) for cost in of_plans]
+            bar.update()
     return Attempts(reached_at=reached_at, costs=costs)
 
 
 def _go(
-    reality: PushTReality, history: History, task: Task, agent: Agent, budget: int, costs: list[Cost]
-) -> float:
-    """Steps until the goal was met."""
-    num_steps = 0
+    reality: PushTReality, history: History, task: Task, agent: Agent, budget: int
+) -> tuple[float, list[Cost]]:
+    """Steps until the goal was met, and what plans cost."""
+    num_steps, costs = 0, []
     while num_steps < budget:
         actions, cost = agent.act(history, reality)
         if cost is not None:
@@ -238,8 +254,8 @@ def _go(
             history.add(action, reality.step(action))
             num_steps += 1
             if is_met(reality.state, task.goal):
-                return float(num_steps)
-    return float("inf")
+                return float(num_steps), costs
+    return float("inf"), costs
 
 
 def _rows(

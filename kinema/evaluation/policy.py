@@ -5,9 +5,10 @@ same observations in both, made up as the environment makes them, so any policy 
 graded.
 """
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from kinema.data.options import JsonObject
 from kinema.data.spaces import RENDER_KEY, ActionReader
 from kinema.evaluation import bootstrap
 from kinema.evaluation.correlation import agreement
+from kinema.evaluation.journal import Journal, fingerprint
 from kinema.evaluation.page import Drawing
 from kinema.evaluation.plot import Point, scatter
 from kinema.evaluation.result import Result, Series, plain
@@ -51,7 +53,8 @@ class PolicyConfig:
     device: str = "cpu"
     """Where to compute: cpu, cuda or openvino."""
     out: Path = Path("evaluation")
-    """Folder for policy.json, policy.png, policy-scatter.png and policy.html."""
+    """Folder for policy.json, policy.png, policy-scatter.png and policy.html. Returns found so far are in it
+    too until all are: after Ctrl-C the same command goes on with the next policy."""
     json: bool = False
     """Print the numbers as JSON instead of a table."""
 
@@ -109,22 +112,24 @@ def policy(config: PolicyConfig) -> int:
     """
     world = load(config.world, device=config.device)
     world.require_heads()
-    arena = Arena(world, config.env, config.env_args)
-    try:
-        policies = make_policies(arena, config)
-        real = np.stack(
-            [run_real(arena, one, config) for one in tqdm(policies, desc="real", unit=" policies")]
-        )
-        simulated = np.stack(
-            [
-                run_simulated(world, arena, one, config)
-                for one in tqdm(policies, desc="simulated", unit=" policies")
-            ]
-        )
-    finally:
-        arena.close()
-    result, draw = judge(world, config, real, simulated)
-    paths = result.write(config.out, {"scatter": draw})
+    identity = {**plain(config), "out": "", "json": False, "world": fingerprint(world, world.heads)}
+    with (
+        contextlib.closing(Arena(world, config.env, config.env_args)) as arena,
+        Journal(config.out / "policy-returns.jsonl", identity) as journal,
+    ):
+        policies = dict(zip(config.policies, make_policies(arena, config), strict=True))
+
+        def returns(where: str, run: Callable[[Policy], np.ndarray]) -> np.ndarray:
+            bar = tqdm(policies.items(), desc=where, unit=" policies")
+            return np.array(
+                [journal.find(f"{where} {text}", lambda one=one: run(one).tolist()) for text, one in bar]
+            )
+
+        real = returns("real", lambda one: run_real(arena, one, config))
+        simulated = returns("simulated", lambda one: run_simulated(world, arena, one, config))
+        result, draw = judge(world, config, real, simulated)
+        paths = result.write(config.out, {"scatter": draw})
+        journal.finish()
     print(result.to_json() if config.json else result.table() + "\n\n" + "\n".join(map(str, paths)))
     return 0
 

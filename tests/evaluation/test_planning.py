@@ -16,6 +16,7 @@ from kinema.arena import Arena
 from kinema.data import Dataset
 from kinema.data.spaces import RecordError
 from kinema.evaluation.agents import Cost, SimulatorAgent
+from kinema.evaluation.journal import Journal
 from kinema.evaluation.planning import PlanningConfig, attempt, make_agents, measure_planning
 from kinema.evaluation.plot import LIGHT
 from kinema.evaluation.policy import Mixed, PolicyConfig, judge, parse
@@ -68,40 +69,47 @@ def config_of(**fields: Any) -> PlanningConfig:
     return PlanningConfig(world="w", data="d", **{**named, **fields})
 
 
-def test_goals_are_reached_by_who_does_what_was_recorded(world: World, recording: Dataset) -> None:  # noqa: F811
+def test_goals_are_reached_by_who_does_what_was_recorded(
+    world: World,  # noqa: F811
+    recording: Dataset,  # noqa: F811
+    tmp_path: Path,
+) -> None:
     config = config_of()
     tasks = draw_tasks(world, recording, num=3, distances=(8,), context=CONTEXT, seed=1)[8]
     reality = PushTReality(world)
-    arrived = attempt(reality, tasks, Follower(recording), 12, config, label="follower")
+    journal = Journal(tmp_path / "attempts", {})
+    arrived = attempt(reality, tasks, Follower(recording), 12, config, journal, label="follower")
     assert np.isfinite(arrived.reached_at).mean() > 0.6
     assert arrived.reached_at.min() >= 1
     assert arrived.reached_at[np.isfinite(arrived.reached_at)].max() <= 12
     assert arrived.costs[0] == Cost(30.0, 7)
-    lazy = attempt(reality, tasks, Follower(recording, is_lazy=True), 12, config, label="lazy")
+    lazy = attempt(reality, tasks, Follower(recording, is_lazy=True), 12, config, journal, label="lazy")
     assert np.isinf(lazy.reached_at).mean() > 0.5
     reality.close()
 
 
-def test_the_ceiling_is_high(world: World, recording: Dataset) -> None:  # noqa: F811
+def test_the_ceiling_is_high(world: World, recording: Dataset, tmp_path: Path) -> None:  # noqa: F811
     """A planner with the real simulator as its model reaches what is near."""
     tasks = draw_tasks(world, recording, num=2, distances=(8,), context=CONTEXT, seed=1)[8]
     search = SearchConfig(horizon=8, num_knots=2, candidates=24, iterations=3)
     agent = SimulatorAgent("ceiling", world, CrossEntropy(search), chunk=4, end_share=0.5)
     reality = PushTReality(world)
-    found = attempt(reality, tasks, agent, 24, config_of(seeds=1), label="ceiling")
+    journal = Journal(tmp_path / "attempts", {})
+    found = attempt(reality, tasks, agent, 24, config_of(seeds=1), journal, label="ceiling")
     assert np.isfinite(found.reached_at).all()
     assert len(found.costs) >= 2
     reality.close()
 
 
-def test_rows_and_curves(world: World, recording: Dataset) -> None:  # noqa: F811
+def test_rows_and_curves(world: World, recording: Dataset, tmp_path: Path) -> None:  # noqa: F811
     config = config_of(planners=("cem",), seeds=1, tasks=2, near=(8, 4))
     agents, notes = make_agents(world, config)
     assert [agent.name for agent in agents] == ["random", "cem", "cem, real simulator"]
     assert any("No cloned policy" in note for note in notes)
     assert any("in latents" in note for note in notes)
     tasks = draw_tasks(world, recording, num=2, distances=(8,), context=CONTEXT, seed=0)
-    result = measure_planning(world, tasks, agents, config, source="played", notes=notes)
+    journal = Journal(tmp_path / "attempts", {})
+    result = measure_planning(world, tasks, agents, config, journal, source="played", notes=notes)
     rows = {row.key: row for row in result.rows}
     assert rows["near/best"].must == 0.7
     assert rows["near/best"].value == rows["near/cem"].value
@@ -112,6 +120,44 @@ def test_rows_and_curves(world: World, recording: Dataset) -> None:  # noqa: F81
         assert series.at[-1] == 4
         assert (np.diff(series.value) >= 0).all()
         assert series.value[-1] == rows[series.key].value
+
+
+def test_planning_goes_on_where_it_was_stopped(
+    world: World,  # noqa: F811
+    recording: Dataset,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world.save(tmp_path / "world")
+    words = ["evaluate", "planning", str(tmp_path / "world"), "--data", str(recording.root), "--tasks", "2"]
+    words += ["--seeds", "1", "--near", "5", "4", "--far", "0", "0", "--planners", "mppi", "--no-ceiling"]
+    words += ["--chunk", "2", *SEARCH, "--out"]
+    assert cli.main([*words, str(tmp_path / "whole")]) == 0
+    begun: list[Task] = []
+    begin = PushTReality.begin
+
+    def stop_at_third(self: PushTReality, task: Task, context: int) -> History:
+        begun.append(task)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return begin(self, task, context)
+
+    monkeypatch.setattr(PushTReality, "begin", stop_at_third)
+    assert cli.main([*words, str(tmp_path / "parts")]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert cli.main([*words, str(tmp_path / "parts"), "--seed", "1"]) == 2
+    assert "holds what another measurement has found" in capsys.readouterr().err
+    assert cli.main([*words, str(tmp_path / "parts")]) == 0
+    # Two attempts of random actions were made before, two of the planner were left.
+    assert len(begun) == 3 + 2
+    whole, parts = (
+        json.loads((tmp_path / each / "planning.json").read_text()) for each in ("whole", "parts")
+    )
+    assert whole["series"] == parts["series"]
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == [
+        f"planning.{kind}" for kind in ("html", "json", "png")
+    ]
 
 
 def test_evaluate_planning_as_a_command(
