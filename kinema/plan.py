@@ -50,7 +50,8 @@ class PlanConfig:
     """How far a frame is from the goal: by the heads' steps to reach it, or by codes of the manifold
     (with proprioception), or by latents; auto takes the first of these that the world has."""
     min_trust: float | None = None
-    """Plans are worth nothing from where trust falls under this; by default all are believed."""
+    """While trust is under this, a plan comes no nearer to the goal and brings no reward; by default all
+    are believed."""
     planner: str = "cem"
     """cem, mppi, or propose: a policy proposes plans, the best are refined."""
     clone: str | None = None

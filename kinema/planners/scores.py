@@ -50,8 +50,8 @@ class Goal:
     """How much of the distance is that of the last step; the rest is the mean over the steps, so that of two
     plans that arrive the faster one is better."""
     min_trust: float | None = None
-    """From the step on where trust falls under this, a candidate counts as far from the goal as it has been
-    at most, and as without reward."""
+    """While trust is under this, a candidate counts as no nearer to the goal than it has been at most, and as
+    without reward."""
 
     def __post_init__(self) -> None:
         if self.target is None and not self.reward_weight:
@@ -75,8 +75,12 @@ class Goal:
         assert self.target is not None
         if not isinstance(self.target, Tensor):
             return self.target(sessions)
-        here = world.place(sessions.latents, sessions.normalized_proprio)
-        target = self.target.expand(len(sessions), -1)
+        return self.distance_from(world, world.place(sessions.latents, sessions.normalized_proprio))
+
+    def distance_from(self, world: WorldModel, here: Float[Tensor, "B G"]) -> Float[np.ndarray, " B"]:
+        """How far places, as ``WorldModel.place`` gives them, are from a target that is one."""
+        assert isinstance(self.target, Tensor)
+        target = self.target.expand(len(here), -1)
         if self.measure != "steps":
             latents, proprio, code = (here - target).split(world.place_sizes, dim=-1)
             if self.measure == "codes":
@@ -144,7 +148,9 @@ class WorldScore:
         num, horizon, _ = candidates.shape
         actions = restore_actions(world, candidates)
         sessions = self._run(lambda: self.fork(num))
-        alive = np.ones(num)
+        alive, most = np.ones(num), np.full(num, -np.inf)
+        if goal.min_trust is not None and goal.target is not None:
+            most = self._run(lambda: goal.distance(world, sessions))
         rewards, distances = np.zeros(num), []
         for t in range(horizon):
             step, distance = self._run(lambda t=t: self._advance(sessions, actions[:, t]))
@@ -155,8 +161,8 @@ class WorldScore:
                 rewards += alive * ~is_lost * step.reward
                 alive *= 1.0 - step.termination
             if distance is not None:
-                if distances:
-                    distance = np.where(is_lost, np.max(distances, axis=0), distance)
+                distance = np.where(is_lost, np.maximum(distance, most), distance)
+                most = np.maximum(distance, most)
                 distances.append(distance)
         self.count(num, horizon)
         scores = goal.reward_weight * rewards

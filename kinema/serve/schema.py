@@ -136,7 +136,8 @@ class PlanRequest(Request):
     )
     reward_weight: Number = Field(0.0, description="Weight of the rewards that the world's heads foretell.")
     min_trust: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="Plans are worth nothing from where trust falls under this."
+        None,
+        description="While trust is under this, a plan comes no nearer to the goal and brings no reward.",
     )
     seed: Seed = Field(0, description="Of the search.")
     max_seconds: Annotated[float, Field(gt=0, le=3600)] | None = Field(
