@@ -7,10 +7,9 @@ cache is a ring, positions are relative, and memory is constant.
 import copy
 import dataclasses
 import itertools
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from kinema.compiled import CompiledSteps
 from kinema.dynamics import Cache, Values
 from kinema.goals import act, check_acts, encode_goal, goal_frame
 from kinema.hardware import Precision, keep_freed_memory, one_thread, prefers_packed, uses_bfloat16
+from kinema.moments import Moments
 from kinema.next_frame import next_frame, with_proprio
 from kinema.nn.packed import pack_linears
 from kinema.view import write_video
@@ -33,8 +33,10 @@ from kinema.world_model import (
     WorldModel,
 )
 
+KEPT_PICTURES = 8192
+"""Past pictures that a session keeps unless it is told another number; older ones are forgotten."""
 HISTORY_BYTES = 64 * 2**20
-"""Most memory that a session's past pictures take; older ones are forgotten."""
+"""Most memory that the past pictures of a batch of sessions take."""
 BUNDLED_WORLDS = Path(__file__).parent / "worlds"
 FEW_SESSIONS = 2
 """So many step faster on one thread of a CPU than on several."""
@@ -83,15 +85,6 @@ class Step:
         )
 
 
-class _Moment(NamedTuple):
-    """What a batch of sessions remembers of a step."""
-
-    latents: Float[Tensor, "B L Z"]
-    """In half precision."""
-    proprio: Float[Tensor, "B P"]
-    doubt: Float[Tensor, " B"]
-
-
 class SimulationBatch:
     """Many sessions of one world that step together. ``World`` is not changed by them."""
 
@@ -121,7 +114,8 @@ class SimulationBatch:
         self._cache = cache or world.dynamics.new_cache(len(seeds), max_rewind=self._max_rewind)
         self._doubt = torch.zeros(len(seeds), device=world.device)
         """By how many radii the frames of each session were found outside the manifold's, in all."""
-        self._history: deque[_Moment] = deque(maxlen=self._history_length())
+        self._history = Moments(self._history_length())
+        """Latents (in half precision), proprioception and doubt of the last steps."""
 
     def __len__(self) -> int:
         """Number of sessions."""
@@ -363,18 +357,16 @@ class SimulationBatch:
         if not 0 <= num_steps <= possible:
             raise WorldError(f"rewind({num_steps}): this session can go back by 0 to {possible} steps")
         self._cache.rewind(num_steps)
-        for _ in range(num_steps):
-            self._history.pop()
+        self._history.pop(num_steps)
         self.num_steps -= num_steps
-        self._doubt = self._history[-1].doubt
+        self._doubt = self._history[-1:][2][0]
 
     def pictures(self, index: int, rows: slice = slice(None)) -> np.ndarray | dict[str, np.ndarray] | None:
         """The kept pictures of one session, or some rows of them, ``T H W C``, the last given frame first
         while it is kept."""
         dtype = self.world.dynamics.token_bias.dtype
-        moments = list(self._history)[rows]
-        latents = torch.stack([moment.latents[index] for moment in moments]).to(dtype)
-        return self._networks.decode(latents, torch.stack([moment.proprio[index] for moment in moments]))
+        latents, proprio, _ = self._history[rows]
+        return self._networks.decode(latents[:, index].to(dtype), proprio[:, index])
 
     @property
     def num_pictures(self) -> int:
@@ -408,11 +400,11 @@ class SimulationBatch:
         config = self.world.config.dynamics
         bytes_per_session = 2 * config.num_latents * config.latent_dim + 4 * (config.proprio_dim + 1)
         bytes_per_step = len(self._seeds) * bytes_per_session
-        return max(2, min(self.max_pictures or 100_000, HISTORY_BYTES // bytes_per_step))
+        return max(2, min(self.max_pictures or KEPT_PICTURES, HISTORY_BYTES // bytes_per_step))
 
     def _remember(self) -> None:
         latents = self._cache.last_latents.to(torch.float16)
-        self._history.append(_Moment(latents, self._cache.last_proprio.clone(), self._doubt))
+        self._history.append(latents, self._cache.last_proprio, self._doubt)
 
     def _copy(self, indices: Tensor, seeds: list[int], max_rewind: int | None = None) -> "SimulationBatch":
         other = SimulationBatch(
@@ -426,8 +418,8 @@ class SimulationBatch:
         other.num_steps = self.num_steps
         other._born = [self._born[index] for index in indices.tolist()]
         other._doubt = self._doubt[indices]
-        kept = list(self._history)[-(1 + max_rewind) :] if max_rewind is not None else self._history
-        other._history.extend(_Moment(*(part[indices] for part in moment)) for moment in kept)
+        last = len(self._history) if max_rewind is None else 1 + max_rewind
+        other._history = self._history.select(indices, other._history_length(), last)
         return other
 
 
@@ -481,10 +473,9 @@ class Simulation:
         """The last ``num`` frames as heads and policies read them (``World.place``), oldest first; where
         fewer are kept, the oldest stands for those before it."""
         batch = self._batch
-        moments = list(batch._history)[-num:]
-        moments = [*moments[:1] * (num - len(moments)), *moments]
-        dtype = batch._cache.last_latents.dtype
-        return [batch.world.place(moment.latents.to(dtype), moment.proprio) for moment in moments]
+        latents, proprio, _ = batch._history[-num:]
+        places = batch.world.place(latents[:, 0].to(batch._cache.last_latents.dtype), proprio[:, 0]).split(1)
+        return [*places[:1] * (num - len(places)), *places]
 
     def future(self, index: int) -> "Simulation":
         """The future that stands at ``index`` in every fork of more than ``index``."""
@@ -603,8 +594,8 @@ class World(WorldModel):
             num_denoising_steps: network calls for a frame; the world's own by default.
             max_rewind: most steps that the sessions shall be able to go back, ``MAX_REWIND`` by default; with
                 less they take less memory, which matters for hundreds.
-            max_pictures: most past pictures to keep, which is also as far as ``rewind`` goes; by default as
-                many as ``HISTORY_BYTES`` hold.
+            max_pictures: most past pictures to keep, which is also as far as ``rewind`` goes;
+                ``KEPT_PICTURES`` by default, and no more than ``HISTORY_BYTES`` hold.
 
         Raises:
             WorldError: what is given does not fit the world.

@@ -25,7 +25,7 @@ def pusht(dataset: Dataset) -> Recipe:
         guide_dim=16,
         encoder_widths=(48, 96, 192),
         decoder_widths=(48, 96, 192),
-        decoder_blocks=(2, 2, 1),
+        decoder_blocks=(2, 1, 1),
     )
     return Recipe(
         segments=SegmentsConfig(cameras=dataset.cameras, proprio=PROPRIO, height=64, width=64),

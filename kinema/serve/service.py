@@ -35,8 +35,6 @@ MAX_EPISODES = 3
 """Decoded episodes that are kept."""
 PIECE = 32
 """Pictures that are decoded in one piece of work, so that nobody waits long."""
-MOMENT_BYTES = 2000
-"""What Python needs to remember one step, beside the numbers."""
 
 
 class Service:
@@ -461,7 +459,8 @@ def session_bytes(world: World, limits: Limits) -> int:
     config = world.config.dynamics
     latents = 2 * config.num_latents * config.latent_dim + 4 * (config.proprio_dim + 1)
     cache = world.dynamics.new_cache(1, max_rewind=MAX_REWIND)
-    return cache.num_bytes + limits.max_pictures * (latents + MOMENT_BYTES)
+    # Room for pictures doubles as it is needed, and what was there is copied.
+    return cache.num_bytes + 3 * limits.max_pictures * latents // 2
 
 
 def find_recordings(source: str, data: Path | None) -> Dataset | None:
