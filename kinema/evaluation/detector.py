@@ -31,6 +31,8 @@ FEW_EPISODES = 20
 """Fewer than these show too little of what a world can look like."""
 NUM_FOLDS = 5
 """Parts of the episodes, each held out in turn."""
+NUM_DRAWS = 3
+"""Times that words are drawn: now and then some make an episode rare that is not."""
 PIECE = 500
 """Pictures that are counted at a time."""
 FALSE_ALARMS = 0.01
@@ -126,7 +128,8 @@ class Detector:
 
         A fifth of the ``episodes`` (all by default) is held out in turn, or a fifth of each where they are
         few, and the rest is learned from. The threshold is set on what each of these five says of what it did
-        not see; of other pictures all five are asked.
+        not see; of other pictures all five are asked. All of that is done with several draws of words, and
+        scores are means over these.
 
         Raises:
             DataError: the dataset lacks a camera of the world, or is too small.
@@ -147,8 +150,10 @@ class Detector:
         for fold in range(NUM_FOLDS):
             kept = folds != fold
             both = {key: np.concatenate([colours[key][kept], reconstructed[key][kept]]) for key in colours}
-            fits.append(_Fit(both, rng))
-            scores[~kept] = fits[-1].score({key: of_camera[~kept] for key, of_camera in colours.items()})
+            drawn_fits = [_Fit(both, rng) for _ in range(NUM_DRAWS)]
+            held_out = {key: of_camera[~kept] for key, of_camera in colours.items()}
+            scores[~kept] = np.mean([fit.score(held_out) for fit in drawn_fits], axis=0)
+            fits += drawn_fits
         detector = cls(fits, float(np.quantile(scores, 1.0 - FALSE_ALARMS)))
         detector.num_frames = len(real)
         detector.num_episodes = len(pieces)
