@@ -19,6 +19,7 @@ class Moments:
     def __len__(self) -> int:
         return self._num
 
+    @torch.inference_mode()
     def append(self, *parts: Tensor) -> None:
         """Add a moment, of parts shaped and typed as those of the first; where there are ``most`` already,
         the first one goes."""
