@@ -43,7 +43,8 @@ class Moments:
         """Some rows of all parts, copied, the oldest first."""
         if not self._rings:
             return []
-        places = (self._first + torch.arange(*rows.indices(self._num))) % len(self._rings[0])
+        places = torch.tensor(range(*rows.indices(self._num)), dtype=torch.long)
+        places = (self._first + places) % len(self._rings[0])
         return [ring[places.to(ring.device)] for ring in self._rings]
 
     def pop(self, num: int) -> None:
