@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from kinema.data.segments import Segments
 from kinema.dynamics import NUM_BEFORE, Values
+from kinema.parts import add_weights
 from kinema.simulation import World
 from kinema.tokenizers import to_pixels
 
@@ -70,8 +71,7 @@ def _fingerprint(world: World, segments: Segments, use_bfloat16: bool) -> str:
     digest = hashlib.blake2b(
         f"{torch.__version__} {world.device.type} {use_bfloat16}".encode(), digest_size=12
     )
-    for key, tensor in world.tokenizer.state_dict().items():
-        digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    add_weights(digest, world.tokenizer)
     for key, frames in segments.frames.items():
         digest.update(f"{key} {frames.shape}".encode())
         for start in range(0, len(frames), 4096):

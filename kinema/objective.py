@@ -2,7 +2,8 @@
 
 The segment enters twice: once as context, as a rollout remembers its frames, once as target, noised. A target
 sees the context before it and itself, never another target, so one pass gives a prediction for every frame
-under just the conditions of a rollout. What the context hands on of its pictures is noised a little: a
+under just the conditions of a rollout. Where every target is as it will be remembered, both are the same, and
+it enters once (``Dynamics.foretell``). What the context hands on of its pictures is noised a little: a
 rollout is then stable against its own errors (diffusion forcing, 2407.01392; 2408.14837, section 3.2).
 
 Noise times are drawn jointly, as they meet when a frame is solved: first proprioception, from the past and

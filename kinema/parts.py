@@ -1,6 +1,7 @@
 """Networks that stand beside a world in its folder: one file each, so that it is there as a whole or not."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -60,3 +61,18 @@ def load_part(path: Path, config_class: type[Config], build: Callable[[Config], 
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise PartError(f"{path}: cannot be used ({error}); train it again, or remove it") from error
     return module.eval()
+
+
+def add_weights(digest: "hashlib.blake2b", network: nn.Module) -> None:
+    """Let a digest depend on the weights of a network."""
+    for key, tensor in network.state_dict().items():
+        digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
+
+
+def fingerprint(*networks: nn.Module | None) -> str:
+    """What tells networks from others: a digest of their weights."""
+    digest = hashlib.blake2b(digest_size=12)
+    for network in networks:
+        if network is not None:
+            add_weights(digest, network)
+    return digest.hexdigest()

@@ -397,9 +397,7 @@ class SimulationBatch:
         return [self.num_steps - born for born in self._born]
 
     def _history_length(self) -> int:
-        config = self.world.config.dynamics
-        bytes_per_session = 2 * config.num_latents * config.latent_dim + 4 * (config.proprio_dim + 1)
-        bytes_per_step = len(self._seeds) * bytes_per_session
+        bytes_per_step = len(self._seeds) * moment_bytes(self.world)
         return max(2, min(self.max_pictures or KEPT_PICTURES, HISTORY_BYTES // bytes_per_step))
 
     def _remember(self) -> None:
@@ -772,6 +770,12 @@ def _one_session(frames: Any) -> np.ndarray:
             f"got {array.shape}"
         )
     return array[None]
+
+
+def moment_bytes(world: WorldModel) -> int:
+    """What one past picture of a session takes."""
+    config = world.config.dynamics
+    return 2 * config.num_latents * config.latent_dim + 4 * (config.proprio_dim + 1)
 
 
 def _check_rewind(max_rewind: int | None) -> None:

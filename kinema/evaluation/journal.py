@@ -1,12 +1,13 @@
 """What a long measurement has found so far, in a file, so that the same command goes on where it stopped."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from torch import nn
+from kinema.evaluation.result import plain
+from kinema.parts import fingerprint
+from kinema.simulation import World
 
 
 class Journal:
@@ -26,28 +27,35 @@ class Journal:
         self._found: dict[str, Any] = {}
         head = json.dumps({"of": identity}, sort_keys=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().split("\n") if path.is_file() else [""]
-        if lines[0] not in ("", head):
+        text = path.read_text() if path.is_file() else ""
+        # What a sudden end left behind the last line break is no line.
+        whole = text[: text.rfind("\n") + 1]
+        lines = whole.splitlines()
+        if lines and lines[0] != head:
             raise ValueError(
                 f"{path}: it holds what another measurement has found so far (world, data or settings "
                 "differ); choose another --out, or delete the file"
             )
-        # What a sudden end left behind the last line break is no line.
-        for line in lines[1:-1]:
+        for line in lines[1:]:
             entry = json.loads(line)
             self._found[entry["key"]] = entry["found"]
-        path.write_text("\n".join([head, *lines[1:-1], ""]))
         self._file = path.open("a")
+        self._file.truncate(len(whole.encode()))
+        if not lines:
+            self._write(head)
 
     def find(self, key: str, measure: Callable[[], Any]) -> Any:
         """What was found under a key, or is now; ``measure`` gives what JSON has."""
         if key not in self._found:
             found = measure()
-            self._file.write(json.dumps({"key": key, "found": found}) + "\n")
-            self._file.flush()
+            self._write(json.dumps({"key": key, "found": found}))
             # As it will be read again, so that going on is the same as not having stopped.
             self._found[key] = json.loads(json.dumps(found))
         return self._found[key]
+
+    def _write(self, line: str) -> None:
+        self._file.write(line + "\n")
+        self._file.flush()
 
     def __enter__(self) -> Self:
         return self
@@ -61,10 +69,7 @@ class Journal:
         self._path.unlink()
 
 
-def fingerprint(*networks: nn.Module | None) -> str:
-    """What tells networks from others: a digest of their weights."""
-    digest = hashlib.blake2b(digest_size=12)
-    for network in networks:
-        for key, tensor in ({} if network is None else network.state_dict()).items():
-            digest.update(key.encode() + tensor.cpu().contiguous().view(-1).numpy().tobytes())
-    return digest.hexdigest()
+def identify(config: Any, world: World) -> dict[str, Any]:
+    """What tells a measurement of a world from others: its settings, but where and how its result is written,
+    and the weights."""
+    return {**plain(config), "out": "", "json": False, "world": fingerprint(world, world.heads)}

@@ -27,7 +27,7 @@ from kinema.evaluation.agents import (
     RandomAgent,
     SimulatorAgent,
 )
-from kinema.evaluation.journal import Journal, fingerprint
+from kinema.evaluation.journal import Journal, identify
 from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.table import Row
 from kinema.evaluation.tasks import ANGLE, POSITION, PushTReality, Task, draw_tasks, is_met
@@ -122,8 +122,7 @@ def planning(config: PlanningConfig) -> int:
     tasks = draw_tasks(
         world, dataset, num=config.tasks, distances=distances, context=config.context, seed=config.seed
     )
-    identity = {**plain(config), "out": "", "json": False, "world": fingerprint(world, world.heads)}
-    with Journal(config.out / "planning-attempts.jsonl", identity) as journal:
+    with Journal(config.out / "planning-attempts.jsonl", identify(config, world)) as journal:
         result = measure_planning(
             world, tasks, agents, config, journal, source=str(dataset.root), notes=notes
         )

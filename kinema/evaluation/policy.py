@@ -23,7 +23,7 @@ from kinema.data.options import JsonObject
 from kinema.data.spaces import RENDER_KEY, ActionReader
 from kinema.evaluation import bootstrap
 from kinema.evaluation.correlation import agreement
-from kinema.evaluation.journal import Journal, fingerprint
+from kinema.evaluation.journal import Journal, identify
 from kinema.evaluation.page import Drawing
 from kinema.evaluation.plot import Point, scatter
 from kinema.evaluation.result import Result, Series, plain
@@ -112,10 +112,9 @@ def policy(config: PolicyConfig) -> int:
     """
     world = load(config.world, device=config.device)
     world.require_heads()
-    identity = {**plain(config), "out": "", "json": False, "world": fingerprint(world, world.heads)}
     with (
         contextlib.closing(Arena(world, config.env, config.env_args)) as arena,
-        Journal(config.out / "policy-returns.jsonl", identity) as journal,
+        Journal(config.out / "policy-returns.jsonl", identify(config, world)) as journal,
     ):
         policies = dict(zip(config.policies, make_policies(arena, config), strict=True))
 

@@ -12,6 +12,7 @@ from kinema.data.environment import make_environment
 from kinema.data.lerobot import DataError, Dataset
 from kinema.evaluation.probe import PushTProbe
 from kinema.evaluation.pusht_state import PUSHT, advance, agent_velocity, get_bodies, set_bodies
+from kinema.planners.scores import worth
 from kinema.simulation import World
 from kinema.starts import History, check_dataset
 from kinema.types import Seen
@@ -214,7 +215,7 @@ class SimulatorScore:
         self.num_steps += len(states) * actions.shape[1]
         position, turn = pose_errors(states, self._goal)
         each = position / POSITION + turn / ANGLE
-        return -self._end_share * each[:, -1] - (1.0 - self._end_share) * each.mean(axis=1)
+        return worth(each, self._end_share)
 
     def close(self) -> None:
         self._environment.close()

@@ -167,8 +167,7 @@ class WorldScore:
         self.count(num, horizon)
         scores = goal.reward_weight * rewards
         if distances:
-            each = np.stack(distances)
-            scores = scores - goal.end_share * each[-1] - (1.0 - goal.end_share) * each.mean(axis=0)
+            scores = scores + worth(np.stack(distances, axis=1), goal.end_share)
         return scores
 
     def fork(self, num: int) -> SimulationBatch:
@@ -181,6 +180,12 @@ class WorldScore:
         if self.goal.target is None:
             return step, None
         return step, self.goal.distance(self.session.world, sessions)
+
+
+def worth(distances: Float[np.ndarray, "*batch T"], end_share: float) -> Float[np.ndarray, "*batch"]:
+    """What coming so near to a goal is worth: minus the distance, of which ``end_share`` is that of the last
+    step and the rest the mean over the steps."""
+    return -end_share * distances[..., -1] - (1.0 - end_share) * distances.mean(axis=-1)
 
 
 def _size(offsets: Float[Tensor, "B N"]) -> Float[Tensor, " B"]:

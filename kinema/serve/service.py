@@ -25,7 +25,7 @@ from kinema.serve.limits import Limits, Refusal
 from kinema.serve.metrics import Metrics
 from kinema.serve.planning import Planning
 from kinema.serve.sessions import Session, Sessions
-from kinema.simulation import BUNDLED_WORLDS, MAX_REWIND, Simulation, World
+from kinema.simulation import BUNDLED_WORLDS, MAX_REWIND, Simulation, World, moment_bytes
 from kinema.types import Episode, Seen
 from kinema.view import write_video
 
@@ -456,11 +456,9 @@ class Service:
 
 def session_bytes(world: World, limits: Limits) -> int:
     """What a session takes at most: its cache, and the pictures that it keeps."""
-    config = world.config.dynamics
-    latents = 2 * config.num_latents * config.latent_dim + 4 * (config.proprio_dim + 1)
     cache = world.dynamics.new_cache(1, max_rewind=MAX_REWIND)
     # Room for pictures doubles as it is needed, and what was there is copied.
-    return cache.num_bytes + 3 * limits.max_pictures * latents // 2
+    return cache.num_bytes + 3 * limits.max_pictures * moment_bytes(world) // 2
 
 
 def find_recordings(source: str, data: Path | None) -> Dataset | None:

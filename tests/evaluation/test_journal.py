@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kinema.evaluation.journal import Journal, fingerprint
+from kinema.evaluation.journal import Journal
+from kinema.parts import fingerprint
 
 
 def test_what_was_found_is_found_again(tmp_path: Path) -> None:
