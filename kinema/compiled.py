@@ -1,16 +1,19 @@
-"""Steps of sessions as two graphs, of the frame and of its picture, compiled for the CPU by OpenVINO.
+"""Steps of sessions as graphs, for the CPU: of the frame and, by OpenVINO, of its picture.
 
 A step of one session is hundreds of small operators, and to call them takes longer than what they compute.
-Compiled, they are fused and called at once. The graphs are traced from the very functions that run without
-them, so they compute the same, up to rounding.
+In a graph they are called at once: by PyTorch itself, or by OpenVINO, which fuses them and needs an extra and
+some seconds. The graphs are traced from the very functions that run without them, so they compute the same,
+up to rounding.
 """
 
+import contextlib
 import importlib
 import threading
 import warnings
-from collections.abc import Sequence
-from typing import Any, Self, cast
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Self, cast
 
+import jaxtyping
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -25,30 +28,29 @@ from kinema.world_model import WorldError, WorldModel
 EXAMPLES = 2
 """Sessions that the graphs are traced with; they take any number."""
 
+Compiler = Literal["torch", "openvino"]
+"""What runs the graphs."""
+
+MOST_SESSIONS: dict[Compiler, int] = {"torch": 64, "openvino": 16}
+"""More sessions step no faster by a graph: copying their pasts takes what that saves."""
+
 
 class CompiledSteps:
     """What sessions of a world compute in each step, with the weights as they were when it was made."""
 
-    def __init__(self, world: WorldModel):
-        """Traces and compiles, which takes some seconds.
+    def __init__(self, world: WorldModel, compiler: Compiler):
+        """Traces and compiles, which takes some seconds by OpenVINO and a third of one by PyTorch.
 
         Raises:
-            ImportError: OpenVINO is not installed.
+            ImportError: OpenVINO is asked for, and is not installed.
             WorldError: OpenVINO cannot compile this world.
         """
-        try:
-            openvino = importlib.import_module("openvino")
-        except ImportError as error:
-            raise ImportError(
-                "device 'openvino' needs an extra: pip install 'kinema[openvino]'; or take the device 'cpu'"
-            ) from error
-        self._tensor = openvino.Tensor
+        graph = _TorchGraph if compiler == "torch" else _OpenVINOGraph
+        self.most_sessions = MOST_SESSIONS[compiler]
         self.num_denoising_steps = world.config.num_denoising_steps
         # A copy without what sessions of ``World`` know of compiling, which tracing would ask for.
         world = self._world = _plain(world)
         self._needs_noise = world.config.dynamics.proprio_dim > 0 and not world.dynamics.foresees_proprio
-        # One request each: what is asked of several threads is answered one after the other.
-        self._lock = threading.Lock()
         config = world.config.dynamics
         cache = world.dynamics.new_cache(EXAMPLES)
         shape = (2, EXAMPLES, config.num_tokens, config.num_heads, config.window)
@@ -64,16 +66,15 @@ class CompiledSteps:
         ]
         frame = example[0][:, 0, : cache.sizes[0]].unflatten(-1, cache.latents)
         try:
-            self._step = _compile(
-                openvino, _Step(world), example, session_axes=[0] * 7 + [1] * len(cache.layers)
-            )
+            self._step = graph(_Step(world), example, session_axes=[0] * 7 + [1] * len(cache.layers))
             self._draw = None
-            if world.cameras:
+            # Pictures are few operators and large ones: PyTorch gains nothing there.
+            if world.cameras and compiler == "openvino":
                 proprio = torch.zeros(EXAMPLES, config.proprio_dim)
-                self._draw = _compile(openvino, _Draw(world), [frame, proprio], session_axes=[0, 0])
+                self._draw = graph(_Draw(world), [frame, proprio], session_axes=[0, 0])
         except RuntimeError as error:
             raise WorldError(
-                f"OpenVINO cannot compile the world '{world.name}'; take the device 'cpu'. It says: {error}"
+                f"{compiler} cannot compile the world '{world.name}'; take the device 'cpu'. It says: {error}"
             ) from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -98,7 +99,7 @@ class CompiledSteps:
         ]
         if self._needs_noise:
             given[6] = noise(config.proprio_dim, PROPRIO_STREAM)
-        latents, proprio, doubt, is_known, *written = self._run(self._step, given)
+        latents, proprio, doubt, is_known, *written = self._step(given)
         if is_known.min() < 1.0:
             return None
         for layer, frame in zip(cache.layers, written, strict=True):
@@ -106,25 +107,84 @@ class CompiledSteps:
         cache.holds_next = self.num_denoising_steps == 1
         return Values(latents, proprio, action), None if self._world.manifold is None else doubt
 
+    @property
+    def draws(self) -> bool:
+        """Whether pictures are made by a graph, too."""
+        return self._draw is not None
+
     def draw(
         self, latents: Float[Tensor, "B L Z"], proprio: Float[Tensor, "B P"]
-    ) -> np.ndarray | dict[str, np.ndarray] | None:
-        """What ``WorldModel.decode`` gives."""
-        if self._draw is None:
-            return None
-        pictures = [found.numpy() for found in self._run(self._draw, [latents, proprio])]
+    ) -> np.ndarray | dict[str, np.ndarray]:
+        """What ``WorldModel.decode`` gives, where it ``draws``."""
+        assert self._draw is not None
+        pictures = [found.numpy() for found in self._draw([latents, proprio])]
         cameras = self._world.cameras
         return pictures[0] if len(cameras) == 1 else dict(zip(cameras, pictures, strict=True))
 
-    def _run(self, request: Any, given: Sequence[Tensor]) -> list[Tensor]:
+
+class _TorchGraph:
+    """A module that was traced, run by PyTorch's own interpreter of graphs.
+
+    It takes any number of sessions, which stand along the given axis of each input.
+    """
+
+    def __init__(self, module: nn.Module, example: Sequence[Tensor], session_axes: Sequence[int]):
+        with _tracing():
+            self._graph = torch.jit.freeze(torch.jit.trace(module.eval(), tuple(example), check_trace=False))
+
+    def __call__(self, given: Sequence[Tensor]) -> list[Tensor]:
+        return list(self._graph(*given))
+
+
+class _OpenVINOGraph:
+    """The same, compiled and run by OpenVINO."""
+
+    def __init__(self, module: nn.Module, example: Sequence[Tensor], session_axes: Sequence[int]):
+        try:
+            openvino = importlib.import_module("openvino")
+        except ImportError as error:
+            raise ImportError(
+                "device 'openvino' needs an extra: pip install 'kinema[openvino]'; or take the device 'cpu'"
+            ) from error
+        with _tracing():
+            traced = torch.jit.trace(module, tuple(example), check_trace=False)
+            model = openvino.convert_model(traced, example_input=tuple(example))
+        shapes = {}
+        for index, (part, axis) in enumerate(zip(example, session_axes, strict=True)):
+            shapes[index] = [-1 if place == axis else size for place, size in enumerate(part.shape)]
+        model.reshape(shapes)
+        settings = {
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        self._tensor = openvino.Tensor
+        self._request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+        # One request: what is asked of several threads is answered one after the other.
+        self._lock = threading.Lock()
+
+    def __call__(self, given: Sequence[Tensor]) -> list[Tensor]:
         # In place of a call with arrays, which does the same behind several checks of each.
         tensors = [self._tensor(np.ascontiguousarray(part.numpy()), shared_memory=True) for part in given]
         with self._lock:
             for index, tensor in enumerate(tensors):
-                request.set_input_tensor(index, tensor)
-            request.infer()
+                self._request.set_input_tensor(index, tensor)
+            self._request.infer()
             # What it gives is written over by the next call.
-            return [torch.from_numpy(np.array(found.data)) for found in request.output_tensors]
+            return [torch.from_numpy(np.array(found.data)) for found in self._request.output_tensors]
+
+
+@contextlib.contextmanager
+def _tracing() -> Iterator[None]:
+    """While a graph is traced. Sizes are tensors then, which checks of shapes do not take for numbers."""
+    checks = jaxtyping.config.jaxtyping_disable
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        jaxtyping.config.update("jaxtyping_disable", True)
+        try:
+            yield
+        finally:
+            jaxtyping.config.update("jaxtyping_disable", checks)
 
 
 class _Step(nn.Module):
@@ -227,22 +287,3 @@ def _plain(world: WorldModel) -> WorldModel:
     plain.load_state_dict(world.state_dict(), strict=False)
     plain.precision = "float32"
     return plain.requires_grad_(False)
-
-
-def _compile(openvino: Any, module: nn.Module, example: Sequence[Tensor], session_axes: Sequence[int]) -> Any:
-    """A request to run a module with any number of sessions, which stand along the given axis of each
-    input."""
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        traced = torch.jit.trace(module, tuple(example), check_trace=False)
-        model = openvino.convert_model(traced, example_input=tuple(example))
-    shapes = {}
-    for index, (part, axis) in enumerate(zip(example, session_axes, strict=True)):
-        shapes[index] = [-1 if place == axis else size for place, size in enumerate(part.shape)]
-    model.reshape(shapes)
-    settings = {
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kinema.compiled import CompiledSteps
+from kinema.compiled import CompiledSteps, Compiler
 from kinema.dynamics import Cache, Values
 from kinema.goals import act, check_acts, encode_goal, goal_frame
 from kinema.hardware import Precision, keep_freed_memory, one_thread, prefers_packed, uses_bfloat16
@@ -40,8 +40,6 @@ HISTORY_BYTES = 64 * 2**20
 BUNDLED_WORLDS = Path(__file__).parent / "worlds"
 FEW_SESSIONS = 2
 """So many step faster on one thread of a CPU than on several."""
-MOST_COMPILED = 16
-"""More sessions step no faster where steps are compiled: copying their pasts takes what that saves."""
 ACT_CHUNK, ACT_STEPS = 8, 4
 """Actions that the network finds at a time, and network calls for each."""
 GIVEN_STREAM, ACT_STREAM = -1, 3
@@ -165,12 +163,14 @@ class SimulationBatch:
         self._remember()
 
     @torch.inference_mode()
-    def step(self, actions: Any, *, decode: bool = True) -> Step:
+    def step(self, actions: Any, *, decode: bool = True, judge: bool = True) -> Step:
         """Advance every session by its action.
 
         Args:
             actions: ``B A`` in the units of the dataset.
             decode: whether to make pictures; without, ``frame`` is None and the step costs less.
+            judge: whether the world's heads, if it has any, shall tell ``reward`` and ``termination``;
+                without, too, the step costs less.
 
         Raises:
             WorldError: the actions have another shape or are not finite; the sessions are unchanged.
@@ -178,7 +178,7 @@ class SimulationBatch:
         array = self.world.check_actions(actions, (len(self), self.world.action_dim), "actions")
         action = torch.from_numpy(array).to(self.world.device)
         with self._networks.autocast(), one_thread(self._is_small):
-            return self._advance(self.world.action_normalizer.normalize(action).unsqueeze(1), decode)
+            return self._advance(self.world.action_normalizer.normalize(action).unsqueeze(1), decode, judge)
 
     @property
     def _is_small(self) -> bool:
@@ -186,9 +186,10 @@ class SimulationBatch:
 
     @property
     def _compiled_if_few(self) -> CompiledSteps | None:
-        return self._compiled if len(self) <= MOST_COMPILED else None
+        compiled = self._compiled
+        return compiled if compiled is not None and len(self) <= compiled.most_sessions else None
 
-    def _advance(self, action: Float[Tensor, "B 1 A"], decode: bool) -> Step:
+    def _advance(self, action: Float[Tensor, "B 1 A"], decode: bool, judge: bool) -> Step:
         world, found = self._networks, None
         compiled = self._compiled_if_few
         if compiled is not None and self.num_denoising_steps == compiled.num_denoising_steps:
@@ -199,7 +200,7 @@ class SimulationBatch:
         if doubt is not None:
             self._doubt = self._doubt + (doubt - 1.0).clamp_min(0.0)
         reward = termination = None
-        if self.world.heads is not None:
+        if judge and self.world.heads is not None:
             before = (self._cache.last_latents, self._cache.last_proprio)
             judged = self.world.heads.judge(before, (frame.latents[:, 0], frame.proprio[:, 0]), action[:, 0])
             reward, termination = (part.cpu().numpy() for part in judged)
@@ -219,10 +220,11 @@ class SimulationBatch:
         trust = None
         if world.manifold is not None:
             trust = (1.0 / (1.0 + self._doubt)).cpu().numpy()
-        frame = None
-        if decode:
-            compiled = self._compiled_if_few
-            frame = world.decode(latents, known) if compiled is None else compiled.draw(latents, known)
+        frame, compiled = None, self._compiled_if_few
+        if decode and compiled is not None and compiled.draws:
+            frame = compiled.draw(latents, known)
+        elif decode:
+            frame = world.decode(latents, known)
         return Step(frame=frame, proprio=proprio, trust=trust)
 
     def change(self, *, seeds: Sequence[int] | None = None, num_denoising_steps: int | None = None) -> None:
@@ -523,8 +525,8 @@ class Simulation:
 class World(WorldModel):
     """A world to simulate in. ``kinema.load`` gives one."""
 
-    is_compiled = False
-    """Whether sessions step by ``compiled``."""
+    compiler: Compiler | None = None
+    """What runs the graphs by which few sessions step; None: they step without."""
 
     @property
     def networks(self) -> WorldModel:
@@ -547,18 +549,19 @@ class World(WorldModel):
 
     @property
     def compiled(self) -> CompiledSteps | None:
-        """What sessions step by, where ``is_compiled``. It is made anew when the weights have changed since.
+        """What sessions step by, where there is a ``compiler``. It is made anew when the weights have changed
+        since.
 
         Raises:
             ImportError: OpenVINO is not installed.
             WorldError: OpenVINO cannot compile this world.
         """
-        if not self.is_compiled:
+        if self.compiler is None or uses_bfloat16(self.precision, self.device):
             return None
         version = self._weights_version()
         found, its_version = self.__dict__.get("_compiled", (None, None))
         if found is None or version != its_version:
-            found = CompiledSteps(self)
+            found = CompiledSteps(self, self.compiler)
             self.__dict__["_compiled"] = (found, version)
         return found
 
@@ -725,14 +728,14 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", precision: P
                 "a Hub id (owner/name)"
             )
         folder = _download(str(source))
-    is_compiled = device == "openvino"
-    world = World.from_folder(folder).to("cpu" if is_compiled else device)
+    world = World.from_folder(folder).to("cpu" if device == "openvino" else device)
     world.precision = precision
-    world.is_compiled = is_compiled
     if world.device.type == "cpu":
         keep_freed_memory()
-    # Now, and not in the first step.
-    _ = world.compiled
+        world.compiler = "openvino" if device == "openvino" else "torch"
+    if device == "openvino":
+        # Now, and not in the first step.
+        _ = world.compiled
     return world
 
 

@@ -1,39 +1,40 @@
 """Compiled steps are the steps that they were compiled from."""
 
+import itertools
 import sys
-from collections.abc import Iterator
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
 
 from kinema import load
-from kinema.compiled import CompiledSteps
-from kinema.simulation import MOST_COMPILED, Simulation, Step, World
+from kinema.compiled import MOST_SESSIONS, CompiledSteps, Compiler
+from kinema.simulation import Simulation, Step, World
 from kinema.together import step_together
 from kinema.world_model import WorldError
 
 from .worlds import random_actions, random_frames, random_world
 
-pytest.importorskip("openvino", reason="the extra openvino is not installed")
+COMPILERS: tuple[Compiler, ...] = ("torch", "openvino")
 
 NUM_STEPS = 14
 """More than the windows hold."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _sizes_are_not_checked() -> Iterator[None]:
-    """While a graph is traced, sizes are tensors, which the checks of the other tests do not take for
-    numbers."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+def need(compiler: Compiler) -> Compiler:
+    if compiler == "openvino":
+        pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    return compiler
+
+
+def uncompiled(world: World) -> World:
+    world.compiler = None
+    return world
 
 
 def make_world(kind: str) -> World:
     if kind == "bundled":
-        return load("pusht")
+        return uncompiled(load("pusht"))
     if kind == "camera":
         return random_world(num_denoising_steps=2)
     world = random_world(num_cameras=2 * (kind != "vectors"), proprio_dim=3)
@@ -43,13 +44,15 @@ def make_world(kind: str) -> World:
     return world
 
 
-@pytest.fixture(
-    scope="module", params=["bundled", "camera", "exact proprioception", "proprioception", "vectors"]
-)
-def worlds(request: pytest.FixtureRequest, _sizes_are_not_checked: None) -> tuple[World, World]:
+KINDS = ("bundled", "camera", "exact proprioception", "proprioception", "vectors")
+
+
+@pytest.fixture(scope="module", params=itertools.product(KINDS, COMPILERS), ids="-".join)
+def worlds(request: pytest.FixtureRequest) -> tuple[World, World]:
     """The same world, as it is and compiled."""
-    plain, compiled = make_world(request.param), make_world(request.param)
-    compiled.is_compiled = True
+    kind, compiler = request.param
+    plain, compiled = make_world(kind), make_world(kind)
+    compiled.compiler = need(compiler)
     assert isinstance(compiled.compiled, CompiledSteps)
     return plain, compiled
 
@@ -96,7 +99,9 @@ def test_it_is_the_compiled_steps_that_are_made(
     sim = start(worlds[1], 3)
     batch = sim._batch
     monkeypatch.setattr(type(batch._networks.dynamics), "step", None)
-    monkeypatch.setattr(type(batch._networks), "decode", None)
+    assert batch._compiled is not None
+    if batch._compiled.draws:
+        monkeypatch.setattr(type(batch._networks), "decode", None)
     first = sim.step(actions(worlds[1], 1)[0])
     assert (first.frame is not None) == bool(worlds[1].cameras)
 
@@ -126,9 +131,10 @@ def test_sessions_of_any_age_together(worlds: tuple[World, World]) -> None:
             assert_same(one, other)
 
 
-def test_other_weights_are_compiled_anew() -> None:
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_other_weights_are_compiled_anew(compiler: Compiler) -> None:
     plain, compiled = (random_world(num_denoising_steps=1) for _ in range(2))
-    compiled.is_compiled = True
+    compiled.compiler = need(compiler)
     before = compiled.compiled
     assert compiled.compiled is before
     for world in (plain, compiled):
@@ -139,23 +145,35 @@ def test_other_weights_are_compiled_anew() -> None:
     assert_same(one, other)
 
 
-def test_other_numbers_of_calls_and_many_sessions_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_other_numbers_of_calls_and_many_sessions_are_not_compiled(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = random_world(num_denoising_steps=1)
-    world.is_compiled = True
+    world.compiler = need(compiler)
     sim = start(world, 3)
     monkeypatch.setattr(CompiledSteps, "next_frame", None)
     with pytest.raises(TypeError):
         sim.step(actions(world, 1)[0])
     sim.change(num_denoising_steps=3)
     sim.step(actions(world, 1)[0])
-    many = start(world, 3).fork(MOST_COMPILED + 1)
-    many.step(actions(world, MOST_COMPILED + 1), decode=False)
+    num = MOST_SESSIONS[compiler] + 1
+    many = start(world, 3).fork(num)
+    many.step(actions(world, num), decode=False)
 
 
 def test_loading() -> None:
-    world = load("pusht", device="openvino")
+    assert load("pusht").compiler == "torch"
+    world = load("pusht", device=need("openvino"))
     assert world.device.type == "cpu"
+    assert world.compiler == "openvino"
     assert world.compiled is world.compiled
+
+
+def test_steps_in_bfloat16_are_not_compiled() -> None:
+    """They are made for machines that multiply it faster."""
+    world = load("pusht", precision="bfloat16")
+    assert world.compiled is None
 
 
 def test_mistakes_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +181,7 @@ def test_mistakes_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImportError, match=r"needs an extra: pip install 'kinema\[openvino\]'"):
         load("pusht", device="openvino")
     monkeypatch.undo()
+    need("openvino")
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no rule for it")

@@ -44,7 +44,8 @@ class Ring:
     def full_window(self) -> Tensor:
         """The window, with zeros in place of frames that there are not."""
         past = self.past()
-        return F.pad(past, (0, 0, self.window - past.shape[-2], 0))
+        missing = self.window - past.shape[-2]
+        return F.pad(past, (0, 0, missing, 0)) if missing else past
 
     def keep(self) -> None:
         """Keep the frame written last."""

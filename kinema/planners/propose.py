@@ -109,5 +109,5 @@ def roll_out(
         if num_actions == horizon:
             return np.concatenate(chunks, axis=1)
         for actions in restore_actions(world, chunk).swapaxes(0, 1):
-            sessions.step(actions, decode=False)
+            sessions.step(actions, decode=False, judge=False)
         score.count(num, chunk.shape[1])

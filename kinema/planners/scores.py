@@ -176,7 +176,7 @@ class WorldScore:
 
     def _advance(self, sessions: SimulationBatch, actions: np.ndarray) -> tuple[Step, np.ndarray | None]:
         """One step of every candidate, and how far from the target it led."""
-        step = sessions.step(actions, decode=False)
+        step = sessions.step(actions, decode=False, judge=bool(self.goal.reward_weight))
         if self.goal.target is None:
             return step, None
         return step, self.goal.distance(self.session.world, sessions)
