@@ -31,8 +31,10 @@ EXAMPLES = 2
 Compiler = Literal["torch", "openvino"]
 """What runs the graphs."""
 
-MOST_SESSIONS: dict[Compiler, int] = {"torch": 64, "openvino": 16}
-"""More sessions step no faster by a graph: copying their pasts takes what that saves."""
+MOST_STEPPED: dict[Compiler, int] = {"torch": 64, "openvino": 16}
+MOST_DRAWN: dict[Compiler, int] = {"torch": 16, "openvino": 16}
+"""More sessions step, and are drawn, no faster by a graph: their operators are large, and OpenVINO copies
+their pasts."""
 
 
 class CompiledSteps:
@@ -46,8 +48,8 @@ class CompiledSteps:
             WorldError: OpenVINO cannot compile this world.
         """
         graph = _TorchGraph if compiler == "torch" else _OpenVINOGraph
-        self.most_sessions = MOST_SESSIONS[compiler]
-        self.num_denoising_steps = world.config.num_denoising_steps
+        self._compiler: Compiler = compiler
+        self._num_denoising_steps = world.config.num_denoising_steps
         # A copy without what sessions of ``World`` know of compiling, which tracing would ask for.
         world = self._world = _plain(world)
         self._needs_noise = world.config.dynamics.proprio_dim > 0 and not world.dynamics.foresees_proprio
@@ -68,8 +70,7 @@ class CompiledSteps:
         try:
             self._step = graph(_Step(world), example, session_axes=[0] * 7 + [1] * len(cache.layers))
             self._draw = None
-            # Pictures are few operators and large ones: PyTorch gains nothing there.
-            if world.cameras and compiler == "openvino":
+            if world.cameras:
                 proprio = torch.zeros(EXAMPLES, config.proprio_dim)
                 self._draw = graph(_Draw(world), [frame, proprio], session_axes=[0, 0])
         except RuntimeError as error:
@@ -80,6 +81,10 @@ class CompiledSteps:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # Nothing in it changes.
         return self
+
+    def can_step(self, num: int, num_denoising_steps: int) -> bool:
+        """Whether ``next_frame`` is for so many network calls, and worth it for so many sessions."""
+        return num <= MOST_STEPPED[self._compiler] and num_denoising_steps == self._num_denoising_steps
 
     def next_frame(
         self, cache: Cache, action: Float[Tensor, "B 1 A"], noise: Noise
@@ -104,18 +109,17 @@ class CompiledSteps:
             return None
         for layer, frame in zip(cache.layers, written, strict=True):
             layer.with_frame(frame)
-        cache.holds_next = self.num_denoising_steps == 1
+        cache.holds_next = self._num_denoising_steps == 1
         return Values(latents, proprio, action), None if self._world.manifold is None else doubt
 
-    @property
-    def draws(self) -> bool:
-        """Whether pictures are made by a graph, too."""
-        return self._draw is not None
+    def can_draw(self, num: int) -> bool:
+        """Whether it is worth to ``draw`` so many sessions."""
+        return self._draw is not None and num <= MOST_DRAWN[self._compiler]
 
     def draw(
         self, latents: Float[Tensor, "B L Z"], proprio: Float[Tensor, "B P"]
     ) -> np.ndarray | dict[str, np.ndarray]:
-        """What ``WorldModel.decode`` gives, where it ``draws``."""
+        """What ``WorldModel.decode`` gives, where there are cameras."""
         assert self._draw is not None
         pictures = [found.numpy() for found in self._draw([latents, proprio])]
         cameras = self._world.cameras

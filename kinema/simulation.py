@@ -184,15 +184,10 @@ class SimulationBatch:
     def _is_small(self) -> bool:
         return self.world.device.type == "cpu" and len(self) <= FEW_SESSIONS
 
-    @property
-    def _compiled_if_few(self) -> CompiledSteps | None:
-        compiled = self._compiled
-        return compiled if compiled is not None and len(self) <= compiled.most_sessions else None
-
     def _advance(self, action: Float[Tensor, "B 1 A"], decode: bool, judge: bool) -> Step:
         world, found = self._networks, None
-        compiled = self._compiled_if_few
-        if compiled is not None and self.num_denoising_steps == compiled.num_denoising_steps:
+        compiled = self._compiled
+        if compiled is not None and compiled.can_step(len(self), self.num_denoising_steps):
             found = compiled.next_frame(self._cache, action, self._noise)
         if found is None:
             found = next_frame(world, self._cache, action, self._noise, self.num_denoising_steps)
@@ -220,8 +215,8 @@ class SimulationBatch:
         trust = None
         if world.manifold is not None:
             trust = (1.0 / (1.0 + self._doubt)).cpu().numpy()
-        frame, compiled = None, self._compiled_if_few
-        if decode and compiled is not None and compiled.draws:
+        frame, compiled = None, self._compiled
+        if decode and compiled is not None and compiled.can_draw(len(self)):
             frame = compiled.draw(latents, known)
         elif decode:
             frame = world.decode(latents, known)
