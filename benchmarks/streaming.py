@@ -74,6 +74,7 @@ class NoCache(Kinema):
     """
 
     def __init__(self, world: World, clip: Clip, num: int):
+        world.compiler = None
         world.dynamics = _Recomputed(world.dynamics)  # pyright: ignore[reportAttributeAccessIssue]
         super().__init__(world, clip, num)
 
@@ -121,6 +122,9 @@ class _Recomputed(nn.Module):
     @property
     def token_bias(self) -> Tensor:
         return self.dynamics.token_bias
+
+    def observed(self, frames: Values) -> Tensor:
+        return self.dynamics.observed(frames)
 
     def new_cache(self, batch: int, *, max_rewind: int = 0) -> _Frames:
         return _Frames(self.dynamics.config.reach)
