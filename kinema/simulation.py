@@ -7,6 +7,7 @@ cache is a ring, positions are relative, and memory is constant.
 import copy
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -556,7 +557,15 @@ class World(WorldModel):
         version = self._weights_version()
         found, its_version = self.__dict__.get("_compiled", (None, None))
         if found is None or version != its_version:
-            found = CompiledSteps(self, self.compiler)
+            try:
+                found = CompiledSteps(self, self.compiler)
+            except WorldError as error:
+                if self.compiler == "openvino":
+                    raise
+                # It was not asked for, and what it gains is time alone.
+                warnings.warn(f"{error}; sessions step without a graph", stacklevel=2)
+                self.compiler = None
+                return None
             self.__dict__["_compiled"] = (found, version)
         return found
 

@@ -175,6 +175,18 @@ def test_steps_in_bfloat16_are_not_compiled() -> None:
     assert world.compiled is None
 
 
+def test_where_nothing_can_be_traced_sessions_step_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no rule for it")
+
+    world, plain = load("pusht"), uncompiled(load("pusht"))
+    monkeypatch.setattr(torch.jit, "trace", fail)
+    with pytest.warns(UserWarning, match=r"cannot compile the world 'pusht'.*no rule.*without a graph"):
+        sim = start(world, 3)
+    action = actions(world, 1)[0]
+    assert_same(sim.step(action), start(plain, 3).step(action))
+
+
 def test_mistakes_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r"needs an extra: pip install 'kinema\[openvino\]'"):
