@@ -1,4 +1,4 @@
-"""Steps of sessions as graphs, for the CPU: of the frame and, by OpenVINO, of its picture.
+"""Steps of sessions as two graphs for the CPU, of the frame and of its picture.
 
 A step of one session is hundreds of small operators, and to call them takes longer than what they compute.
 In a graph they are called at once: by PyTorch itself, or by OpenVINO, which fuses them and needs an extra and
@@ -45,7 +45,7 @@ class CompiledSteps:
 
         Raises:
             ImportError: OpenVINO is asked for, and is not installed.
-            WorldError: OpenVINO cannot compile this world.
+            WorldError: this world cannot be compiled.
         """
         graph = _TorchGraph if compiler == "torch" else _OpenVINOGraph
         self._compiler: Compiler = compiler
@@ -74,8 +74,9 @@ class CompiledSteps:
                 proprio = torch.zeros(EXAMPLES, config.proprio_dim)
                 self._draw = graph(_Draw(world), [frame, proprio], session_axes=[0, 0])
         except RuntimeError as error:
+            advice = "; take the device 'cpu'" if compiler == "openvino" else ""
             raise WorldError(
-                f"{compiler} cannot compile the world '{world.name}'; take the device 'cpu'. It says: {error}"
+                f"{compiler} cannot compile the world '{world.name}'{advice}. It says: {error}"
             ) from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
