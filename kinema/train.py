@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from kinema.encoded import (
 from kinema.hardware import uses_bfloat16
 from kinema.heads import HeadsConfig, HeadsObjective
 from kinema.hindsight import Hindsight
-from kinema.loop import LoopConfig, Stage, Stopped, check_same_run, find_device, open_loop, tell_stopped
+from kinema.loop import Loop, LoopConfig, Stage, Stopped, check_same_run, find_device, open_loop, tell_stopped
 from kinema.nn.goal import GoalFrame
 from kinema.nn.manifold import Manifold, ManifoldObjective
 from kinema.objective import DynamicsObjective, Goals
@@ -42,8 +42,14 @@ from kinema.world_model import CONFIG_FILE, CameraConfig, WorldConfig
 RADIUS_ROWS = 20_000
 """Frames from which the manifold's radius is taken."""
 HEADS_SCHEDULE = Schedule(phases=(Phase(updates=6000, batch=256),), learning_rate=1e-3)
-GO_ON_UPDATES, GO_ON_LEARNING_RATE = 6000, 5e-4
-"""Of the dynamics of a finished world."""
+Part = Literal["manifold", "decoder", "dynamics"]
+"""What of a finished world can go on learning."""
+GO_ON: dict[Part, tuple[int, float]] = {
+    "manifold": (14000, 1e-3),
+    "decoder": (10000, 5e-4),
+    "dynamics": (6000, 5e-4),
+}
+"""Updates and learning rate of a part that goes on."""
 CLONE_SCHEDULE = Schedule(phases=(Phase(updates=8000, batch=256),), learning_rate=1e-3)
 
 
@@ -52,7 +58,7 @@ class TrainConfig(LoopConfig):
     data: Annotated[str, tyro.conf.Positional]
     """Folder of a LeRobot dataset, or its Hub id."""
     also: tuple[str, ...] = ()
-    """More datasets (folders or Hub ids) from which the dynamics of --world goes on learning."""
+    """More datasets (folders or Hub ids) from which --world goes on learning."""
     recipe: str = "base"
     """Name of the recipe."""
     name: str | None = None
@@ -65,8 +71,9 @@ class TrainConfig(LoopConfig):
     """The same of a policy that does what the recordings did (behaviour cloning)."""
     world: str | None = None
     """Begin with this finished world (a bundled one, a folder, a Hub id), and write to --out: with --heads or
-    --clone it stays as it is; else its dynamics goes on learning from these data, by the recipe's
-    objective."""
+    --clone it stays as it is; else it goes on learning from these data, by the recipe's objective."""
+    parts: tuple[Part, ...] = ("dynamics",)
+    """What of --world goes on learning, one after the other. Heads and clones do not fit another manifold."""
 
 
 def train(config: TrainConfig) -> int:
@@ -80,7 +87,9 @@ def train(config: TrainConfig) -> int:
     if config.act and (config.heads or config.clone):
         raise ValueError("--act changes the world that --heads and --clone are for: run it first, alone")
     if config.also and (config.world is None or config.heads or config.clone):
-        raise ValueError("--also is for the dynamics of a finished world: name it with --world, alone")
+        raise ValueError("--also is for a finished world that goes on learning: name it with --world, alone")
+    if config.parts != ("dynamics",) and (config.world is None or config.heads or config.clone):
+        raise ValueError("--parts are those of a finished world: name it with --world, alone")
     if config.recipe not in RECIPES:
         raise ValueError(f"recipe '{config.recipe}': choose one of {', '.join(RECIPES)}")
     try:
@@ -119,8 +128,7 @@ def _make_world(config: TrainConfig) -> int:
         weights = surprise_by_row(world, segments, values) if recipe.surprising_share else None
         if world.manifold is not None:
             world.manifold.fit_robot(values.latents[0], values.proprio[0])
-            loop.run(_manifold_stage(world.manifold, recipe, segments, values, weights))
-            world.manifold.fit_radius(*sample_frames(values, RADIUS_ROWS))
+            _learn_manifold(loop, world, recipe, segments, values, weights)
         if recipe.decoder_schedule is not None:
             loop.run(_decoder_stage(world, recipe, segments, values))
         loop.run(_dynamics_stage(world, recipe, dataset, segments, values, weights, config.out))
@@ -130,7 +138,7 @@ def _make_world(config: TrainConfig) -> int:
 
 
 def _go_on(config: TrainConfig, source: str) -> int:
-    """Let a finished world go on learning, to act as well where that is asked for; resumes what is
+    """Let parts of a finished world go on learning, to act as well where that is asked for; resumes what is
     unfinished."""
     started = time.monotonic()
     if config.out.resolve() == Path(source).resolve():
@@ -142,17 +150,23 @@ def _go_on(config: TrainConfig, source: str) -> int:
     others = [Dataset.open(also) for also in config.also]
     for each in (dataset, *others):
         check_dataset(world, each)
-    recipe = RECIPES[config.recipe](dataset)
-    phase = dataclasses.replace(recipe.dynamics_schedule.phases[-1], updates=GO_ON_UPDATES)
-    schedule = dataclasses.replace(
-        recipe.dynamics_schedule, phases=(phase,), learning_rate=GO_ON_LEARNING_RATE
-    )
-    recipe = dataclasses.replace(recipe, dynamics_schedule=_shortened_schedule(schedule, config.update_share))
+    recipe = _shortened(_going_on(RECIPES[config.recipe](dataset)), config.update_share)
+    schedules = {
+        "manifold": recipe.manifold_schedule,
+        "decoder": recipe.decoder_schedule,
+        "dynamics": recipe.dynamics_schedule,
+    }
+    for part in config.parts:
+        if schedules[part] is None or (part != "dynamics" and world.manifold is None):
+            raise ValueError(
+                f"--parts {part}: the recipe '{config.recipe}' or the world '{world.name}' has none"
+            )
     run = {
         "data": [config.data, *config.also],
         "seed": config.seed,
         "world": source,
         "act": config.act,
+        "parts": list(config.parts),
     }
     check_same_run(config.out, "go_on.json", {**run, **dataclasses.asdict(recipe)})
     segments = _segments_of(
@@ -164,10 +178,34 @@ def _go_on(config: TrainConfig, source: str) -> int:
         values, segments = values.followed_by(_encoded(world, more, config)), segments.followed_by(more)
     weights = surprise_by_row(world, segments, values) if recipe.surprising_share else None
     with open_loop(config, started) as loop:
-        loop.run(_dynamics_stage(world, recipe, dataset, segments, values, weights, config.out))
+        for part in config.parts:
+            if part == "manifold":
+                _learn_manifold(loop, world, recipe, segments, values, weights)
+            elif part == "decoder":
+                loop.run(_decoder_stage(world, recipe, segments, values))
+            else:
+                loop.run(_dynamics_stage(world, recipe, dataset, segments, values, weights, config.out))
     world.save(config.out)
-    print(f"the world is in {config.out}; heads and clones of {source} fit it as well")
+    fits = "need to be learned anew" if "manifold" in config.parts else "fit it as well"
+    print(f"the world is in {config.out}; heads and clones of {source} {fits}")
     return 0
+
+
+def _going_on(recipe: Recipe) -> Recipe:
+    """The same recipe for a world that is finished: each part learns on as it did at last, for a while."""
+
+    def schedule(part: Part, of_recipe: Schedule) -> Schedule:
+        updates, rate = GO_ON[part]
+        phase = dataclasses.replace(of_recipe.phases[-1], updates=updates)
+        return dataclasses.replace(of_recipe, phases=(phase,), learning_rate=rate)
+
+    manifold, decoder = recipe.manifold_schedule, recipe.decoder_schedule
+    return dataclasses.replace(
+        recipe,
+        manifold_schedule=None if manifold is None else schedule("manifold", manifold),
+        decoder_schedule=None if decoder is None else schedule("decoder", decoder),
+        dynamics_schedule=schedule("dynamics", recipe.dynamics_schedule),
+    )
 
 
 def _as_acting(world: World) -> World:
@@ -232,6 +270,15 @@ def _tokenizer_stage(world: World, recipe: Recipe, segments: Segments) -> Stage:
         return (segments.draw_pairs(rng, phase.batch).pictures,)
 
     return Stage(name="tokenizer", objective=objective, schedule=recipe.tokenizer_schedule, draw=draw)
+
+
+def _learn_manifold(
+    loop: Loop, world: World, recipe: Recipe, segments: Segments, values: Values, weights: np.ndarray | None
+) -> None:
+    """The manifold, then its radius."""
+    assert world.manifold is not None
+    loop.run(_manifold_stage(world.manifold, recipe, segments, values, weights))
+    world.manifold.fit_radius(*sample_frames(values, RADIUS_ROWS))
 
 
 def _manifold_stage(

@@ -22,7 +22,7 @@ from kinema.loop import Interrupt, Loop, Stage, Stopped
 from kinema.progress import MetricsLog
 from kinema.recipes import RECIPES, Phase, Recipe, Schedule
 from kinema.simulation import load
-from kinema.train import GO_ON_UPDATES, TrainConfig, train
+from kinema.train import GO_ON, Part, TrainConfig, train
 from kinema.world_model import CONFIG_FILE, WEIGHTS_FILE
 
 from .worlds import CAMERA, PROPRIO, full_disk, write_exact_world
@@ -148,8 +148,11 @@ def test_what_was_encoded_is_not_encoded_again(
     assert torch.equal(found.latents, encode_all(world, segments, False).latents)
 
 
-def going_on(data: Path, world: Path, out: Path, num_updates: int, **fields: Any) -> TrainConfig:
-    return config_of(data, out, world=str(world), update_share=num_updates / GO_ON_UPDATES, **fields)
+def going_on(
+    data: Path, world: Path, out: Path, num_updates: int, part: Part = "dynamics", **fields: Any
+) -> TrainConfig:
+    share = num_updates / GO_ON[part][0]
+    return config_of(data, out, world=str(world), update_share=share, parts=(part,), **fields)
 
 
 @pytest.mark.parametrize("act", [False, True], ids=["simulate", "act"])
@@ -166,6 +169,28 @@ def test_a_finished_world_goes_on_learning(
     assert after.keys() - before.keys() == {key for key in after if key.startswith("dynamics.goal_in.")}
     assert load(out).config.dynamics.use_goal == act
     assert [sheet.name for sheet in (out / "progress").iterdir()] == ["0000001.png"]
+
+
+@pytest.mark.parametrize(("part", "changes"), [("manifold", "manifold."), ("decoder", "tokenizer.decoder.")])
+def test_other_parts_of_it_go_on_learning(
+    data: Path, uninterrupted: Path, tmp_path: Path, part: Part, changes: str, capsys: pytest.CaptureFixture
+) -> None:
+    """Only the named one; what reads codes has to be learned anew where they are others."""
+    out = tmp_path / "world"
+    assert train(going_on(data, uninterrupted, out, 1, part)) == 0
+    before, after = weights(uninterrupted), weights(out)
+    changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    assert changed
+    assert all(key.startswith(changes) for key in changed)
+    assert not any(key.startswith("manifold.to_robot") for key in changed)
+    assert ("learned anew" in capsys.readouterr().out) == (part == "manifold")
+
+
+def test_only_parts_that_a_finished_world_has_go_on(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--parts are those of a finished world"):
+        train(config_of(data, tmp_path / "new", parts=("manifold",)))
+    with pytest.raises(ValueError, match="--parts manifold: the recipe 'base'"):
+        train(going_on(data, uninterrupted, tmp_path / "world", 1, "manifold", recipe="base"))
 
 
 def test_it_goes_on_with_the_episodes_of_several_datasets(
@@ -187,7 +212,7 @@ def test_it_goes_on_with_the_episodes_of_several_datasets(
     first = lengths[-1][: -len(every)]
     assert 0 < len(first) < len(every)
     assert lengths[-1].tolist() == [*every[: len(first)], *every]
-    with pytest.raises(ValueError, match="--also is for the dynamics of a finished world"):
+    with pytest.raises(ValueError, match="--also is for a finished world"):
         train(config_of(data, tmp_path / "new", also=(str(data),)))
 
 
