@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -130,7 +130,7 @@ def _make_world(config: TrainConfig) -> int:
             world.manifold.fit_robot(values.latents[0], values.proprio[0])
             _learn_manifold(loop, world, recipe, segments, values, weights)
         if recipe.decoder_schedule is not None:
-            loop.run(_decoder_stage(world, recipe, segments, values))
+            loop.run(_decoder_stage(world, recipe, [(segments, values)]))
         loop.run(_dynamics_stage(world, recipe, dataset, segments, values, weights, config.out))
     world.save(config.out)
     print(f"the world is in {config.out}: kinema simulate {config.out} --data {config.data}")
@@ -173,16 +173,20 @@ def _go_on(config: TrainConfig, source: str) -> int:
         world, dataset, (0, max(1, dataset.num_episodes - recipe.num_held_out)), config.out
     )
     values = _encoded(world, segments, config)
+    # The decoder alone learns from pictures; they take room.
+    pictured = [(segments, values)] if "decoder" in config.parts else []
     for number, other in enumerate(others):
         more = _segments_of(world, other, (0, other.num_episodes), config.out / f"also-{number}")
-        values, segments = values.followed_by(_encoded(world, more, config)), segments.followed_by(more)
+        of_more = _encoded(world, more, config)
+        pictured += [(more, of_more)] if pictured else []
+        values, segments = values.followed_by(of_more), segments.followed_by(more)
     weights = surprise_by_row(world, segments, values) if recipe.surprising_share else None
     with open_loop(config, started) as loop:
         for part in config.parts:
             if part == "manifold":
                 _learn_manifold(loop, world, recipe, segments, values, weights)
             elif part == "decoder":
-                loop.run(_decoder_stage(world, recipe, segments, values))
+                loop.run(_decoder_stage(world, recipe, pictured))
             else:
                 loop.run(_dynamics_stage(world, recipe, dataset, segments, values, weights, config.out))
     world.save(config.out)
@@ -300,14 +304,20 @@ def _manifold_stage(
     return Stage(name="manifold", objective=objective, schedule=recipe.manifold_schedule, draw=draw)
 
 
-def _decoder_stage(world: World, recipe: Recipe, segments: Segments, values: Values) -> Stage:
+def _decoder_stage(world: World, recipe: Recipe, recordings: Sequence[tuple[Segments, Values]]) -> Stage:
+    """Each batch is of one of the recordings, drawn by how many rows they have."""
     assert world.tokenizer is not None
     assert world.manifold is not None
     assert recipe.decoder_schedule is not None
     objective = DecoderObjective(world.tokenizer, world.manifold, recipe.tokenizer_objective).to(world.device)
-    objective.loss.fit_rarity(sample_pictures(segments))
+    objective.loss.fit_rarity(sample_pictures(recordings[0][0]))
+    rows_up_to = np.cumsum([segments.num_rows for segments, _ in recordings])
 
     def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
+        chosen = 0
+        if len(recordings) > 1:
+            chosen = int(np.searchsorted(rows_up_to, rng.integers(rows_up_to[-1]), side="right"))
+        segments, values = recordings[chosen]
         pairs = segments.draw_pairs(rng, phase.batch)
         rows, cameras = torch.from_numpy(pairs.rows), torch.from_numpy(pairs.cameras)
         return pairs.pictures, values.latents[0, rows].float(), values.proprio[0, rows].float(), cameras

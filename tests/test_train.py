@@ -177,7 +177,7 @@ def test_other_parts_of_it_go_on_learning(
 ) -> None:
     """Only the named one; what reads codes has to be learned anew where they are others."""
     out = tmp_path / "world"
-    assert train(going_on(data, uninterrupted, out, 1, part)) == 0
+    assert train(going_on(data, uninterrupted, out, 2, part, also=(str(data),))) == 0
     before, after = weights(uninterrupted), weights(out)
     changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
     assert changed

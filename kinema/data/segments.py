@@ -76,6 +76,8 @@ class Segments:
         self.prev_action = np.roll(actions, 1, axis=0)
         """By row: the action that led to its frame; zeros where none is known."""
         self.prev_action[self.starts] = 0.0
+        self._sums: tuple[np.ndarray, int, np.ndarray] | None = None
+        """What rows are drawn by: weights, the length of the segments, and running sums."""
 
     @property
     def num_rows(self) -> int:
@@ -120,7 +122,7 @@ class Segments:
         episodes = np.searchsorted(ends, draws, side="right")
         offsets = draws - (ends[episodes] - room[episodes])
         if weights is not None and weighted_share:
-            sums = np.cumsum(weights * (room > 0)[self._episode_of_row])
+            sums = self._running_sums(weights, length)
             drawn = np.searchsorted(sums, rng.random(batch) * sums[-1], side="right")
             is_weighted = (rng.random(batch) < weighted_share) & (sums[-1] > 0)
             of_row = self._episode_of_row[np.minimum(drawn, self.num_rows - 1)]
@@ -128,6 +130,13 @@ class Segments:
             episodes = np.where(is_weighted, of_row, episodes)
             offsets = np.where(is_weighted, np.clip(first, 0, room[of_row] - 1), offsets)
         return (self.starts[episodes] + offsets)[:, None] + np.arange(length)
+
+    def _running_sums(self, weights: np.ndarray, length: int) -> np.ndarray:
+        """Of the weights of rows, those left out whose episodes are shorter; kept for the next time."""
+        if self._sums is None or self._sums[0] is not weights or self._sums[1] != length:
+            is_long = (self.lengths >= length)[self._episode_of_row]
+            self._sums = weights, length, np.cumsum(weights * is_long)
+        return self._sums[2]
 
     def draw_goals(
         self, rng: np.random.Generator, batch: int, max_steps: int
