@@ -117,6 +117,18 @@ def test_without_any_weight_segments_are_drawn_uniformly() -> None:
     assert draws[0].max() < segments.num_rows
 
 
+def test_rows_are_drawn_by_the_weights_given_and_not_by_those_before() -> None:
+    lengths = [4, 30, 2, 12]
+    segments = make_segments(lengths)
+    rng = np.random.default_rng(0)
+    several = [rng.random(segments.num_rows) for _ in range(2)]
+    for index, length in ((0, 3), (0, 3), (0, 5), (1, 5), (0, 5)):
+        asked = {"weights": several[index], "weighted_share": 0.9}
+        drawn = segments.draw_rows(np.random.default_rng(1), 50, length, **asked)
+        fresh = make_segments(lengths).draw_rows(np.random.default_rng(1), 50, length, **asked)
+        assert np.array_equal(drawn, fresh)
+
+
 def test_pairs_are_of_one_episode(exact: Dataset) -> None:
     segments = make_segments([3, 1, 7, 4])
     drawn = segments.draw_pairs(np.random.default_rng(0), 2000)
