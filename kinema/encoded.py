@@ -71,7 +71,10 @@ def _fingerprint(world: World, segments: Segments, use_bfloat16: bool) -> str:
     digest = hashlib.blake2b(
         f"{torch.__version__} {world.device.type} {use_bfloat16}".encode(), digest_size=12
     )
-    add_weights(digest, world.tokenizer)
+    # The decoder may learn on: latents are the same.
+    add_weights(digest, world.tokenizer.encoder)
+    for statistics in (world.tokenizer.latent_mean, world.tokenizer.latent_std):
+        digest.update(statistics.cpu().numpy().tobytes())
     for key, frames in segments.frames.items():
         digest.update(f"{key} {frames.shape}".encode())
         for start in range(0, len(frames), 4096):

@@ -25,6 +25,8 @@ LEAST_COLOUR_SHARE = 1e-4
 
 DECODER_NOISE = 0.05
 """Deviation of the noise on the latents that the decoder alone is trained on."""
+DRAWN_SHARE = 0.5
+"""Share of the latents that are drawn towards the manifold, anything from not at all to all of the way."""
 GUIDED_SHARE = 0.9
 """Share of the pictures for which the decoder is given its guide."""
 
@@ -149,8 +151,10 @@ class DecoderObjective(nn.Module):
     """``module(pairs, latents, proprio, cameras) -> (loss, metrics)``: the decoder alone, once the manifold
     is known.
 
-    The decoder is guided by the latents of the robot alone: where the robot is, proprioception says better
-    than latents of a picture in which other things hide it.
+    Half of the latents are drawn towards the manifold, as those of simulated frames are: what they lose of a
+    picture's detail has to come from what all pictures have in common. The decoder is guided by the latents
+    of the robot alone: where the robot is, proprioception says better than latents of a picture in which
+    other things hide it.
     """
 
     def __init__(self, tokenizer: ConvTokenizer, manifold: Manifold, config: TokenizerObjectiveConfig):
@@ -158,7 +162,7 @@ class DecoderObjective(nn.Module):
         self.decoder = tokenizer.decoder
         self.loss = PictureLoss(config)
         # Methods, not modules: they are used here, but not trained.
-        self._decode, self._robot = tokenizer.decode, manifold.robot
+        self._decode, self._robot, self._distance = tokenizer.decode, manifold.robot, manifold.distance
         self._num_latents = tokenizer.num_latents
 
     def forward(
@@ -174,6 +178,9 @@ class DecoderObjective(nn.Module):
         latents, proprio = latents.flatten(0, 1), proprio.flatten(0, 1)
         count, device = len(latents), latents.device
         with torch.no_grad():
+            drawn, is_drawn = torch.rand(2, count, 1, 1, generator=generator, device=device)
+            nearest = self._distance(latents, proprio)[1]
+            latents = torch.lerp(latents, nearest, drawn * (is_drawn < DRAWN_SHARE))
             noise = torch.randn(latents.shape, generator=generator, device=device)
             is_guided = torch.rand(count, 1, 1, generator=generator, device=device) < GUIDED_SHARE
             chosen = (torch.arange(count, device=device), cameras.repeat_interleave(2))

@@ -9,6 +9,7 @@ from kinema.tokenizers import (
     TokenizerObjective,
     TokenizerObjectiveConfig,
 )
+from kinema.tokenizers import objective as objective_module
 from kinema.tokenizers.objective import motion_mask
 
 from ..worlds import randomize
@@ -207,7 +208,9 @@ def test_the_decoder_alone_is_trained() -> None:
     assert all(p.grad is None for p in [*tokenizer.encoder.parameters(), *manifold.parameters()])
 
 
-def test_the_decoder_learns_from_the_latents_of_the_right_camera() -> None:
+def test_the_decoder_learns_from_the_latents_of_the_right_camera(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The manifold knows of all cameras, so what is drawn to it is of all.
+    monkeypatch.setattr(objective_module, "DRAWN_SHARE", 0.0)
     objective, _, _ = make_decoder_objective()
     pairs, latents, proprio, _ = decoder_batch(2)
 
@@ -218,6 +221,36 @@ def test_the_decoder_learns_from_the_latents_of_the_right_camera() -> None:
     other[:, :, 4:] += 1.0
     assert loss(other, 0) == loss(latents, 0)
     assert loss(other, 1) != loss(latents, 1)
+
+
+def test_the_decoder_learns_from_latents_that_are_drawn_to_the_manifold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where all are, what of them lies off the manifold is lost in part."""
+    objective, tokenizer, manifold = make_decoder_objective()
+    pairs, latents, proprio, cameras = decoder_batch()
+    given: list[torch.Tensor] = []
+
+    def spy(latents: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
+        given.append(latents)
+        return tokenizer.decode(latents, guide)
+
+    objective._decode = spy
+    monkeypatch.setattr(objective_module, "DECODER_NOISE", 0.0)
+    off = []
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(objective_module, "DRAWN_SHARE", share)
+        objective(pairs, latents, proprio, torch.zeros_like(cameras), seeded())
+        # The first four latents are of the first camera.
+        nearest = manifold.distance(latents.flatten(0, 1), proprio.flatten(0, 1))[1][:, :4]
+        off.append(
+            (given[-1] - nearest).square().mean((1, 2))
+            / (latents.flatten(0, 1)[:, :4] - nearest).square().mean((1, 2))
+        )
+    assert torch.allclose(off[0], torch.ones(6), atol=1e-5)
+    # The square of one minus what is evenly drawn from 0 to 1.
+    assert ((off[1] > 0.0) & (off[1] < 1.0)).all()
+    assert off[1].max() - off[1].min() > 0.1
 
 
 def test_the_loss_of_the_decoder_comes_from_the_generator_alone() -> None:
