@@ -231,7 +231,7 @@ def test_the_decoder_learns_from_latents_that_are_drawn_to_the_manifold(
     pairs, latents, proprio, cameras = decoder_batch()
     given: list[torch.Tensor] = []
 
-    def spy(latents: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
+    def spy(latents: torch.Tensor, guide: torch.Tensor | None = None) -> torch.Tensor:
         given.append(latents)
         return tokenizer.decode(latents, guide)
 
