@@ -717,9 +717,16 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", precision: P
             hardware multiplies it faster.
 
     Raises:
-        WorldError: there is none of that name, or a file of it is missing or corrupt.
+        WorldError: there is none of that name, or a file of it is missing or corrupt; or bfloat16 is asked of
+            ``openvino``.
         ImportError: a Hub id, and ``huggingface_hub`` is not installed; or ``openvino``, and it is not.
     """
+    if device == "openvino":
+        if precision == "bfloat16":
+            raise WorldError(
+                "device 'openvino' computes in single precision: leave precision out, or take 'cpu'"
+            )
+        precision = "float32"
     folder = Path(source)
     bundled = BUNDLED_WORLDS / str(source)
     if not folder.is_dir() and bundled.is_dir() and bundled.parent == BUNDLED_WORLDS:

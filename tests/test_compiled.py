@@ -34,7 +34,7 @@ def uncompiled(world: World) -> World:
 
 def make_world(kind: str) -> World:
     if kind == "bundled":
-        return uncompiled(load("pusht"))
+        return uncompiled(load("pusht", precision="float32"))
     if kind == "camera":
         return random_world(num_denoising_steps=2)
     world = random_world(num_cameras=2 * (kind != "vectors"), proprio_dim=3)
@@ -179,7 +179,7 @@ def test_where_nothing_can_be_traced_sessions_step_without(monkeypatch: pytest.M
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no rule for it")
 
-    world, plain = load("pusht"), uncompiled(load("pusht"))
+    world, plain = load("pusht", precision="float32"), make_world("bundled")
     monkeypatch.setattr(torch.jit, "trace", fail)
     with pytest.warns(UserWarning, match=r"cannot compile the world 'pusht'.*no rule.*without a graph"):
         sim = start(world, 3)
@@ -188,6 +188,8 @@ def test_where_nothing_can_be_traced_sessions_step_without(monkeypatch: pytest.M
 
 
 def test_mistakes_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(WorldError, match="'openvino' computes in single precision"):
+        load("pusht", device="openvino", precision="bfloat16")
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r"needs an extra: pip install 'kinema\[openvino\]'"):
         load("pusht", device="openvino")
