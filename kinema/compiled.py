@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kinema.dynamics import Cache, Values
-from kinema.next_frame import LATENTS_STREAM, PROPRIO_STREAM, Noise, next_frame
+from kinema.next_frame import LATENTS_STREAM, PROPRIO_STREAM, Noise, foreseen_frame, recalled
 from kinema.nn.attention import attend
 from kinema.nn.embeddings import rotate
 from kinema.world_model import WorldError, WorldModel
@@ -105,13 +105,16 @@ class CompiledSteps:
         ]
         if self._needs_noise:
             given[6] = noise(config.proprio_dim, PROPRIO_STREAM)
-        latents, proprio, doubt, is_known, *written = self._step(given)
+        latents, proprio, doubt, code, is_known, *written = self._step(given)
         if is_known.min() < 1.0:
             return None
         for layer, frame in zip(cache.layers, written, strict=True):
             layer.with_frame(frame)
         cache.holds_next = self._num_denoising_steps == 1
-        return Values(latents, proprio, action), None if self._world.manifold is None else doubt
+        frame = Values(latents, proprio, action)
+        if self._world.manifold is None or not self._world.cameras:
+            return frame, None
+        return recalled(self._world, frame, code), doubt
 
     def can_draw(self, num: int) -> bool:
         """Whether it is worth to ``draw`` so many sessions."""
@@ -217,7 +220,7 @@ class _Step(nn.Module):
         levels = world.tau(action.shape[0], 1, action_tau=1.0, observation_tau=0.0, proprio_tau=0.0)
         foreseen = world.dynamics.foresee_proprio(given, levels, cast(Cache, cache))
         is_known = torch.ones_like(action[:, 0, 0]) if foreseen is None else foreseen[1].float()
-        frame, doubt = next_frame(
+        frame, doubt, code = foreseen_frame(
             world,
             cast(Cache, cache),
             action,
@@ -225,7 +228,9 @@ class _Step(nn.Module):
             world.config.num_denoising_steps,
         )
         doubt = torch.zeros_like(action[:, 0, 0]) if doubt is None else doubt
-        return frame.latents, frame.proprio, doubt, is_known, *(layer.written for layer in cache.layers)
+        code = torch.zeros_like(action[:, 0]) if code is None else code
+        written = (layer.written for layer in cache.layers)
+        return frame.latents, frame.proprio, doubt, code, is_known, *written
 
 
 class _Draw(nn.Module):

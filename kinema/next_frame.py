@@ -1,5 +1,6 @@
 """The next frame of sessions, from what their cache holds and an action: what a step computes."""
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -26,6 +27,27 @@ def next_frame(
 ) -> tuple[Values, Float[Tensor, " B"] | None]:
     """The frame that a normalised action leads to, as a session keeps it, and how far from the manifold what
     the network found lay, in radii; None where the world has no manifold or no camera."""
+    frame, doubt, code = foreseen_frame(world, cache, action, noise, num_denoising_steps)
+    return recalled(world, frame, code), doubt
+
+
+def recalled(world: WorldModel, frame: Values, code: Float[Tensor, "B K"] | None) -> Values:
+    """A frame that the network foresaw as a session keeps it."""
+    if code is None:
+        return frame
+    latents = world.recall(frame.latents[:, 0], frame.proprio[:, 0], code)
+    return dataclasses.replace(frame, latents=latents.unsqueeze(1))
+
+
+def foreseen_frame(
+    world: WorldModel,
+    cache: Cache,
+    action: Float[Tensor, "B 1 A"],
+    noise: Noise,
+    num_denoising_steps: int,
+) -> tuple[Values, Float[Tensor, " B"] | None, Float[Tensor, "B K"] | None]:
+    """All of ``next_frame`` that computes the same operators whatever is found, with the codes of the frame;
+    the last two are None where the world has no manifold or no camera."""
     config = world.config.dynamics
     batch = action.shape[0]
     latents = noise(config.num_latents * config.latent_dim, LATENTS_STREAM)
@@ -36,7 +58,7 @@ def next_frame(
             world, cache, frame, noise, num_denoising_steps, action_tau=1.0, observation_tau=0.0
         )
     if not world.cameras:
-        return frame, None
+        return frame, None, None
 
     def model(x: Tensor, tau: float) -> Tensor:
         levels = world.tau(batch, 1, action_tau=1.0, observation_tau=tau)
@@ -47,8 +69,8 @@ def next_frame(
         return found.latents
 
     found = solve(model, latents, num_denoising_steps)
-    settled, doubt = world.settle_and_doubt(found[:, 0], cache.last_latents, frame.proprio[:, 0])
-    return Values(settled.unsqueeze(1), frame.proprio, action), doubt
+    settled, doubt, code = world.draw_near(found[:, 0], cache.last_latents, frame.proprio[:, 0])
+    return Values(settled.unsqueeze(1), frame.proprio, action), doubt, code
 
 
 def with_proprio(

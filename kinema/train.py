@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import tyro
-from torch import nn
+from torch import Tensor, nn
 
 from kinema.data.lerobot import Dataset
 from kinema.data.segments import Segments, SegmentsConfig, load_segments
@@ -144,13 +144,12 @@ def _go_on(config: TrainConfig, source: str) -> int:
     if config.out.resolve() == Path(source).resolve():
         raise ValueError(f"--out {config.out}: that is the world to go on from; name another folder")
     world = load(source, device=find_device(config.device))
-    if config.act:
-        world = _as_acting(world)
     dataset = Dataset.open(config.data)
     others = [Dataset.open(also) for also in config.also]
     for each in (dataset, *others):
         check_dataset(world, each)
     recipe = _shortened(_going_on(RECIPES[config.recipe](dataset)), config.update_share)
+    world = _extended(world, recipe, acts=config.act)
     schedules = {
         "manifold": recipe.manifold_schedule,
         "decoder": recipe.decoder_schedule,
@@ -181,6 +180,10 @@ def _go_on(config: TrainConfig, source: str) -> int:
         pictured += [(more, of_more)] if pictured else []
         values, segments = values.followed_by(of_more), segments.followed_by(more)
     weights = surprise_by_row(world, segments, values) if recipe.surprising_share else None
+    if world.manifold is not None and "manifold" not in config.parts:
+        recorded = world.manifold.recorded
+        known = None if recorded is None or not recorded.is_fitted else recorded.codes
+        _fit_recorded(world.manifold, segments, values, known)
     with open_loop(config, started) as loop:
         for part in config.parts:
             if part == "manifold":
@@ -212,18 +215,24 @@ def _going_on(recipe: Recipe) -> Recipe:
     )
 
 
-def _as_acting(world: World) -> World:
-    """The same world with a network that can be told of goals."""
-    if world.config.dynamics.use_goal:
+def _extended(world: World, recipe: Recipe, *, acts: bool) -> World:
+    """The same world with room for the codes that the recipe keeps, and with a network that can be told of
+    goals where that is asked for."""
+    config = world.config
+    if acts:
+        config = dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, use_goal=True))
+    if config.manifold is not None and recipe.manifold is not None and not config.manifold.num_recorded:
+        num = recipe.manifold.num_recorded
+        config = dataclasses.replace(config, manifold=dataclasses.replace(config.manifold, num_recorded=num))
+    if config == world.config:
         return world
-    dynamics = dataclasses.replace(world.config.dynamics, use_goal=True)
     torch.manual_seed(0)
-    acting = World(dataclasses.replace(world.config, dynamics=dynamics)).to(world.device)
-    acting.heads = world.heads
-    missing, unknown = acting.load_state_dict(world.state_dict(), strict=False)
+    extended = World(config).to(world.device)
+    extended.heads = world.heads
+    missing, unknown = extended.load_state_dict(world.state_dict(), strict=False)
     assert not unknown
-    assert all(key.startswith("dynamics.goal_in.") for key in missing)
-    return acting
+    assert all(key.startswith(("dynamics.goal_in.", "manifold.recorded.")) for key in missing)
+    return extended
 
 
 def _add_to_world(config: TrainConfig) -> int:
@@ -279,10 +288,18 @@ def _tokenizer_stage(world: World, recipe: Recipe, segments: Segments) -> Stage:
 def _learn_manifold(
     loop: Loop, world: World, recipe: Recipe, segments: Segments, values: Values, weights: np.ndarray | None
 ) -> None:
-    """The manifold, then its radius."""
+    """The manifold, then its radius and what it keeps of the recordings."""
     assert world.manifold is not None
     loop.run(_manifold_stage(world.manifold, recipe, segments, values, weights))
     world.manifold.fit_radius(*sample_frames(values, RADIUS_ROWS))
+    _fit_recorded(world.manifold, segments, values)
+
+
+def _fit_recorded(
+    manifold: Manifold, segments: Segments, values: Values, more: Tensor | None = None
+) -> None:
+    episode = segments.first_rows(np.arange(segments.num_rows))
+    manifold.fit_recorded(values.latents[0], values.proprio[0], episode, more)
 
 
 def _manifold_stage(
@@ -334,7 +351,10 @@ def _dynamics_stage(
     weights: np.ndarray | None,
     out: Path,
 ) -> Stage:
-    objective = DynamicsObjective(world.dynamics, recipe.dynamics_objective, world.settle)
+    # Without recalling, which makes an update half as slow again.
+    objective = DynamicsObjective(
+        world.dynamics, recipe.dynamics_objective, lambda *frames: world.draw_near(*frames)[0]
+    )
 
     def evaluate(update: int) -> dict[str, float]:
         held_out = range(dataset.num_episodes - recipe.num_held_out, dataset.num_episodes)

@@ -384,21 +384,32 @@ class WorldModel(nn.Module):
         proprio: Float[Tensor, "N P"],
     ) -> Float[Tensor, "N L Z"]:
         """What a session keeps of the latents that the dynamics found: those that hardly differ from the
-        frame before stay, then the frame is drawn towards the manifold of frames that were recorded."""
-        return self.settle_and_doubt(found, last, proprio)[0]
+        frame before stay, then the frame is drawn towards the manifold of frames that were recorded, and to
+        one of these where it lies between them (``recall``)."""
+        settled, _, code = self.draw_near(found, last, proprio)
+        return self.recall(settled, proprio, code)
 
-    def settle_and_doubt(
+    def draw_near(
         self,
         found: Float[Tensor, "N L Z"],
         last: Float[Tensor, "N L Z"],
         proprio: Float[Tensor, "N P"],
-    ) -> tuple[Float[Tensor, "N L Z"], Float[Tensor, " N"] | None]:
-        """What ``settle`` gives, and how far what was found lay from the manifold, in its radii; None where
-        the world has no manifold."""
+    ) -> tuple[Float[Tensor, "N L Z"], Float[Tensor, " N"] | None, Float[Tensor, "N K"] | None]:
+        """The first part of ``settle``; how far what was found lay from the manifold, in its radii, and its
+        codes, both None where the world has no manifold."""
         if self.config.still_change:
             change = (found - last).square().mean(-1, keepdim=True).sqrt()
             found = torch.where(change < self.config.still_change, last, found)
-        return (found, None) if self.manifold is None else self.manifold.draw(found, proprio)
+        return (found, None, None) if self.manifold is None else self.manifold.draw(found, proprio)
+
+    def recall(
+        self,
+        settled: Float[Tensor, "N L Z"],
+        proprio: Float[Tensor, "N P"],
+        code: Float[Tensor, "N K"] | None,
+    ) -> Float[Tensor, "N L Z"]:
+        """The last part of ``settle``, which depends on what was found and so is not part of a graph."""
+        return settled if self.manifold is None or code is None else self.manifold.recall(settled, proprio, code)
 
     # Inverse dynamics.
 

@@ -532,6 +532,10 @@ def test_a_world_without_a_manifold_says_nothing_of_trust(vectors: World) -> Non
 
 def test_bfloat16_is_close_and_leaves_the_world_as_it_is() -> None:
     world = random_world()
+    # Which recorded frame is recalled may hang on the last digit.
+    assert world.manifold is not None
+    assert world.manifold.recorded is not None
+    world.manifold.recorded.reach.fill_(torch.inf)
     exact = {key: value.clone() for key, value in world.state_dict().items()}
     frames = {}
     for precision in ("float32", "bfloat16"):

@@ -186,6 +186,41 @@ def test_other_parts_of_it_go_on_learning(
     assert ("learned anew" in capsys.readouterr().out) == (part == "manifold")
 
 
+def test_worlds_keep_codes_of_what_they_learn_from(
+    data: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that had none, too, once they go on, and then what they had before as well."""
+    tiny = RECIPES["tiny"]
+
+    def keeping(dataset: Dataset) -> Recipe:
+        recipe = tiny(dataset)
+        assert recipe.manifold is not None
+        return dataclasses.replace(recipe, manifold=dataclasses.replace(recipe.manifold, num_recorded=1024))
+
+    def codes(out: Path) -> torch.Tensor:
+        manifold = load(out).manifold
+        assert manifold is not None
+        assert manifold.recorded is not None
+        assert manifold.recorded.is_fitted
+        return manifold.recorded.codes
+
+    monkeypatch.setitem(RECIPES, "tiny", keeping)
+    assert train(config_of(data, tmp_path / "new")) == 0
+    assert len(codes(tmp_path / "new")) == 1024
+    assert train(going_on(data, uninterrupted, tmp_path / "first", 1)) == 0
+    first = codes(tmp_path / "first")
+    moved = load(tmp_path / "first")
+    assert moved.manifold is not None
+    assert moved.manifold.recorded is not None
+    moved.manifold.recorded.kept.neg_()
+    moved.save(tmp_path / "moved")
+    assert train(going_on(data, tmp_path / "moved", tmp_path / "second", 1)) == 0
+    for kept in (first, -first):
+        assert torch.cdist(kept, codes(tmp_path / "second")).min(1)[0].max() < 0.2
+    assert train(going_on(data, tmp_path / "moved", tmp_path / "third", 1, "manifold")) == 0
+    assert torch.cdist(-first, codes(tmp_path / "third")).min(1)[0].max() > 0.2
+
+
 def test_only_parts_that_a_finished_world_has_go_on(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--parts are those of a finished world"):
         train(config_of(data, tmp_path / "new", parts=("manifold",)))

@@ -126,7 +126,9 @@ def random_world(
             dynamics=dynamics_config(
                 num_cameras=num_cameras, proprio_dim=proprio_dim, window=window, depth=depth
             ),
-            manifold=ManifoldConfig(code_dim=2, width=16, depth=1, near_width=16) if num_cameras else None,
+            manifold=ManifoldConfig(code_dim=2, width=16, depth=1, near_width=16, num_recorded=1024)
+            if num_cameras
+            else None,
             still_change=0.3,
             num_denoising_steps=num_denoising_steps,
         )
@@ -137,6 +139,9 @@ def random_world(
         to_robot = world.manifold.to_robot
         generator = torch.Generator().manual_seed(seed)
         to_robot.copy_(torch.randn(to_robot.shape, generator=generator) / max(1, len(to_robot)) ** 0.5)
+        assert world.manifold.recorded is not None
+        codes = torch.rand(3000, 2, generator=generator) * 2 - 1
+        world.manifold.recorded.fit(codes[codes[:, 0] > 0], np.arange(int((codes[:, 0] > 0).sum())))
     actions = np.random.default_rng(seed).uniform(LOW, HIGH, (100, 2))
     world.action_normalizer.fit(actions)
     if proprio_dim:

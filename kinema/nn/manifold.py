@@ -4,23 +4,28 @@ A rollout leaves the frames that were recorded a little with every step, and wha
 moves as it should. Latents have many more numbers than a world has degrees of freedom, so where they should
 be can be learned from recorded frames alone; ``project`` brings latents back to it. That bounds what a
 rollout can come to look like, however long it is, and leaves as they are frames like those recorded.
+``recall`` does the same for what is on the manifold, but between recorded frames and not near any.
 """
 
 import dataclasses
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kinema.hardware import exact
 from kinema.nn.embeddings import FourierFeatures
+from kinema.nn.recorded import NUM_CELLS, RecordedCodes
 from kinema.nn.response import RIDGE, fit_frequencies, gram_and_moment, ridge
 
 ROBOT_OCTAVES, ROBOT_DIRECTIONS = 5, 300
 FIT_ROWS = 60_000
 """Most frames to fit the robot's part to."""
+MOST_RECORDED = 600_000
+"""Most frames to choose from which codes are kept."""
 PLACE_DIM = 8
 """Numbers by which a latent is told what the code says of its own place."""
 
@@ -42,6 +47,9 @@ IMAGINED_SHARE = 0.3
 codes: between the frames that were recorded, the manifold has some that never were."""
 MAX_CODE_NOISE = 0.25
 """Deviation of noise on those codes, at most."""
+NUM_RECALLED = 16
+"""Recorded codes near that of a frame of which the one is recalled that looks the most like it."""
+
 CODE_WEIGHT = 0.3
 """Weight of the codes' error, a distance, against that of the latents, a square."""
 LEAST_CODE_ERROR = 0.01
@@ -60,6 +68,8 @@ class ManifoldConfig:
     """Width of the part that every latent computes for itself."""
     radius_quantile: float = 0.97
     """Share of the recorded frames that ``project`` leaves as they are."""
+    num_recorded: int = 0
+    """Codes of recorded frames that are kept for ``recall``; 0: none, and it changes nothing."""
 
     def __post_init__(self) -> None:
         for name in ("code_dim", "width", "depth", "near_width"):
@@ -67,6 +77,8 @@ class ManifoldConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: at least 1 is needed")
         if not 0 < self.radius_quantile <= 1:
             raise ValueError(f"radius_quantile={self.radius_quantile}: it must be above 0 and at most 1")
+        if self.num_recorded < 0 or self.num_recorded % NUM_CELLS:
+            raise ValueError(f"num_recorded={self.num_recorded}: it must be 0 or a multiple of {NUM_CELLS}")
 
 
 class _Residual(nn.Module):
@@ -131,6 +143,7 @@ class Manifold(nn.Module):
         self.token = nn.Parameter(0.3 * torch.randn(num_latents, 32))
         num_near = self.place_features.size + self.near_features.size + 32
         self.near = _MLP(num_near, latent_dim, config.near_width, 1, starts_at_zero=True)
+        self.recorded = RecordedCodes(config.num_recorded, config.code_dim) if config.num_recorded else None
 
     def encode(self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]) -> Float[Tensor, "N K"]:
         """Codes, within (-1, 1)."""
@@ -151,9 +164,7 @@ class Manifold(nn.Module):
         self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N L Z"]]:
         """How far latents are from the manifold (root mean square), and their places on it."""
-        robot = self.robot(proprio)
-        nearest = self._decode(self._encode(latents - robot, proprio), proprio, robot)
-        return (latents - nearest).square().mean((1, 2)).sqrt(), nearest
+        return self._find(latents, proprio)[:2]
 
     def project(
         self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]
@@ -163,11 +174,46 @@ class Manifold(nn.Module):
 
     def draw(
         self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]
-    ) -> tuple[Float[Tensor, "N L Z"], Float[Tensor, " N"]]:
-        """Latents as ``project`` leaves them, and how far from the manifold they were before, in radii."""
-        distance, nearest = self.distance(latents, proprio)
+    ) -> tuple[Float[Tensor, "N L Z"], Float[Tensor, " N"], Float[Tensor, "N K"]]:
+        """Latents as ``project`` leaves them, and of what they were before how far from the manifold it was,
+        in radii, and its codes."""
+        distance, nearest, code = self._find(latents, proprio)
+        return self._drawn(latents, nearest, distance), distance / self.radius, code
+
+    def recall(
+        self,
+        latents: Float[Tensor, "N L Z"],
+        proprio: Float[Tensor, "N P"],
+        code: Float[Tensor, "N K"],
+    ) -> Float[Tensor, "N L Z"]:
+        """Latents of which the codes are not near that of any recorded frame, drawn towards one that was
+        recorded, as ``project`` draws them; the others as they are."""
+        if self.recorded is None:
+            return latents
+        is_between = self.recorded.nearest(code, 1)[0][:, 0] > self.recorded.reach
+        if not is_between.any():
+            return latents
+        given, known = latents[is_between], proprio[is_between]
+        _, candidates = self.recorded.nearest(code[is_between], NUM_RECALLED)
+        num = candidates.shape[1]
+        shown = self.decode(candidates.flatten(0, 1), known.repeat_interleave(num, 0)).unflatten(0, (-1, num))
+        distance, index = _rms(shown - given.unsqueeze(1)).min(1)
+        nearest = shown[torch.arange(len(given), device=index.device), index]
+        recalled = latents.clone()
+        recalled[is_between] = self._drawn(given, nearest, distance)
+        return recalled
+
+    def _find(self, latents: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """How far latents are from the manifold, their places on it, and the codes of these."""
+        robot = self.robot(proprio)
+        code = self._encode(latents - robot, proprio)
+        nearest = self._decode(code, proprio, robot)
+        return _rms(latents - nearest), nearest, code
+
+    def _drawn(self, latents: Tensor, nearest: Tensor, distance: Tensor) -> Float[Tensor, "N L Z"]:
+        """Latents within ``radius`` of what they are drawn to."""
         share = (self.radius / distance.clamp_min(1e-9)).clamp_max(1.0).view(-1, 1, 1)
-        return torch.lerp(nearest, latents, share), distance / self.radius
+        return torch.lerp(nearest, latents, share)
 
     def locate(
         self, latents: Float[Tensor, "L Z"], guess: Float[Tensor, " P"] | None = None
@@ -232,6 +278,30 @@ class Manifold(nn.Module):
             for z, p in zip(latents.split(1024), proprio.split(1024), strict=True)
         ]
         self.radius.copy_(torch.cat(distances).quantile(self.config.radius_quantile))
+
+
+    @torch.no_grad()
+    def fit_recorded(
+        self,
+        latents: Float[Tensor, "N L Z"],
+        proprio: Float[Tensor, "N P"],
+        episode: Int[np.ndarray, " N"],
+        more: Float[Tensor, "M K"] | None = None,
+    ) -> None:
+        """Choose the codes that are kept of recorded frames, and of ``more``; ``episode`` tells which are of
+        the same one."""
+        if self.recorded is None:
+            return
+        device, step = self.radius.device, -(-len(latents) // MOST_RECORDED)
+        code = [
+            self.encode(latents[piece].float().to(device), proprio[piece].float().to(device)).cpu()
+            for piece in torch.arange(0, len(latents), step).split(4096)
+        ]
+        self.recorded.fit(torch.cat(code), episode[::step], more)
+
+
+def _rms(x: Float[Tensor, "*N L Z"]) -> Float[Tensor, "*N"]:
+    return x.square().mean((-2, -1)).sqrt()
 
 
 class ManifoldObjective(nn.Module):
