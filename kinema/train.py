@@ -295,9 +295,7 @@ def _learn_manifold(
     _fit_recorded(world.manifold, segments, values)
 
 
-def _fit_recorded(
-    manifold: Manifold, segments: Segments, values: Values, more: Tensor | None = None
-) -> None:
+def _fit_recorded(manifold: Manifold, segments: Segments, values: Values, more: Tensor | None = None) -> None:
     episode = segments.first_rows(np.arange(segments.num_rows))
     manifold.fit_recorded(values.latents[0], values.proprio[0], episode, more)
 

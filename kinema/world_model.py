@@ -409,7 +409,9 @@ class WorldModel(nn.Module):
         code: Float[Tensor, "N K"] | None,
     ) -> Float[Tensor, "N L Z"]:
         """The last part of ``settle``, which depends on what was found and so is not part of a graph."""
-        return settled if self.manifold is None or code is None else self.manifold.recall(settled, proprio, code)
+        if self.manifold is None or code is None:
+            return settled
+        return self.manifold.recall(settled, proprio, code)
 
     # Inverse dynamics.
 

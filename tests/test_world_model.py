@@ -263,7 +263,8 @@ def test_half_precision_is_close_and_half_the_size(world: World, tmp_path: Path)
     assert sizes[0] < 0.6 * sizes[1]
     loaded = load(tmp_path / "half")
     frames, actions = random_frames(2), random_actions(1)
-    assert all(value.dtype == torch.float32 for value in loaded.state_dict().values())
+    floats = [value for value in loaded.state_dict().values() if value.is_floating_point()]
+    assert all(value.dtype == torch.float32 for value in floats)
     frame, expected = (w.start(frames, actions).step(actions[0]).frame for w in (loaded, world))
     assert np.abs(frame.astype(int) - expected).mean() < 2.0
 

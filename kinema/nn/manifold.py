@@ -279,7 +279,6 @@ class Manifold(nn.Module):
         ]
         self.radius.copy_(torch.cat(distances).quantile(self.config.radius_quantile))
 
-
     @torch.no_grad()
     def fit_recorded(
         self,

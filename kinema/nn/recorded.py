@@ -1,9 +1,9 @@
 """Codes of recorded frames, kept, to bring back what has come between them.
 
-A manifold is smooth, and where recorded frames of different kinds have codes that are near each other (a thing
-and the same thing turned, say), it also shows what lies between, which never was. A network that is to undo
-that learns the mean of both sides, and that is in between again; the nearest of a finite number of codes is
-one of them.
+A manifold is smooth, and where recorded frames that look different have codes near each other (a thing, and
+the same thing turned), it also shows what lies between, which never was. A network that is to undo that
+learns the mean of both sides, which is in between again; the nearest of a finite number of codes is one of
+them.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ SEARCHED_CELLS = 12
 STEPS = 127
 """Codes are within (-1, 1), and are kept as whole numbers of 1 in so many."""
 REACH_QUANTILE = 0.5
-"""Share of recorded frames, of episodes that are left out, which are nearer to what is kept than ``reach``."""
+"""Share of recorded frames, of episodes left out, which are nearer to what is kept than ``reach``."""
 LEFT_OUT = 20
 """One episode of so many is left out."""
 MOST_ASKED = 4096
@@ -57,7 +57,9 @@ class RecordedCodes(nn.Module):
         return self.cells.flatten(0, 1)
 
     @torch.no_grad()
-    def fit(self, code: Float[Tensor, "N K"], episode: Int[np.ndarray, " N"], more: Tensor | None = None) -> None:
+    def fit(
+        self, code: Float[Tensor, "N K"], episode: Int[np.ndarray, " N"], more: Tensor | None = None
+    ) -> None:
         """Choose what is kept of the codes of recorded frames, and find ``reach``.
 
         Args:
@@ -67,7 +69,11 @@ class RecordedCodes(nn.Module):
         """
         is_left_out = np.unique(episode, return_inverse=True)[1] % LEFT_OUT == LEFT_OUT - 1
         points = code.cpu().numpy()
-        given = points[~is_left_out] if more is None else np.concatenate([points[~is_left_out], more.cpu().numpy()])
+        given = (
+            points[~is_left_out]
+            if more is None
+            else np.concatenate([points[~is_left_out], more.cpu().numpy()])
+        )
         kept = _sorted_into_cells(_spread(given, self.kept.shape[0] * self.kept.shape[1]))
         self.kept.copy_(torch.from_numpy(kept).mul(STEPS).round().view_as(self.kept))
         self._sort_in()

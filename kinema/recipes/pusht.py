@@ -65,7 +65,7 @@ def pusht(dataset: Dataset) -> Recipe:
             learning_rate=1.5e-3,
             optimizer="muon",
         ),
-        manifold=ManifoldConfig(radius_quantile=0.75, num_recorded=88 * 1024),
+        manifold=ManifoldConfig(radius_quantile=0.75, num_recorded=56 * 1024),
         manifold_schedule=Schedule(
             phases=(Phase(updates=9000, batch=640, length=16),), learning_rate=2e-3, decay_share=0.65
         ),

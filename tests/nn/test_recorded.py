@@ -108,9 +108,9 @@ def test_frames_near_recorded_ones_stay_and_those_between_become_recorded_ones(m
     frames = shown(manifold, torch.cat([near, between]))
     recalled = manifold.recall(*frames)
     assert torch.equal(recalled[:300], frames[0][:300])
-    every = manifold.decode(manifold.recorded.codes, torch.zeros(NUM_CELLS, 0))
-    away = torch.cdist(recalled[300:].flatten(1), every.flatten(1), compute_mode=EXACT).min(1)[0] / recalled[0].numel() ** 0.5
-    torch.testing.assert_close(away, torch.full((300,), 1e-3), atol=1e-5, rtol=0.01)
+    every = manifold.decode(manifold.recorded.codes, torch.zeros(NUM_CELLS, 0)).flatten(1)
+    away = torch.cdist(recalled[300:].flatten(1), every, compute_mode=EXACT).min(1)[0]
+    torch.testing.assert_close(away / every.shape[1] ** 0.5, torch.full((300,), 1e-3), atol=1e-5, rtol=0.01)
     # The one that looks most like them of those with codes like theirs, not the one with the nearest code.
     first = manifold.decode(manifold.recorded.nearest(between, 1)[1][:, 0], torch.zeros(300, 0))
 
