@@ -149,7 +149,8 @@ def _go_on(config: TrainConfig, source: str) -> int:
     for each in (dataset, *others):
         check_dataset(world, each)
     recipe = _shortened(_going_on(RECIPES[config.recipe](dataset)), config.update_share)
-    world = _extended(world, recipe, acts=config.act)
+    num_recorded = recipe.manifold.num_recorded if recipe.manifold is not None else 0
+    world = _extended(world, acts=config.act, num_recorded=num_recorded)
     schedules = {
         "manifold": recipe.manifold_schedule,
         "decoder": recipe.decoder_schedule,
@@ -215,15 +216,15 @@ def _going_on(recipe: Recipe) -> Recipe:
     )
 
 
-def _extended(world: World, recipe: Recipe, *, acts: bool) -> World:
-    """The same world with room for the codes that the recipe keeps, and with a network that can be told of
-    goals where that is asked for."""
+def _extended(world: World, *, acts: bool = False, num_recorded: int = 0) -> World:
+    """The same world with a network that can be told of goals, and with room for recorded codes where it
+    has none, as far as it is asked for."""
     config = world.config
     if acts:
         config = dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, use_goal=True))
-    if config.manifold is not None and recipe.manifold is not None and not config.manifold.num_recorded:
-        num = recipe.manifold.num_recorded
-        config = dataclasses.replace(config, manifold=dataclasses.replace(config.manifold, num_recorded=num))
+    if config.manifold is not None and not config.manifold.num_recorded:
+        manifold = dataclasses.replace(config.manifold, num_recorded=num_recorded)
+        config = dataclasses.replace(config, manifold=manifold)
     if config == world.config:
         return world
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ from kinema.nn.goal import GoalFrame
 from kinema.objective import DynamicsObjective, DynamicsObjectiveConfig, Goals
 from kinema.policies.acting import ActingPolicy, ActProposer
 from kinema.simulation import World, load
-from kinema.train import TrainConfig, _as_acting, train
+from kinema.train import TrainConfig, _extended, train
 from kinema.types import Seen
 from kinema.world_model import WorldError
 
@@ -55,7 +55,7 @@ def goal_of(dynamics: Dynamics, batch: int, seed: int = 9) -> GoalFrame:
 
 def acting_world() -> World:
     """A world that acts, of random weights."""
-    world = _as_acting(random_world(proprio_dim=2))
+    world = _extended(random_world(proprio_dim=2), acts=True)
     assert world.dynamics.goal_in is not None
     randomize(world.dynamics.goal_in, 4)
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_only_targets_that_are_told_of_a_goal_change_with_it() -> None:
 def test_a_world_learns_to_act_from_where_it_was() -> None:
     """With goals that it was never told of, it simulates as before, to the last bit."""
     before = random_world(proprio_dim=2)
-    after = _as_acting(before)
+    after = _extended(before, acts=True)
     assert after.config.dynamics.use_goal
     frames, actions = random_frames(3), random_actions(6)
     steps = []
