@@ -47,7 +47,7 @@ IMAGINED_SHARE = 0.3
 codes: between the frames that were recorded, the manifold has some that never were."""
 MAX_CODE_NOISE = 0.25
 """Deviation of noise on those codes, at most."""
-NUM_RECALLED = 16
+NUM_RECALLED = 8
 """Recorded codes near that of a frame of which the one is recalled that looks the most like it."""
 
 CODE_WEIGHT = 0.3

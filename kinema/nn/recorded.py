@@ -19,12 +19,14 @@ SEARCHED_CELLS = 12
 """Of these the nearest are searched."""
 STEPS = 127
 """Codes are within (-1, 1), and are kept as whole numbers of 1 in so many."""
-REACH_QUANTILE = 0.5
+REACH_QUANTILE = 0.8
 """Share of recorded frames, of episodes left out, which are nearer to what is kept than ``reach``."""
 LEFT_OUT = 20
 """One episode of so many is left out."""
 MOST_ASKED = 4096
-"""Codes that are asked for in one go, and of which ``reach`` is taken."""
+"""Codes of which ``reach`` is taken."""
+MOST_AT_ONCE = 64
+"""Codes that are searched for in one go: what is compared then fits a processor's cache."""
 FINEST, COARSER = 0.02, 1.1
 """Side of the cubes of which each keeps one code, at first, and by what it grows while these are too many."""
 
@@ -91,8 +93,9 @@ class RecordedCodes(nn.Module):
         Far from all of them the nearest is not always found, but always one about as near.
         """
         distances, found = [], []
-        for part in code.split(MOST_ASKED // 16):
-            cell = (part[:, None] - self.centres).square().sum(-1).topk(SEARCHED_CELLS, largest=False)[1]
+        for part in code.split(MOST_AT_ONCE):
+            away = self.centres.square().sum(-1) - 2.0 * part @ self.centres.T
+            cell = away.topk(SEARCHED_CELLS, largest=False)[1]
             candidates = self.cells[cell].flatten(1, 2)
             squares = (part[:, None] - candidates).square().sum(-1)
             least, index = squares.topk(min(num, squares.shape[1]), largest=False)
