@@ -99,7 +99,7 @@ class DynamicsObjective(nn.Module):
         settle: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     ):
         """``settle``, if any, makes of the latents that the dynamics found (``N L Z``), those of the frames
-        before and the proprioception (``N P``) what a session keeps; see ``WorldModel.settle``."""
+        before and the proprioception (``N P``) what a session keeps; see ``WorldModel.draw_near``."""
         super().__init__()
         self.dynamics = dynamics
         self.config = config

@@ -377,26 +377,15 @@ class WorldModel(nn.Module):
 
     # Simulated frames.
 
-    def settle(
-        self,
-        found: Float[Tensor, "N L Z"],
-        last: Float[Tensor, "N L Z"],
-        proprio: Float[Tensor, "N P"],
-    ) -> Float[Tensor, "N L Z"]:
-        """What a session keeps of the latents that the dynamics found: those that hardly differ from the
-        frame before stay, then the frame is drawn towards the manifold of frames that were recorded, and to
-        one of these where it lies between them (``recall``)."""
-        settled, _, code = self.draw_near(found, last, proprio)
-        return self.recall(settled, proprio, code)
-
     def draw_near(
         self,
         found: Float[Tensor, "N L Z"],
         last: Float[Tensor, "N L Z"],
         proprio: Float[Tensor, "N P"],
     ) -> tuple[Float[Tensor, "N L Z"], Float[Tensor, " N"] | None, Float[Tensor, "N K"] | None]:
-        """The first part of ``settle``; how far what was found lay from the manifold, in its radii, and its
-        codes, both None where the world has no manifold."""
+        """Most of what a session does to the latents that the dynamics found: those that hardly differ from
+        the frame before stay, then the frame is drawn towards the manifold of frames that were recorded. Then
+        how far what was found lay from it, in its radii, and its codes, None where there is no manifold."""
         if self.config.still_change:
             change = (found - last).square().mean(-1, keepdim=True).sqrt()
             found = torch.where(change < self.config.still_change, last, found)
@@ -408,7 +397,8 @@ class WorldModel(nn.Module):
         proprio: Float[Tensor, "N P"],
         code: Float[Tensor, "N K"] | None,
     ) -> Float[Tensor, "N L Z"]:
-        """The last part of ``settle``, which depends on what was found and so is not part of a graph."""
+        """The rest: frames that lie between recorded ones are drawn to one of these (``Manifold.recall``).
+        How much that computes depends on what was found, so it is not part of a graph."""
         if self.manifold is None or code is None:
             return settled
         return self.manifold.recall(settled, proprio, code)

@@ -399,7 +399,7 @@ def test_what_hardly_changes_stays() -> None:
     found = last.clone()
     found[:, 0] += 0.9 * world.config.still_change
     found[:, 1] += 1.1 * world.config.still_change
-    kept = world.settle(found, last, torch.zeros(3, 0))
+    kept = world.draw_near(found, last, torch.zeros(3, 0))[0]
     assert torch.equal(kept[:, [0, 2, 3]], last[:, [0, 2, 3]])
     assert torch.equal(kept[:, 1], found[:, 1])
 

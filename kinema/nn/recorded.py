@@ -71,12 +71,9 @@ class RecordedCodes(nn.Module):
         """
         is_left_out = np.unique(episode, return_inverse=True)[1] % LEFT_OUT == LEFT_OUT - 1
         points = code.cpu().numpy()
-        given = (
-            points[~is_left_out]
-            if more is None
-            else np.concatenate([points[~is_left_out], more.cpu().numpy()])
-        )
-        kept = _sorted_into_cells(_spread(given, self.kept.shape[0] * self.kept.shape[1]))
+        others = [] if more is None else [more.cpu().numpy()]
+        given = np.concatenate([points[~is_left_out], *others])
+        kept = _sorted_into_cells(_spread(given, len(self.codes)))
         self.kept.copy_(torch.from_numpy(kept).mul(STEPS).round().view_as(self.kept))
         self._sort_in()
         # Without an episode to leave out, frames that were not chosen have to do.
