@@ -32,10 +32,11 @@ def next_frame(
 
 
 def recalled(world: WorldModel, frame: Values, code: Float[Tensor, "B K"] | None) -> Values:
-    """A frame that the network foresaw as a session keeps it."""
-    if code is None:
+    """A frame that the network foresaw, as a session keeps it: what lies between recorded frames is drawn to
+    one of these. How much that computes depends on what was found, so it is not part of a graph."""
+    if world.manifold is None or code is None:
         return frame
-    latents = world.recall(frame.latents[:, 0], frame.proprio[:, 0], code)
+    latents = world.manifold.recall(frame.latents[:, 0], frame.proprio[:, 0], code)
     return dataclasses.replace(frame, latents=latents.unsqueeze(1))
 
 

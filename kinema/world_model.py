@@ -383,25 +383,14 @@ class WorldModel(nn.Module):
         last: Float[Tensor, "N L Z"],
         proprio: Float[Tensor, "N P"],
     ) -> tuple[Float[Tensor, "N L Z"], Float[Tensor, " N"] | None, Float[Tensor, "N K"] | None]:
-        """Most of what a session does to the latents that the dynamics found: those that hardly differ from
-        the frame before stay, then the frame is drawn towards the manifold of frames that were recorded. Then
-        how far what was found lay from it, in its radii, and its codes, None where there is no manifold."""
+        """What a session makes of the latents that the dynamics found, before it recalls (``recalled`` in
+        ``kinema.next_frame``): those that hardly differ from the frame before stay, then the frame is drawn
+        towards the manifold of frames that were recorded. Then how far what was found lay from it, in its
+        radii, and its codes, None where there is no manifold."""
         if self.config.still_change:
             change = (found - last).square().mean(-1, keepdim=True).sqrt()
             found = torch.where(change < self.config.still_change, last, found)
         return (found, None, None) if self.manifold is None else self.manifold.draw(found, proprio)
-
-    def recall(
-        self,
-        settled: Float[Tensor, "N L Z"],
-        proprio: Float[Tensor, "N P"],
-        code: Float[Tensor, "N K"] | None,
-    ) -> Float[Tensor, "N L Z"]:
-        """The rest: frames that lie between recorded ones are drawn to one of these (``Manifold.recall``).
-        How much that computes depends on what was found, so it is not part of a graph."""
-        if self.manifold is None or code is None:
-            return settled
-        return self.manifold.recall(settled, proprio, code)
 
     # Inverse dynamics.
 

@@ -141,7 +141,8 @@ def random_world(
         to_robot.copy_(torch.randn(to_robot.shape, generator=generator) / max(1, len(to_robot)) ** 0.5)
         assert world.manifold.recorded is not None
         codes = torch.rand(3000, 2, generator=generator) * 2 - 1
-        world.manifold.recorded.fit(codes[codes[:, 0] > 0], np.arange(int((codes[:, 0] > 0).sum())))
+        codes = codes[codes[:, 0] > 0]
+        world.manifold.recorded.fit(codes, np.arange(len(codes)))
     actions = np.random.default_rng(seed).uniform(LOW, HIGH, (100, 2))
     world.action_normalizer.fit(actions)
     if proprio_dim:

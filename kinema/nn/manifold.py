@@ -26,6 +26,8 @@ FIT_ROWS = 60_000
 """Most frames to fit the robot's part to."""
 MOST_RECORDED = 600_000
 """Most frames to choose from which codes are kept."""
+NUM_RECALLED = 8
+"""Recorded codes near that of a frame of which the one is recalled that looks the most like it."""
 PLACE_DIM = 8
 """Numbers by which a latent is told what the code says of its own place."""
 
@@ -47,9 +49,6 @@ IMAGINED_SHARE = 0.3
 codes: between the frames that were recorded, the manifold has some that never were."""
 MAX_CODE_NOISE = 0.25
 """Deviation of noise on those codes, at most."""
-NUM_RECALLED = 8
-"""Recorded codes near that of a frame of which the one is recalled that looks the most like it."""
-
 CODE_WEIGHT = 0.3
 """Weight of the codes' error, a distance, against that of the latents, a square."""
 LEAST_CODE_ERROR = 0.01
@@ -190,11 +189,11 @@ class Manifold(nn.Module):
         recorded, as ``project`` draws them; the others as they are."""
         if self.recorded is None:
             return latents
-        is_between = self.recorded.nearest(code, 1)[0][:, 0] > self.recorded.reach
+        away, candidates = self.recorded.nearest(code, NUM_RECALLED)
+        is_between = away[:, 0] > self.recorded.reach
         if not is_between.any():
             return latents
-        given, known = latents[is_between], proprio[is_between]
-        _, candidates = self.recorded.nearest(code[is_between], NUM_RECALLED)
+        given, known, candidates = latents[is_between], proprio[is_between], candidates[is_between]
         num = candidates.shape[1]
         shown = self.decode(candidates.flatten(0, 1), known.repeat_interleave(num, 0)).unflatten(0, (-1, num))
         distance, index = _rms(shown - given.unsqueeze(1)).min(1)

@@ -87,7 +87,7 @@ def test_they_are_saved_and_read() -> None:
 
 @pytest.fixture(scope="module")
 def manifold() -> Manifold:
-    """Nobody trained it, so it shows something else for every code; half of the codes were recorded."""
+    """Nobody trained it, so it shows something else for every code; those of a ring were recorded."""
     torch.manual_seed(0)
     config = ManifoldConfig(code_dim=3, width=64, depth=1, near_width=16, num_recorded=NUM_CELLS)
     manifold = Manifold(config, latents=(4, 3), proprio_dim=0)
