@@ -1,6 +1,6 @@
 """How fast is a simulated frame against other ways to make it? Times kinema and its peers in one run.
 
-    python benchmarks/streaming.py [--world pusht] [--streams 1 64] [--peers no-cache] [--device openvino]
+    python benchmarks/streaming.py [--world pusht] [--streams 1 64] [--peers no-cache] [--device openvino] [--precision float32]
 
 Every peer simulates the same recorded start under the same actions and hands over decoded pictures. They take
 turns of some steps, so that whatever else the machine does hits all of them, and each finds its weights in
@@ -26,6 +26,7 @@ from kinema import World, load
 from kinema.dynamics import NUM_BEFORE, Dynamics, Values
 from kinema.evaluation.rollout import Clip, load_clips, open_recordings
 from kinema.evaluation.speed import start_streams, stream_actions
+from kinema.hardware import Precision
 
 CONTEXT = 4
 """Recorded frames to start from."""
@@ -169,20 +170,22 @@ class Config:
     """Whether to make pictures."""
     device: str = "cpu"
     """Where kinema computes: cpu or openvino. Its peers compute on the CPU as PyTorch does."""
+    precision: Precision = "auto"
+    """Of the large matrix products, of kinema and its peers; openvino knows single precision alone."""
 
 
 def main(config: Config) -> None:
     unknown = [name for name in config.peers if name not in PEERS]
     if unknown:
         raise SystemExit(f"--peers {' '.join(unknown)}: choose of {', '.join(PEERS)}")
-    world = load(config.world)
+    world = load(config.world, precision=config.precision)
     dataset = open_recordings(config.world, config.data)
     (clip,) = load_clips(world, dataset, num=1, length=CONTEXT + config.steps, probe=None)
     names = ["kinema", *(name for name in config.peers if name != "kinema")]
     print(f"world '{world.name}', {torch.get_num_threads()} threads, precision {world.precision}")
     for num in config.streams:
         devices = [config.device, *["cpu"] * (len(names) - 1)]
-        worlds = [load(config.world, device=device) for device in devices]
+        worlds = [load(config.world, device=device, precision=config.precision) for device in devices]
         peers = [PEERS[name](world, clip, num) for name, world in zip(names, worlds, strict=True)]
         seconds, distances = _measure(peers, clip, num, config, fill=world.config.dynamics.reach)
         for name, its_seconds, distance, peer in zip(names, seconds, distances, peers, strict=True):

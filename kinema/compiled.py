@@ -20,9 +20,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kinema.dynamics import Cache, Values
+from kinema.hardware import Precision, exact, uses_bfloat16
 from kinema.next_frame import LATENTS_STREAM, PROPRIO_STREAM, Noise, foreseen_frame, recalled
 from kinema.nn.attention import attend
 from kinema.nn.embeddings import rotate
+from kinema.nn.packed import to_packed_bfloat16
 from kinema.world_model import WorldError, WorldModel
 
 EXAMPLES = 2
@@ -51,7 +53,7 @@ class CompiledSteps:
         self._compiler: Compiler = compiler
         self._num_denoising_steps = world.config.num_denoising_steps
         # A copy without what sessions of ``World`` know of compiling, which tracing would ask for.
-        world = self._world = _plain(world)
+        world = self._world = _plain(world, "float32" if compiler == "openvino" else world.precision)
         self._needs_noise = world.config.dynamics.proprio_dim > 0 and not world.dynamics.foresees_proprio
         config = world.config.dynamics
         cache = world.dynamics.new_cache(EXAMPLES)
@@ -141,7 +143,9 @@ class _TorchGraph:
             self._graph = torch.jit.freeze(torch.jit.trace(module.eval(), tuple(example), check_trace=False))
 
     def __call__(self, given: Sequence[Tensor]) -> list[Tensor]:
-        return list(self._graph(*given))
+        # What is in bfloat16 is so by the graph itself.
+        with exact(given[0].device):
+            return list(self._graph(*given))
 
 
 class _OpenVINOGraph:
@@ -213,8 +217,21 @@ class _Step(nn.Module):
         proprio_noise: Tensor,
         *layers: Tensor,
     ) -> tuple[Tensor, ...]:
+        with self.world.autocast():
+            return self._step(frames, num_missing, (cos, sin), action, latents_noise, proprio_noise, layers)
+
+    def _step(
+        self,
+        frames: Tensor,
+        num_missing: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        action: Tensor,
+        latents_noise: Tensor,
+        proprio_noise: Tensor,
+        layers: Sequence[Tensor],
+    ) -> tuple[Tensor, ...]:
         world = self.world
-        cache = _Windows(world, frames, [_Window(layer, num_missing) for layer in layers], (cos, sin))
+        cache = _Windows(world, frames, [_Window(layer, num_missing) for layer in layers], rotary)
         noises = {LATENTS_STREAM: latents_noise, PROPRIO_STREAM: proprio_noise}
         given = Values(cache.past()[0].latents[:, -1:], torch.zeros_like(proprio_noise), action)
         levels = world.tau(action.shape[0], 1, action_tau=1.0, observation_tau=0.0, proprio_tau=0.0)
@@ -241,7 +258,8 @@ class _Draw(nn.Module):
         self.world = world
 
     def forward(self, latents: Float[Tensor, "B L Z"], proprio: Float[Tensor, "B P"]) -> tuple[Tensor, ...]:
-        return tuple(self.world.draw(latents, proprio))
+        with self.world.autocast():
+            return tuple(self.world.draw(latents, proprio))
 
 
 class _Window:
@@ -291,9 +309,11 @@ class _Windows:
         return self._rotary
 
 
-def _plain(world: WorldModel) -> WorldModel:
-    """Just the networks of a world and its units, in single precision."""
+def _plain(world: WorldModel, precision: Precision) -> WorldModel:
+    """Just the networks of a world and its units."""
     plain = WorldModel(world.config)
     plain.load_state_dict(world.state_dict(), strict=False)
-    plain.precision = "float32"
+    plain.precision = precision
+    if uses_bfloat16(precision, plain.device):
+        to_packed_bfloat16(plain)
     return plain.requires_grad_(False)

@@ -23,7 +23,7 @@ from kinema.goals import act, check_acts, encode_goal, goal_frame
 from kinema.hardware import Precision, keep_freed_memory, one_thread, prefers_packed, uses_bfloat16
 from kinema.moments import Moments
 from kinema.next_frame import next_frame, with_proprio
-from kinema.nn.packed import pack_linears
+from kinema.nn.packed import pack_linears, to_packed_bfloat16
 from kinema.view import write_video
 from kinema.world_model import (
     CONFIG_FILE,
@@ -535,10 +535,7 @@ class World(WorldModel):
         found, its_version = self.__dict__.pop("_networks", (None, None))
         if found is None or version != its_version:
             found = copy.deepcopy(self)
-            for module in found.modules() if is_half else ():
-                if isinstance(module, nn.Linear | nn.Conv2d):
-                    module.to(torch.bfloat16)
-            pack_linears(found)
+            (to_packed_bfloat16 if is_half else pack_linears)(found)
         # Not as a module of this one: it is saved and moved by itself.
         self.__dict__["_networks"] = (found, version)
         return found
@@ -552,9 +549,9 @@ class World(WorldModel):
             ImportError: OpenVINO is not installed.
             WorldError: OpenVINO cannot compile this world.
         """
-        if self.compiler is None or uses_bfloat16(self.precision, self.device):
+        if self.compiler is None:
             return None
-        version = self._weights_version()
+        version = (self.precision, self._weights_version())
         found, its_version = self.__dict__.get("_compiled", (None, None))
         if found is None or version != its_version:
             try:

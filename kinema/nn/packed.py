@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,10 +22,13 @@ class PackedLinear(nn.Module):
     The weights are those at the time it was made.
     """
 
+    _packed: Tensor
+
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
         self.weight, self.bias = weight, bias
-        self._packed = _pack(weight.detach())
+        # A buffer, so that a graph that is traced takes it for a weight.
+        self.register_buffer("_packed", _pack(weight.detach()), persistent=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PackedLinear":
         # What is packed is opaque, and cannot be copied.
@@ -34,7 +38,16 @@ class PackedLinear(nn.Module):
         x = x.to(self.weight.dtype)
         if x.dtype == torch.float32 and x.numel() < MANY_ROWS * x.shape[-1]:
             return F.linear(x, self.weight, self.bias)
-        return _multiply(x, self._packed, self.bias)
+        return _product()(x, self._packed, self.bias)
+
+
+def to_packed_bfloat16(module: nn.Module) -> None:
+    """Have the linear maps and convolutions within a module compute in bfloat16, those that can be with packed
+    weights."""
+    for child in module.modules():
+        if isinstance(child, nn.Linear | nn.Conv2d):
+            child.to(torch.bfloat16)
+    pack_linears(module)
 
 
 def pack_linears(module: nn.Module) -> None:
@@ -53,7 +66,7 @@ def can_pack(dtype: torch.dtype, device: str) -> bool:
         return False
     x, weight = (torch.linspace(-1.0, 1.0, n).sin().view(-1, 32).to(dtype) for n in (96, 512))
     try:
-        found = _multiply(x, _pack(weight), None)
+        found = _product()(x, _pack(weight), None)
     except (AttributeError, RuntimeError):
         return False
     return bool(torch.allclose(found.float(), F.linear(x, weight).float(), rtol=0.02, atol=0.02))
@@ -63,5 +76,12 @@ def _pack(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight, None)
 
 
-def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+@functools.cache
+def _product() -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """``x``, packed weights and bias to their product, as a graph can have it, too: tracing by itself does not
+    know what the operator's empty list is a list of."""
+    unit = torch.jit.CompilationUnit("""
+        def multiply(x: Tensor, packed: Tensor, bias: Optional[Tensor]):
+            return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    """)
+    return unit.multiply
