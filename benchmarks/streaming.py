@@ -1,6 +1,7 @@
 """How fast is a simulated frame against other ways to make it? Times kinema and its peers in one run.
 
-    python benchmarks/streaming.py [--world pusht] [--streams 1 64] [--peers no-cache] [--device openvino] [--precision float32]
+    python benchmarks/streaming.py [--world pusht] [--streams 1 64] [--peers no-cache] [--no-decode]
+        [--precision float32] [--device openvino]
 
 Every peer simulates the same recorded start under the same actions and hands over decoded pictures. They take
 turns of some steps, so that whatever else the machine does hits all of them, and each finds its weights in

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from kinema.compiled import CompiledSteps, Compiler
 from kinema.dynamics import Cache, Values

@@ -42,8 +42,8 @@ class PackedLinear(nn.Module):
 
 
 def to_packed_bfloat16(module: nn.Module) -> None:
-    """Have the linear maps and convolutions within a module compute in bfloat16, those that can be with packed
-    weights."""
+    """Have the linear maps and convolutions within a module compute in bfloat16, with packed weights where
+    there are such."""
     for child in module.modules():
         if isinstance(child, nn.Linear | nn.Conv2d):
             child.to(torch.bfloat16)
@@ -78,8 +78,8 @@ def _pack(weight: Tensor) -> Tensor:
 
 @functools.cache
 def _product() -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """``x``, packed weights and bias to their product, as a graph can have it, too: tracing by itself does not
-    know what the operator's empty list is a list of."""
+    """``x``, packed weights and bias to their product, so that it can be traced: alone the operator cannot,
+    since nothing tells what its empty list is a list of."""
     unit = torch.jit.CompilationUnit("""
         def multiply(x: Tensor, packed: Tensor, bias: Optional[Tensor]):
             return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")

@@ -1,0 +1,23 @@
+"""Benchmarks run: nothing else tells when what they call has changed."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.mark.parametrize("option", ["--decode", "--no-decode"])
+def test_without_a_cache_the_same_comes_out(option: str) -> None:
+    command = [sys.executable, str(BENCHMARKS / "streaming.py")]
+    options = ["--streams", "2", "--steps", "3", "--precision", "float32", option]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if "no-cache" in line)
+    assert re.search(r"kinema is \d+\.\dx as fast", line)
+    found = re.search(r"differ by (\S+)", line)
+    assert found is not None
+    assert float(found[1]) < (0.05 if option == "--decode" else 1e-4)
