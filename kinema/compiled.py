@@ -313,7 +313,9 @@ def _plain(world: WorldModel, precision: Precision) -> WorldModel:
     """Just the networks of a world and its units."""
     plain = WorldModel(world.config)
     plain.load_state_dict(world.state_dict(), strict=False)
-    plain.precision = precision
+    # Said outright, so that it is not asked for while a graph is traced.
+    plain.precision = "float32"
     if uses_bfloat16(precision, plain.device):
+        plain.precision = "bfloat16"
         to_packed_bfloat16(plain)
     return plain.requires_grad_(False)

@@ -440,7 +440,7 @@ class Dynamics(nn.Module):
         past = self._past(context, context_tau, padded[:, :-1])
         target_past = self._past(target, target_tau, padded[:, num_context + 1 - num_target :])
         wanted = self._embed(target, target_tau, target_past)
-        if self.goal_in is not None:
+        if goal is not None:
             wanted = wanted + self._tell(goal, has_goal, target_past.frames[0])
         seen = self._embed(*self.blind(context, context_tau, context_noise), past)
         times, mask = two_stream_mask(num_context, num_target, self.config.window, seen.device)
@@ -494,7 +494,7 @@ class Dynamics(nn.Module):
         """
         past = self._past(frame, tau, self._before(cache), only_latents=only_latents)
         x = self._embed(frame, tau, past)
-        if self.goal_in is not None:
+        if goal is not None:
             x = x + self._tell(goal, None, past.frames[0])
         x = self._through_blocks(x, cache, self.blocks)
         cache.holds_next = remembers
@@ -544,17 +544,16 @@ class Dynamics(nn.Module):
         return x
 
     def _tell(
-        self, goal: GoalFrame | None, has_goal: Bool[Tensor, "B U"] | None, last: Values
+        self, goal: GoalFrame, has_goal: Bool[Tensor, "B U"] | None, last: Values
     ) -> Float[Tensor, "B U N D"]:
         """What tokens of frames are told of a goal, all of them unless ``has_goal`` says which; ``last`` are
-        the frames before them."""
+        the frames before them. The others are told nothing, as those of a network that knows no goals."""
         assert self.goal_in is not None
-        if has_goal is None:
-            has_goal = torch.ones(last.action.shape[:2], dtype=torch.bool, device=last.action.device)
         patches = None
-        if goal is not None and self.config.grids:
+        if self.config.grids:
             patches = self._patchify(goal.latents.unsqueeze(1))[:, 0], self._patchify(last.latents)
-        return self.goal_in(patches, goal, last.proprio, has_goal)
+        told = self.goal_in(patches, goal, last.proprio)
+        return told if has_goal is None else told * has_goal[:, :, None, None]
 
     def _known(self, values: Values, tau: Tensor) -> Float[Tensor, "B T V"]:
         """Frames packed, with zeros where a modality is mostly noise."""

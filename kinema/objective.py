@@ -38,9 +38,11 @@ class DynamicsObjectiveConfig:
     """Share of frames trained to find proprioception before the picture, where a world knows both."""
     locate_share: float = 0.05
     """Share of frames trained to find proprioception from the picture, where a world knows both."""
-    act_share: float = 0.4
-    """Where goals are given (a network with ``use_goal``): share of segments of which all frames behind one
-    are noise, and their actions are to be found."""
+    goal_share: float = 0.3
+    """Share of batches in which goals are given, to a network with ``use_goal``."""
+    act_share: float = 0.8
+    """Where they are: share of segments of which all frames behind one are noise, and their actions are to be
+    found."""
     max_goal_steps: int = 100
     """Goals are up to so many steps away."""
     goal_dropout: float = 0.15

@@ -381,7 +381,7 @@ def _dynamics_draw(
         drawn = values.map(lambda x: x[0, torch.from_numpy(rows)].float())
         own_steps = int(rng.integers(1, phase.own_context_steps + 1))
         batch = (drawn, torch.from_numpy(segments.has_action[rows]), phase.own_context_share, own_steps)
-        if not world.config.dynamics.use_goal:
+        if not world.config.dynamics.use_goal or rng.random() >= recipe.dynamics_objective.goal_share:
             return batch
         goals, at = segments.draw_goals_of(rng, rows, recipe.dynamics_objective.max_goal_steps)
         index = torch.from_numpy(goals)

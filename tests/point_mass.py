@@ -77,7 +77,9 @@ def recipe(dataset: Dataset) -> Recipe:
         tiny.dynamics, window=4, width=32, num_heads=1, num_octaves=3, num_directions=16
     )
     # How it moves the linear response knows already, so most of what there is to learn is to act.
-    objective = DynamicsObjectiveConfig(act_share=0.7, act_weight=3.0, infer_share=0.02, max_goal_steps=6)
+    objective = DynamicsObjectiveConfig(
+        goal_share=1.0, act_share=0.7, act_weight=3.0, infer_share=0.02, max_goal_steps=6
+    )
     return dataclasses.replace(
         tiny, dynamics=dynamics, dynamics_objective=objective, dynamics_schedule=schedule
     )

@@ -162,7 +162,9 @@ def test_other_numbers_of_calls_and_many_sessions_are_not_compiled(
 
 
 def test_loading() -> None:
-    assert load("pusht").compiler == "torch"
+    world = load("pusht")
+    assert world.compiler == "torch"
+    assert isinstance(world.compiled, CompiledSteps)
     world = load("pusht", device=need("openvino"))
     assert world.device.type == "cpu"
     assert world.compiler == "openvino"
