@@ -297,6 +297,9 @@ def _learn_manifold(
 
 
 def _fit_recorded(manifold: Manifold, segments: Segments, values: Values, more: Tensor | None = None) -> None:
+    if manifold.recorded is None:
+        return
+    print(f"choosing {len(manifold.recorded.codes):,} recorded frames to keep, up to a minute", flush=True)
     episode = segments.first_rows(np.arange(segments.num_rows))
     manifold.fit_recorded(values.latents[0], values.proprio[0], episode, more)
 
