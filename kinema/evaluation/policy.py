@@ -29,6 +29,7 @@ from kinema.evaluation.plot import Point, scatter
 from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.table import Row
 from kinema.simulation import World, load
+from kinema.types import Seen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,7 @@ def policy(config: PolicyConfig) -> int:
         Journal(config.out / "policy-returns.jsonl", identify(config, world)) as journal,
     ):
         policies = dict(zip(config.policies, make_policies(arena, config), strict=True))
+        check_simulated(arena, policies, config.seed)
 
         def returns(where: str, run: Callable[[Policy], np.ndarray]) -> np.ndarray:
             bar = tqdm(policies.items(), desc=where, unit=" policies")
@@ -141,6 +143,24 @@ def make_policies(arena: Arena, config: PolicyConfig) -> list[Policy]:
         one = make_policy(name, config.policy_args.get(name, {}), arena.env)
         made.append(Mixed(one, arena.env.action_space, share) if share else one)
     return made
+
+
+def check_simulated(arena: Arena, policies: Mapping[str, Policy], seed: int) -> None:
+    """Whether policies can act on what a world shows, which is known before hours of real episodes.
+
+    Raises:
+        ValueError: one of them cannot.
+    """
+    seen, _ = arena.reset(seed)
+    for text, one in policies.items():
+        try:
+            one.reset(np.random.default_rng(seed), {})
+            one.act(arena.observation(seen), _drawn(seen))
+        except ValueError as error:
+            raise ValueError(
+                f"--policies {text}: it cannot act in a world, which shows pictures and proprioception alone "
+                f"({error}); leave it out"
+            ) from error
 
 
 def run_real(arena: Arena, one: Policy, config: PolicyConfig) -> np.ndarray:
@@ -175,8 +195,7 @@ def run_simulated(world: World, arena: Arena, one: Policy, config: PolicyConfig)
         )
         one.reset(np.random.default_rng(seed), {})
         for _ in range(config.steps):
-            drawn = {key: frame for key, frame in seen.frames.items() if key == RENDER_KEY}
-            action = one.act(arena.observation(seen), drawn)
+            action = one.act(arena.observation(seen), _drawn(seen))
             if action is None:
                 break
             step = session.step(actions_of.vector(action))
@@ -185,6 +204,11 @@ def run_simulated(world: World, arena: Arena, one: Policy, config: PolicyConfig)
                 break
             seen = seen_after(world, step)
     return returns
+
+
+def _drawn(seen: Seen) -> dict[str, np.ndarray]:
+    """What of a world's frame environments tell in ``info``."""
+    return {key: frame for key, frame in seen.frames.items() if key == RENDER_KEY}
 
 
 def judge(

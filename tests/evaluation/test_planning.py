@@ -323,9 +323,12 @@ def test_evaluate_policy_as_a_command(
     assert all(-4.0 <= value <= 8.0 for each in returns.values() for value in each["simulated"])
     assert Image.open(tmp_path / "policy-scatter.png").size == (560, 560)
     assert (tmp_path / "policy.html").read_text().count("<img") == 2
-    # What needs the simulator's own state cannot be graded in a world.
+    # What needs the simulator's own state cannot be graded in a world, which is said before anything runs.
+    monkeypatch.setattr("kinema.evaluation.policy.run_real", None)
     assert cli.main([*words, *names[:4], "pusht-play"]) == 2
-    assert "needs pos_agent and block_pose in info" in capsys.readouterr().err
+    complaint = capsys.readouterr().err
+    assert "--policies pusht-play: it cannot act in a world" in complaint
+    assert "needs pos_agent and block_pose in info" in complaint
 
 
 def test_few_policies_and_unknown_names_are_refused() -> None:
