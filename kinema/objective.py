@@ -64,8 +64,8 @@ class DynamicsObjectiveConfig:
     """Weight of the action's squared error against that of the latents."""
     proprio_weight: float = 3.0
     """Weight of proprioception's absolute error (squared below 0.02) against the latents' squared error."""
-    act_weight: float = 0.5
-    """Weight of the squared error of an action that is to lead to a goal."""
+    act_weight: float = 2.0
+    """Weight of the absolute error (squared below 0.02) of an action that is to lead to a goal."""
     locate_weight: float = 0.1
     """Weight of a frame that is located against one that is foreseen: its error is much larger."""
 
@@ -220,7 +220,10 @@ class DynamicsObjective(nn.Module):
             counted["act"] = (
                 (kind == ACT) & has_action & (torch.arange(time, device=device) <= goals.at[:, None])
             )
-            errors["act"] = errors["action"]
+            # A distance and not its square, as of latents; and squares are so small that nothing is learned.
+            errors["act"] = F.smooth_l1_loss(
+                predicted.action, values.action, reduction="none", beta=0.02
+            ).mean(-1)
         weights = {
             "observation": 1.0,
             "proprio": config.proprio_weight,
