@@ -126,10 +126,12 @@ def test_only_targets_that_are_told_of_a_goal_change_with_it() -> None:
 
 
 def test_a_world_learns_to_act_from_where_it_was() -> None:
-    """With goals that it was never told of, it simulates as before, to the last bit."""
+    """Told of no goal, it simulates as before, to the last bit, whatever it makes of goals."""
     before = random_world(proprio_dim=2)
     after = _extended(before, acts=True)
     assert after.config.dynamics.use_goal
+    assert after.dynamics.goal_in is not None
+    randomize(after.dynamics.goal_in, 4)
     frames, actions = random_frames(3), random_actions(6)
     steps = []
     for world in (before, after.eval()):
