@@ -201,9 +201,7 @@ class DynamicsObjective(nn.Module):
         latent_error = (square + LEAST_ERROR**2).sqrt() - LEAST_ERROR
         errors = {
             "observation": (self._motion_weights(values, shown) * latent_error).sum(-1),
-            "proprio": F.smooth_l1_loss(predicted.proprio, values.proprio, reduction="none", beta=0.02).mean(
-                -1
-            ),
+            "proprio": _distance(predicted.proprio, values.proprio),
             "action": (predicted.action - values.action).square().mean(-1),
         }
         # The first frame has no past: only its proprioception can be found, from its picture.
@@ -221,9 +219,7 @@ class DynamicsObjective(nn.Module):
                 (kind == ACT) & has_action & (torch.arange(time, device=device) <= goals.at[:, None])
             )
             # A distance and not its square, as of latents; and squares are so small that nothing is learned.
-            errors["act"] = F.smooth_l1_loss(
-                predicted.action, values.action, reduction="none", beta=0.02
-            ).mean(-1)
+            errors["act"] = _distance(predicted.action, values.action)
         weights = {
             "observation": 1.0,
             "proprio": config.proprio_weight,
@@ -347,3 +343,8 @@ class DynamicsObjective(nn.Module):
         return Values(
             choose(own.latents, context.latents), choose(own.proprio, context.proprio), context.action
         )
+
+
+def _distance(found: Float[Tensor, "*n V"], true: Float[Tensor, "*n V"]) -> Float[Tensor, "*n"]:
+    """The mean absolute error, squared below 0.02."""
+    return F.smooth_l1_loss(found, true, reduction="none", beta=0.02).mean(-1)

@@ -286,10 +286,9 @@ class Manifold(nn.Module):
         episode: Int[np.ndarray, " N"],
         more: Float[Tensor, "M K"] | None = None,
     ) -> None:
-        """Choose the codes that are kept of recorded frames, and of ``more``; ``episode`` tells which are of
-        the same one."""
-        if self.recorded is None:
-            return
+        """Choose the codes that are kept of recorded frames, and of ``more``, of a manifold that keeps any;
+        ``episode`` tells which frames are of the same one."""
+        assert self.recorded is not None
         device, step = self.radius.device, -(-len(latents) // MOST_RECORDED)
         code = [
             self.encode(latents[piece].float().to(device), proprio[piece].float().to(device)).cpu()
