@@ -138,8 +138,8 @@ class _TorchGraph:
     It takes any number of sessions, which stand along the given axis of each input.
     """
 
-    def __init__(self, module: "_Step | _Draw", example: Sequence[Tensor], session_axes: Sequence[int]):
-        with _tracing(module.world):
+    def __init__(self, module: nn.Module, example: Sequence[Tensor], session_axes: Sequence[int]):
+        with _tracing():
             self._graph = torch.jit.freeze(torch.jit.trace(module.eval(), tuple(example), check_trace=False))
 
     def __call__(self, given: Sequence[Tensor]) -> list[Tensor]:
@@ -151,14 +151,14 @@ class _TorchGraph:
 class _OpenVINOGraph:
     """The same, compiled and run by OpenVINO."""
 
-    def __init__(self, module: "_Step | _Draw", example: Sequence[Tensor], session_axes: Sequence[int]):
+    def __init__(self, module: nn.Module, example: Sequence[Tensor], session_axes: Sequence[int]):
         try:
             openvino = importlib.import_module("openvino")
         except ImportError as error:
             raise ImportError(
                 "device 'openvino' needs an extra: pip install 'kinema[openvino]'; or take the device 'cpu'"
             ) from error
-        with _tracing(module.world):
+        with _tracing():
             traced = torch.jit.trace(module, tuple(example), check_trace=False)
             model = openvino.convert_model(traced, example_input=tuple(example))
         shapes = {}
@@ -187,11 +187,10 @@ class _OpenVINOGraph:
 
 
 @contextlib.contextmanager
-def _tracing(world: WorldModel) -> Iterator[None]:
-    """While a graph of a world is traced, which then computes in its precision. Sizes are tensors meanwhile,
-    which checks of shapes do not take for numbers."""
+def _tracing() -> Iterator[None]:
+    """While a graph is traced. Sizes are tensors then, which checks of shapes do not take for numbers."""
     checks = jaxtyping.config.jaxtyping_disable
-    with torch.no_grad(), world.autocast(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         jaxtyping.config.update("jaxtyping_disable", True)
         try:
@@ -218,8 +217,21 @@ class _Step(nn.Module):
         proprio_noise: Tensor,
         *layers: Tensor,
     ) -> tuple[Tensor, ...]:
+        with self.world.autocast():
+            return self._step(frames, num_missing, (cos, sin), action, latents_noise, proprio_noise, layers)
+
+    def _step(
+        self,
+        frames: Tensor,
+        num_missing: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        action: Tensor,
+        latents_noise: Tensor,
+        proprio_noise: Tensor,
+        layers: Sequence[Tensor],
+    ) -> tuple[Tensor, ...]:
         world = self.world
-        cache = _Windows(world, frames, [_Window(layer, num_missing) for layer in layers], (cos, sin))
+        cache = _Windows(world, frames, [_Window(layer, num_missing) for layer in layers], rotary)
         noises = {LATENTS_STREAM: latents_noise, PROPRIO_STREAM: proprio_noise}
         given = Values(cache.past()[0].latents[:, -1:], torch.zeros_like(proprio_noise), action)
         levels = world.tau(action.shape[0], 1, action_tau=1.0, observation_tau=0.0, proprio_tau=0.0)
@@ -246,7 +258,8 @@ class _Draw(nn.Module):
         self.world = world
 
     def forward(self, latents: Float[Tensor, "B L Z"], proprio: Float[Tensor, "B P"]) -> tuple[Tensor, ...]:
-        return tuple(self.world.draw(latents, proprio))
+        with self.world.autocast():
+            return tuple(self.world.draw(latents, proprio))
 
 
 class _Window:
