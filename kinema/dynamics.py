@@ -19,10 +19,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from kinema.nn.blocks import Block, norm
+from kinema.nn.blocks import Block, KeysValues, norm
 from kinema.nn.cache import LayerCache, Ring
 from kinema.nn.embeddings import FourierFeatures, rotary_table
-from kinema.nn.goal import GoalFrame, GoalInput
 from kinema.nn.response import UNFORESEEN_ERROR, LinearResponse
 
 NUM_BEFORE = 2
@@ -64,8 +63,6 @@ class DynamicsConfig:
     motion_directions: int = 0
     """Random features of the motion of the robot, in which its response is linear; 0 where it follows its
     commands linearly, as under position control."""
-    use_goal: bool = False
-    """Whether the network can be told of a goal frame, and asked for actions that lead there."""
 
     def __post_init__(self) -> None:
         for rows, columns in self.grids:
@@ -96,6 +93,11 @@ class DynamicsConfig:
     def num_tokens(self) -> int:
         """N, tokens of a block."""
         return self.num_patches + (self.proprio_dim > 0) + 1 + self.num_registers
+
+    @property
+    def num_agent_tokens(self) -> int:
+        """K, tokens of a block that do not carry latents: those of vectors, and registers. They come last."""
+        return self.num_tokens - self.num_patches
 
     @property
     def num_modalities(self) -> int:
@@ -179,6 +181,23 @@ class Past:
             function(self.proprio_error),
             function(self.action_error),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """What is left of frames for who chooses what to do after each of them: see ``kinema.acting``. ``K`` are
+    the tokens of a frame that do not carry latents, ``R`` those of all sessions or segments."""
+
+    tokens: Float[Tensor, "B T K D"]
+    """Tokens of the frame that comes next, as far as the network knows them."""
+    last_action: Float[Tensor, "B T A"]
+    """Normalised action that led to the frame; zero where it is not known."""
+    keys_values: Sequence[KeysValues]
+    """In each block that sees time."""
+    rotary: tuple[Tensor, Tensor]
+    """Rotation of the frame that comes next."""
+    mask: Bool[Tensor, "T S"] | None
+    """Which of the frames, and of the next ones, it sees; None for all."""
 
 
 class VectorInput(nn.Module):
@@ -400,15 +419,6 @@ class Dynamics(nn.Module):
         self.register_buffer("patch_camera", torch.tensor(cameras, dtype=torch.long), persistent=False)
         latents = self.patch_camera.repeat_interleave(config.patch**2)
         self.register_buffer("latent_camera", latents, persistent=False)
-        self.goal_in = None
-        if config.use_goal:
-            self.goal_in = GoalInput(
-                patch_dim=patch_dim,
-                num_patches=config.num_patches,
-                proprio_dim=config.proprio_dim,
-                num_tokens=config.num_tokens,
-                width=width,
-            )
 
     def forward(
         self,
@@ -416,8 +426,6 @@ class Dynamics(nn.Module):
         context_tau: Float[Tensor, "B T M"],
         target: Values,
         target_tau: Float[Tensor, "B U M"],
-        goal: GoalFrame | None = None,
-        has_goal: Bool[Tensor, "B U"] | None = None,
         *,
         context_noise: Float[Tensor, "B T O"] | None = None,
     ) -> Values:
@@ -428,9 +436,6 @@ class Dynamics(nn.Module):
         context and themselves. So every target meets just what it will meet when the frames before it have
         been simulated and kept.
 
-        Targets are told of the goal of their segment where ``has_goal`` says so. Context never is: what was
-        seen is the same whatever is wanted, so goals may change as a session goes on.
-
         ``context_noise`` stands for what is observed of the context frames, as ``blind`` takes it.
         """
         num_context, num_target = context_tau.shape[1], target_tau.shape[1]
@@ -440,8 +445,6 @@ class Dynamics(nn.Module):
         past = self._past(context, context_tau, padded[:, :-1])
         target_past = self._past(target, target_tau, padded[:, num_context + 1 - num_target :])
         wanted = self._embed(target, target_tau, target_past)
-        if goal is not None:
-            wanted = wanted + self._tell(goal, has_goal, target_past.frames[0])
         seen = self._embed(*self.blind(context, context_tau, context_noise), past)
         times, mask = two_stream_mask(num_context, num_target, self.config.window, seen.device)
         x = self._through(torch.cat([seen, wanted], dim=1), times, mask)
@@ -466,10 +469,65 @@ class Dynamics(nn.Module):
         self, x: Float[Tensor, "B S N D"], times: Int[Tensor, " S"], mask: Bool[Tensor, "S S"]
     ) -> Float[Tensor, "B S N D"]:
         """Frames through all blocks, without a cache."""
-        rotary = rotary_table(times.float(), self.config.width // self.config.num_heads)
+        rotary = self._rotary(times)
         for block in self.blocks:
-            x = block(x, rotary, mask)
+            x, _ = block(x, rotary, mask)
         return x
+
+    def _rotary(self, times: Int[Tensor, " S"]) -> tuple[Tensor, Tensor]:
+        return rotary_table(times.float(), self.config.width // self.config.num_heads)
+
+    @torch.no_grad()
+    def memory(
+        self, frames: Values, tau: Float[Tensor, "B T M"], noise: Float[Tensor, "B T O"] | None = None
+    ) -> "Memory":
+        """What each of the frames and those before it leave for who chooses what to do next, with ``noise``
+        as ``blind`` takes it."""
+        config, num_frames = self.config, tau.shape[1]
+        before = F.pad(self._known(frames, tau), (0, 0, NUM_BEFORE, 0))
+        x = self._embed(*self.blind(frames, tau, noise), self._past(frames, tau, before[:, :-1]))
+        times, mask = two_stream_mask(num_frames, 0, config.window, tau.device)
+        rotary, keys_values = self._rotary(times), []
+        for block in self.blocks:
+            x, own = block(x, rotary, mask)
+            if own is not None:
+                keys_values.append(own)
+        next_times, next_mask = two_stream_mask(num_frames, num_frames, config.window, tau.device)
+        return Memory(
+            tokens=self._agent_tokens(frames, before[:, 1:]),
+            last_action=frames.unpack(before[:, NUM_BEFORE:]).action,
+            keys_values=[(self._of_agent(keys), self._of_agent(values)) for keys, values in keys_values],
+            rotary=self._rotary(next_times[num_frames:]),
+            mask=next_mask[num_frames:],
+        )
+
+    @torch.no_grad()
+    def memory_of(self, cache: Cache) -> "Memory":
+        """The same of the present frames of streaming sessions."""
+        frames, before = cache.past()[0], self._before(cache)
+        first, num = self.config.num_patches, self.config.num_agent_tokens
+        pairs = (layer.past()[:, :, first:].flatten(1, 2).unbind(0) for layer in cache.layers)
+        cos, sin = (part.flatten(1, 2).repeat_interleave(num, 0) for part in cache.rotary())
+        return Memory(
+            tokens=self._agent_tokens(frames, before),
+            last_action=frames.unpack(before[:, -1:]).action,
+            keys_values=[(keys, values) for keys, values in pairs],
+            rotary=(cos, sin),
+            mask=None,
+        )
+
+    def _of_agent(self, x_RHSE: Tensor) -> Tensor:
+        """Of what there is for all tokens of frames, that for those of the agent."""
+        of_tokens = x_RHSE.unflatten(0, (-1, self.config.num_tokens))
+        return of_tokens[:, self.config.num_patches :].flatten(0, 1)
+
+    def _agent_tokens(self, like: Values, before: Float[Tensor, "B S V"]) -> Float[Tensor, "B T K D"]:
+        """The agent's tokens of ``S - 1`` frames of which nothing is known but those before."""
+        batch, time = len(before), before.shape[1] - NUM_BEFORE + 1
+        unknown = like.map(lambda x: x.new_zeros(batch, time, *x.shape[2:]))
+        tau = before.new_zeros(batch, time, self.config.num_modalities)
+        tokens = self._embed(unknown, tau, self._past(unknown, tau, before))
+        return tokens[:, :, self.config.num_patches :]
 
     def new_cache(self, batch: int, *, max_rewind: int = 0) -> Cache:
         """An empty cache for ``batch`` sessions."""
@@ -480,13 +538,11 @@ class Dynamics(nn.Module):
         frame: Values,
         tau: Float[Tensor, "B 1 M"],
         cache: Cache,
-        goal: GoalFrame | None = None,
         *,
         only_latents: bool = False,
         remembers: bool = False,
     ) -> Values:
-        """The streaming path: clean values of one frame (T = 1) that sees the cache, and is told of a goal
-        if there is one.
+        """The streaming path: clean values of one frame (T = 1) that sees the cache.
 
         With ``only_latents`` the other parts stay as they are given, and nothing is computed for them. With
         ``remembers`` it will be kept as it is given here, but for what is observed of it, which is noise;
@@ -494,8 +550,6 @@ class Dynamics(nn.Module):
         """
         past = self._past(frame, tau, self._before(cache), only_latents=only_latents)
         x = self._embed(frame, tau, past)
-        if goal is not None:
-            x = x + self._tell(goal, None, past.frames[0])
         x = self._through_blocks(x, cache, self.blocks)
         cache.holds_next = remembers
         return self._read(x, frame, tau, past, only_latents=only_latents)
@@ -542,18 +596,6 @@ class Dynamics(nn.Module):
             assert isinstance(block, Block)
             x = block.step(x, rotary, next(layers) if block.time is not None else None)
         return x
-
-    def _tell(
-        self, goal: GoalFrame, has_goal: Bool[Tensor, "B U"] | None, last: Values
-    ) -> Float[Tensor, "B U N D"]:
-        """What tokens of frames are told of a goal, all of them unless ``has_goal`` says which; ``last`` are
-        the frames before them. The others are told nothing, as those of a network that knows no goals."""
-        assert self.goal_in is not None
-        patches = None
-        if self.config.grids:
-            patches = self._patchify(goal.latents.unsqueeze(1))[:, 0], self._patchify(last.latents)
-        told = self.goal_in(patches, goal, last.proprio)
-        return told if has_goal is None else told * has_goal[:, :, None, None]
 
     def _known(self, values: Values, tau: Tensor) -> Float[Tensor, "B T V"]:
         """Frames packed, with zeros where a modality is mostly noise."""
@@ -672,15 +714,15 @@ class Dynamics(nn.Module):
         if num_cameras:
             known = tau[:, :, self.latent_camera].unsqueeze(-1)
             change = self._unpatchify(self.latents_out(x[:, :, :num_patches]))
-            latents = _combine(past.foreseen.latents, self._latents_error(), latents, known) + change
+            latents = combine(past.foreseen.latents, self._latents_error(), latents, known) + change
         if only_latents:
             return Values(latents.float(), proprio, noised.action)
         if self.proprio_out is not None:
             change = self.proprio_out(x[:, :, num_patches]) * past.proprio_error
-            proprio = _combine(past.foreseen.proprio, past.proprio_error, proprio, tau[:, :, -2:-1]) + change
+            proprio = combine(past.foreseen.proprio, past.proprio_error, proprio, tau[:, :, -2:-1]) + change
         action_at = num_patches + (self.proprio_out is not None)
         change = self.action_out(x[:, :, action_at]) * past.action_error
-        action = _combine(past.foreseen.action, past.action_error, noised.action, tau[:, :, -1:]) + change
+        action = combine(past.foreseen.action, past.action_error, noised.action, tau[:, :, -1:]) + change
         return Values(latents.float(), proprio.float(), action.float())
 
     def _latents_error(self) -> Tensor:
@@ -710,7 +752,7 @@ class Dynamics(nn.Module):
         return torch.cat(parts, dim=2)
 
 
-def _combine(expected: Tensor, error: Tensor, noised: Tensor, tau: Tensor) -> Tensor:
+def combine(expected: Tensor, error: Tensor, noised: Tensor, tau: Tensor) -> Tensor:
     """The mean of what is expected with some error and is seen noised, were both normally distributed."""
     gain = error**2 * tau / (error**2 * tau**2 + (1.0 - tau) ** 2).clamp_min(1e-6)
     return expected + gain * (noised - tau * expected)

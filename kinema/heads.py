@@ -128,7 +128,7 @@ class PlaceFeatures(nn.Module):
         self.code = FourierFeatures(sizes.code, 3)
         self.size = sizes.latents + self.proprio.size + self.code.size
 
-    def forward(self, place: Float[Tensor, "N G"]) -> Float[Tensor, "N F"]:
+    def forward(self, place: Float[Tensor, "*batch G"]) -> Float[Tensor, "*batch F"]:
         latents, proprio, code = place.split(self.sizes, dim=-1)
         return torch.cat([latents, self.proprio(proprio), self.code(code)], dim=-1)
 

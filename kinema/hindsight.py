@@ -1,10 +1,11 @@
-"""What recordings teach a world's heads and its cloned policy: rewarded steps, and goals that were
-reached."""
+"""What recordings teach a world's heads, its cloned policy and its network that acts: rewarded steps, and
+goals that were reached."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kinema.acting import ActingBatch, ActingConfig, Aims
 from kinema.data.lerobot import DataError, Dataset
 from kinema.data.segments import Segments
 from kinema.dynamics import Values
@@ -21,20 +22,11 @@ class Hindsight:
     """Encoded episodes, and the batches that can be drawn from them."""
 
     def __init__(self, world: World, dataset: Dataset, segments: Segments, values: Values, *, first: int):
-        """``segments`` and their ``values`` are those of the episodes of ``dataset`` from ``first`` on.
-
-        Raises:
-            DataError: rewards were not recorded.
-        """
-        if REWARD not in dataset.features:
-            raise DataError(
-                "rewards are needed to learn heads from; record them, as `kinema record` does",
-                path=dataset.root,
-                key=REWARD,
-            )
+        """``segments`` and their ``values`` are those of the episodes of ``dataset`` from ``first`` on."""
         self._world, self.segments = world, segments
         normalize = world.action_normalizer.normalize
         self._actions = normalize(torch.from_numpy(segments.actions).to(world.device)).cpu()
+        self._led = values.action[0]
         self._rewards, is_terminal = _columns(dataset, first, len(segments.lengths))
         ends = segments.starts + segments.lengths - 1
         final = ends[is_terminal[ends]]
@@ -59,7 +51,7 @@ class Hindsight:
         return float(self._rewards.min()), float(self._rewards.max())
 
     def draw_heads(self, rng: np.random.Generator, batch: int, config: HeadsConfig) -> HeadsBatch:
-        """Steps, and pairs of a frame and a goal."""
+        """Steps, and pairs of a frame and a goal; of recordings with rewards (``require_rewards``)."""
         drawn = rng.integers(0, len(self._before), batch)
         before = self._before[drawn]
         rows, goals, steps = self.segments.draw_goals(rng, batch, config.max_steps)
@@ -88,7 +80,36 @@ class Hindsight:
             before=self._places(before),
             now=self._places(rows),
             goal=self._places(goals),
-            actions=self._taken(ahead.reshape(-1)).unflatten(0, ahead.shape),
+            actions=self._taken(ahead),
+        )
+
+    def draw_acting(
+        self, rng: np.random.Generator, batch: int, length: int, config: ActingConfig
+    ) -> ActingBatch:
+        """Segments (of the longest episodes at most), each frame with a goal that the episode came to, and
+        what was done in the next steps."""
+        length = min(length, int(self.segments.lengths.max()))
+        rows = self.segments.draw_rows(rng, batch, length)
+        goals, steps = self.segments.draw_goals_of(rng, rows, config.max_steps)
+        last = self.segments.last_rows(rows)[..., None]
+        ahead = rows[..., None] + np.arange(config.chunk)
+        index = torch.from_numpy(rows)
+        now = self._places(rows)
+        tau = self._world.tau(batch, length, action_tau=1.0).cpu().clone()
+        # Nothing is known of what led to the first frame of a session.
+        tau[:, 0, -1] = 0.0
+        return ActingBatch(
+            frames=Values(*self._frames(rows), self._led[index]),
+            tau=tau,
+            aims=Aims(
+                before=torch.cat([now[:, :1], now[:, :-1]], dim=1),
+                now=now,
+                goal=self._places(goals),
+                has_goal=torch.ones(batch, length, dtype=torch.bool),
+            ),
+            steps=torch.from_numpy(steps),
+            actions=self._taken(np.minimum(ahead, last)),
+            is_recorded=torch.from_numpy(ahead <= last),
         )
 
     def _frames(self, rows: np.ndarray) -> Frame:
@@ -96,21 +117,33 @@ class Hindsight:
         return self.latents[index].float(), self.proprio[index].float()
 
     def _places(self, rows: np.ndarray) -> Tensor:
-        latents, proprio = (part.to(self._world.device) for part in self._frames(rows))
+        latents, proprio = (part.to(self._world.device) for part in self._frames(rows.reshape(-1)))
         # Cloned outside inference mode, so that autograd may save them.
-        return self._world.place(latents, proprio).cpu().clone()
+        return self._world.place(latents, proprio).cpu().clone().unflatten(0, rows.shape)
 
     def _taken(self, rows: np.ndarray) -> Tensor:
         """Normalised actions that were taken at rows; the values' own are those that led there."""
         return self._actions[torch.from_numpy(rows)]
 
 
+def require_rewards(dataset: Dataset) -> None:
+    """Raises DataError where rewards were not recorded."""
+    if REWARD not in dataset.features:
+        raise DataError(
+            "rewards are needed to learn heads from; record them, as `kinema record` does",
+            path=dataset.root,
+            key=REWARD,
+        )
+
+
 def _columns(dataset: Dataset, first: int, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards and whether the step ended the episode for good, by row of ``num`` episodes."""
+    """Rewards, zero where none were recorded, and whether the step ended the episode for good, by row of
+    ``num`` episodes."""
     rewards, is_terminal = [], []
     for index in range(first, first + num):
         columns = dataset.episode(index, cameras=()).columns
-        rewards.append(np.asarray(columns[REWARD], dtype=np.float32).reshape(-1))
+        num_rows = len(columns["action"])
+        rewards.append(np.asarray(columns.get(REWARD, np.zeros(num_rows)), dtype=np.float32).reshape(-1))
         flags = columns.get(TERMINATED, np.zeros(len(rewards[-1]), dtype=bool))
         is_terminal.append(np.asarray(flags, dtype=bool).reshape(-1))
     joined = np.concatenate(rewards)

@@ -8,45 +8,32 @@ rollout is then stable against its own errors (diffusion forcing, 2407.01392; 24
 
 Noise times are drawn jointly, as they meet when a frame is solved: first proprioception, from the past and
 the action; then the picture, given that too. And in the other directions: proprioception from the picture,
-where a recording has none; the action from both. And, for a goal that was reached later, the actions of
-frames that are all noise, which is how the network acts.
+where a recording has none; the action from both.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from kinema.dynamics import Dynamics, Values
 from kinema.flow import interpolate, sample_tau
-from kinema.nn.goal import GoalFrame
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DynamicsObjectiveConfig:
     mixed_share: float = 1.0
     """Share of batches in which all that follows is drawn; in the others every picture is to be found out of
-    pure noise, all else being known, which takes half the arithmetic (``Dynamics.foretell``). Where goals are
-    given all batches are mixed."""
+    pure noise, all else being known, which takes half the arithmetic (``Dynamics.foretell``)."""
     infer_share: float = 0.07
     """Share of frames trained to find the action from the frame; the others find the frame."""
     proprio_share: float = 0.15
     """Share of frames trained to find proprioception before the picture, where a world knows both."""
     locate_share: float = 0.05
     """Share of frames trained to find proprioception from the picture, where a world knows both."""
-    goal_share: float = 0.3
-    """Share of batches in which goals are given, to a network with ``use_goal``."""
-    act_share: float = 0.8
-    """Where they are: share of segments of which all frames behind one are noise, and their actions are to be
-    found."""
-    max_goal_steps: int = 100
-    """Goals are up to so many steps away."""
-    goal_dropout: float = 0.15
-    """Share of those that are not told of their goal."""
     hidden_share: float = 0.1
     """Share of segments whose actions are hidden in the context, and of those whose proprioception is, as in
     recordings without them."""
@@ -64,8 +51,6 @@ class DynamicsObjectiveConfig:
     """Weight of the action's squared error against that of the latents."""
     proprio_weight: float = 3.0
     """Weight of proprioception's absolute error (squared below 0.02) against the latents' squared error."""
-    act_weight: float = 2.0
-    """Weight of the absolute error (squared below 0.02) of an action that is to lead to a goal."""
     locate_weight: float = 0.1
     """Weight of a frame that is located against one that is foreseen: its error is much larger."""
 
@@ -73,26 +58,13 @@ class DynamicsObjectiveConfig:
 LEAST_ERROR = 0.03
 """Errors of a latent below this count as squares."""
 
-OBSERVATION, PROPRIO, LOCATE, ACTION, ACT = range(5)
+OBSERVATION, PROPRIO, LOCATE, ACTION = range(4)
 """What a target frame is trained to find: the picture; proprioception before it, or from it; the action from
-both; the action for a goal, nothing of the frame being known."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Goals:
-    """What segments are to come to."""
-
-    frame: GoalFrame
-    at: Int[Tensor, " B"]
-    """Frames from the first of a segment to its goal, which may be behind the last."""
-
-    def to(self, device: torch.device) -> "Goals":
-        """The same on another device."""
-        return Goals(self.frame.to(device), self.at.to(device))
+both."""
 
 
 class DynamicsObjective(nn.Module):
-    """``module(values, has_action, own_context_share, own_context_steps, goals) -> (loss, metrics)``."""
+    """``module(values, has_action, own_context_share, own_context_steps) -> (loss, metrics)``."""
 
     def __init__(
         self,
@@ -115,7 +87,6 @@ class DynamicsObjective(nn.Module):
         has_action: Bool[Tensor, "B T"],
         own_context_share: float = 0.0,
         own_context_steps: int = 1,
-        goals: Goals | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of clean, normalised values of ``T`` frames: all are targets, all but the
@@ -127,7 +98,6 @@ class DynamicsObjective(nn.Module):
             own_context_share: share of segments whose context is the network's own, as it is in a rollout:
                 clean, and each frame simulated from as many true ones before it as ``own_context_steps``.
             own_context_steps: steps of that rollout.
-            goals: frames that the segments came to, for a dynamics that can be told of them.
             generator: source of all noise.
         """
         config, device = self.config, has_action.device
@@ -136,7 +106,7 @@ class DynamicsObjective(nn.Module):
         def random(*shape: int) -> Tensor:
             return torch.rand(shape, generator=generator, device=device)
 
-        is_mixed = goals is not None or bool(random(1) < config.mixed_share)
+        is_mixed = bool(random(1) < config.mixed_share)
         hidden_share = config.hidden_share * is_mixed
         uses_own = random(batch) < own_context_share
         picture_noise = config.max_context_noise * random(batch, time)
@@ -159,20 +129,7 @@ class DynamicsObjective(nn.Module):
             self._levels(zero, tau, action_tau),
             self._levels(picture_tau, tau, action_tau),
             self._levels(picture_tau, shows_proprio * proprio_tau, tau),
-            self._levels(zero, zero, tau),
         ])  # fmt: skip
-        told: tuple[Any, ...] = ()
-        if goals is not None:
-            acts = random(batch, 1) < config.act_share
-            present = (random(batch, 1) * (time - 1)).long()
-            is_ahead = acts & (torch.arange(time, device=device) > present)
-            has_goal = is_ahead & (random(batch, 1) >= config.goal_dropout)
-            told = (goals.frame, has_goal)
-            kind = kind.masked_fill(is_ahead, ACT)
-            # When a chunk is chosen, nothing of what it leads to is known but the actions before in it.
-            blind_tau = self._levels(zero, zero, action_tau)
-            context_tau = torch.where(is_ahead.unsqueeze(-1), blind_tau, context_tau)
-            uses_own = uses_own & ~acts[:, 0]
         target_tau = target_tau.gather(0, kind[None, :, :, None].expand(1, -1, -1, target_tau.shape[-1]))[0]
 
         past = values.map(lambda x: x[:, :-1])
@@ -189,7 +146,7 @@ class DynamicsObjective(nn.Module):
         if is_mixed:
             target = self.add_noise(values, target_tau, generator)
             predicted = self.dynamics(
-                context, context_tau[:, :-1], target, target_tau, *told, context_noise=context_noise
+                context, context_tau[:, :-1], target, target_tau, context_noise=context_noise
             )
         else:
             last = self.add_noise(values.map(lambda x: x[:, -1:]), context_tau[:, -1:], generator)
@@ -201,7 +158,9 @@ class DynamicsObjective(nn.Module):
         latent_error = (square + LEAST_ERROR**2).sqrt() - LEAST_ERROR
         errors = {
             "observation": (self._motion_weights(values, shown) * latent_error).sum(-1),
-            "proprio": _distance(predicted.proprio, values.proprio),
+            "proprio": F.smooth_l1_loss(predicted.proprio, values.proprio, reduction="none", beta=0.02).mean(
+                -1
+            ),
             "action": (predicted.action - values.action).square().mean(-1),
         }
         # The first frame has no past: only its proprioception can be found, from its picture.
@@ -213,19 +172,11 @@ class DynamicsObjective(nn.Module):
             "action": (kind == ACTION) & has_past,
         }
         errors["locate"] = errors["proprio"]
-        if goals is not None:
-            # Behind its goal a segment goes on to somewhere else.
-            counted["act"] = (
-                (kind == ACT) & has_action & (torch.arange(time, device=device) <= goals.at[:, None])
-            )
-            # A distance and not its square, as of latents; and squares are so small that nothing is learned.
-            errors["act"] = _distance(predicted.action, values.action)
         weights = {
             "observation": 1.0,
             "proprio": config.proprio_weight,
             "locate": config.proprio_weight * config.locate_weight,
             "action": config.action_weight,
-            "act": config.act_weight,
         }
         loss = torch.zeros((), device=device)
         metrics = {}
@@ -343,8 +294,3 @@ class DynamicsObjective(nn.Module):
         return Values(
             choose(own.latents, context.latents), choose(own.proprio, context.proprio), context.action
         )
-
-
-def _distance(found: Float[Tensor, "*n V"], true: Float[Tensor, "*n V"]) -> Float[Tensor, "*n"]:
-    """The mean absolute error, squared below 0.02."""
-    return F.smooth_l1_loss(found, true, reduction="none", beta=0.02).mean(-1)

@@ -17,22 +17,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kinema.acting import Aims
 from kinema.compiled import CompiledSteps, Compiler
 from kinema.dynamics import Cache, Values
-from kinema.goals import act, check_acts, encode_goal, goal_frame
+from kinema.goals import encode_goal
 from kinema.hardware import Precision, keep_freed_memory, one_thread, prefers_packed, uses_bfloat16
 from kinema.moments import Moments
 from kinema.next_frame import next_frame, with_proprio
 from kinema.nn.packed import pack_linears, to_packed_bfloat16
+from kinema.sampler import solve
 from kinema.view import write_video
-from kinema.world_model import (
-    CONFIG_FILE,
-    HEADS_FILE,
-    WEIGHTS_FILE,
-    Pictures,
-    WorldError,
-    WorldModel,
-)
+from kinema.world_model import CONFIG_FILE, WORLD_FILES, Pictures, WorldError, WorldModel
 
 KEPT_PICTURES = 8192
 """Past pictures that a session keeps unless it is told another number; older ones are forgotten."""
@@ -41,8 +36,8 @@ HISTORY_BYTES = 64 * 2**20
 BUNDLED_WORLDS = Path(__file__).parent / "worlds"
 FEW_SESSIONS = 2
 """So many step faster on one thread of a CPU than on several."""
-ACT_CHUNK, ACT_STEPS = 8, 4
-"""Actions that the network finds at a time, and network calls for each."""
+ACT_STEPS = 1
+"""Network calls in which the network finds what to do, unless told otherwise."""
 GIVEN_STREAM, ACT_STREAM = -1, 3
 """First of the streams of noise of a session: of what given frames are remembered with, the last frame first,
 downwards; and of what actions are made of, upwards."""
@@ -238,7 +233,7 @@ class SimulationBatch:
 
     @torch.inference_mode()
     def act(
-        self, goal: Any = None, chunk: int = ACT_CHUNK, *, num_denoising_steps: int = ACT_STEPS
+        self, goal: Any = None, chunk: int | None = None, *, num_denoising_steps: int = ACT_STEPS
     ) -> Float[np.ndarray, "B C A"]:
         """The next actions of every session, in the units of the dataset, as the network itself finds them:
         the same ones in sessions that are alike and have the same noise. The sessions stay as they are.
@@ -247,29 +242,38 @@ class SimulationBatch:
             goal: what they shall lead to: a picture ``H W 3``, several by camera, proprioception ``P`` in a
                 world without cameras, or what ``kinema.goals.encode_goal`` made of one. Without a goal they
                 are what the recordings might have done.
-            chunk: actions; where they are more than attention over time sees, the last do not know where
-                they began.
-            num_denoising_steps: network calls for each.
+            chunk: actions, no more than are found together (all of them by default).
+            num_denoising_steps: network calls. With one they are the middle of what the recordings might have
+                done, with several they vary as that does.
 
         Raises:
-            WorldError: this world was not trained to act, or the goal does not fit it.
+            WorldError: this world was not taught to act, the goal does not fit it, or a longer chunk.
         """
-        world = self._networks
-        check_acts(world)
-        if chunk < 1:
-            raise WorldError(f"chunk={chunk}: at least 1 action is needed")
-        place = goal if goal is None or isinstance(goal, Tensor) else encode_goal(self.world, goal)
-        frame = None if place is None else goal_frame(self.world, place.expand(len(self), -1))
+        world, acting = self.world, self.world.require_acting()
+        most = acting.config.chunk
+        if chunk is not None and not 1 <= chunk <= most:
+            raise WorldError(f"chunk={chunk}: from 1 to {most} actions are found together")
+        target = goal if goal is None or isinstance(goal, Tensor) else encode_goal(world, goal)
+        num_denoising_steps = _at_least_one(num_denoising_steps)
+        now = world.place(self.latents, self.normalized_proprio)
+        has_goal = torch.full((len(self), 1), target is not None, device=world.device)
+        aims = Aims(
+            before=world.place(*self.frame_before).unsqueeze(1),
+            now=now.unsqueeze(1),
+            goal=(now if target is None else target.expand_as(now)).unsqueeze(1),
+            has_goal=has_goal,
+        )
+        shape = (most, world.action_dim)
+        noise = self._noise(most * world.action_dim, stream=ACT_STREAM).unflatten(-1, shape)
         with self._networks.autocast():
-            actions = act(
-                world,
-                self._cache.select(torch.arange(len(self)), 0),
-                frame,
-                lambda size, draw: self._noise(size, stream=ACT_STREAM + draw),
-                chunk=chunk,
-                num_denoising_steps=_at_least_one(num_denoising_steps),
-            )
-        return self.world.action_normalizer.restore(actions).cpu().numpy()
+            memory = world.dynamics.memory_of(self._cache)
+
+            def model(noised: Tensor, tau: float) -> Tensor:
+                taus = torch.full_like(has_goal, tau, dtype=noised.dtype)
+                return acting(world.dynamics.blocks, memory, aims, noised, taus)
+
+            actions = solve(model, noise, num_denoising_steps)[:, 0, :chunk].clamp(-1.0, 1.0)
+        return world.action_normalizer.restore(actions).cpu().numpy()
 
     @property
     def latents(self) -> Float[Tensor, "B L Z"]:
@@ -445,7 +449,7 @@ class Simulation:
         return self._batch.step(array[None], decode=decode).of_session(0)
 
     def act(
-        self, goal: Any = None, chunk: int = ACT_CHUNK, *, num_denoising_steps: int = ACT_STEPS
+        self, goal: Any = None, chunk: int | None = None, *, num_denoising_steps: int = ACT_STEPS
     ) -> Float[np.ndarray, "C A"]:
         """The next actions, in the units of the dataset, as the network itself finds them: see
         ``SimulationBatch.act``."""
@@ -686,7 +690,7 @@ class World(WorldModel):
         actions: np.ndarray | None = None,
         *,
         proprio: np.ndarray | None = None,
-        chunk: int = ACT_CHUNK,
+        chunk: int | None = None,
         num_denoising_steps: int = ACT_STEPS,
         generator: torch.Generator | None = None,
     ) -> Float[np.ndarray, "C A"]:
@@ -756,7 +760,7 @@ def _download(hub_id: str) -> Path:
             f"'{hub_id}' looks like a Hub id, which needs an extra: pip install 'kinema[hub]'"
         ) from error
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, HEADS_FILE]))
+        return Path(snapshot_download(hub_id, allow_patterns=list(WORLD_FILES)))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise WorldError(f"the world '{hub_id}' could not be downloaded: {error}") from error
 

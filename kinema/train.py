@@ -11,6 +11,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from kinema.acting import ActingConfig, ActingObjective
 from kinema.data.lerobot import Dataset
 from kinema.data.segments import Segments, SegmentsConfig, load_segments
 from kinema.dynamics import Values
@@ -25,11 +26,10 @@ from kinema.encoded import (
 )
 from kinema.hardware import uses_bfloat16
 from kinema.heads import HeadsConfig, HeadsObjective
-from kinema.hindsight import Hindsight
+from kinema.hindsight import Hindsight, require_rewards
 from kinema.loop import Loop, LoopConfig, Stage, Stopped, check_same_run, find_device, open_loop, tell_stopped
-from kinema.nn.goal import GoalFrame
 from kinema.nn.manifold import Manifold, ManifoldObjective
-from kinema.objective import DynamicsObjective, Goals
+from kinema.objective import DynamicsObjective
 from kinema.parts import save_part
 from kinema.policies.cloned import CLONE_FILE, CloneConfig, CloneObjective, new_clone
 from kinema.progress import evaluate_progress
@@ -51,6 +51,7 @@ GO_ON: dict[Part, tuple[int, float]] = {
 }
 """Updates and learning rate of a part that goes on."""
 CLONE_SCHEDULE = Schedule(phases=(Phase(updates=8000, batch=256),), learning_rate=1e-3)
+ACT_SCHEDULE = Schedule(phases=(Phase(updates=6000, batch=24, length=12),), learning_rate=2e-3)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,17 +64,24 @@ class TrainConfig(LoopConfig):
     """Name of the recipe."""
     name: str | None = None
     """What the world is called; the folder's name by default."""
-    act: bool = False
-    """The network shall also act: find actions that lead to a goal frame."""
     heads: bool = False
     """Learn no world but the heads of the finished one in --out: reward, termination, steps to a goal."""
     clone: bool = False
     """The same of a policy that does what the recordings did (behaviour cloning)."""
+    act: bool = False
+    """The same of what its network needs to act: to find actions that lead to a goal frame."""
     world: str | None = None
-    """Begin with this finished world (a bundled one, a folder, a Hub id), and write to --out: with --heads or
-    --clone it stays as it is; else it goes on learning from these data, by the recipe's objective."""
+    """Begin with this finished world (a bundled one, a folder, a Hub id), and write to --out: with --heads,
+    --clone or --act it stays as it is; else it goes on learning from these data, by the recipe's
+    objective."""
     parts: tuple[Part, ...] = ("dynamics",)
-    """What of --world goes on learning, one after the other. Heads and clones do not fit another manifold."""
+    """What of --world goes on learning, one after the other. Heads and clones do not fit another manifold,
+    and what a network needs to act no other dynamics."""
+
+    @property
+    def adds(self) -> tuple[str, ...]:
+        """What is learned beside a finished world, which then stays as it is."""
+        return tuple(name for name in ("heads", "clone", "act") if getattr(self, name))
 
 
 def train(config: TrainConfig) -> int:
@@ -84,16 +92,14 @@ def train(config: TrainConfig) -> int:
         CheckpointError: a checkpoint in ``out`` is corrupt or belongs to another run.
         ValueError: an unknown recipe.
     """
-    if config.act and (config.heads or config.clone):
-        raise ValueError("--act changes the world that --heads and --clone are for: run it first, alone")
-    if config.also and (config.world is None or config.heads or config.clone):
+    if config.also and (config.world is None or config.adds):
         raise ValueError("--also is for a finished world that goes on learning: name it with --world, alone")
-    if config.parts != ("dynamics",) and (config.world is None or config.heads or config.clone):
+    if config.parts != ("dynamics",) and (config.world is None or config.adds):
         raise ValueError("--parts are those of a finished world: name it with --world, alone")
     if config.recipe not in RECIPES:
         raise ValueError(f"recipe '{config.recipe}': choose one of {', '.join(RECIPES)}")
     try:
-        if config.heads or config.clone:
+        if config.adds:
             return _add_to_world(config)
         return _make_world(config) if config.world is None else _go_on(config, config.world)
     except Stopped:
@@ -105,8 +111,6 @@ def _make_world(config: TrainConfig) -> int:
     started = time.monotonic()
     dataset = Dataset.open(config.data)
     recipe = _shortened(RECIPES[config.recipe](dataset), config.update_share)
-    if config.act:
-        recipe = dataclasses.replace(recipe, dynamics=dataclasses.replace(recipe.dynamics, use_goal=True))
     config.out.mkdir(parents=True, exist_ok=True)
     run = {
         "data": str(config.data),
@@ -138,8 +142,7 @@ def _make_world(config: TrainConfig) -> int:
 
 
 def _go_on(config: TrainConfig, source: str) -> int:
-    """Let parts of a finished world go on learning, to act as well where that is asked for; resumes what is
-    unfinished."""
+    """Let parts of a finished world go on learning; resumes what is unfinished."""
     started = time.monotonic()
     if config.out.resolve() == Path(source).resolve():
         raise ValueError(f"--out {config.out}: that is the world to go on from; name another folder")
@@ -150,7 +153,9 @@ def _go_on(config: TrainConfig, source: str) -> int:
         check_dataset(world, each)
     recipe = _shortened(_going_on(RECIPES[config.recipe](dataset)), config.update_share)
     num_recorded = recipe.manifold.num_recorded if recipe.manifold is not None else 0
-    world = _extended(world, acts=config.act, num_recorded=num_recorded)
+    world = _extended(world, num_recorded)
+    if "dynamics" in config.parts:
+        world.acting = None
     schedules = {
         "manifold": recipe.manifold_schedule,
         "decoder": recipe.decoder_schedule,
@@ -165,7 +170,6 @@ def _go_on(config: TrainConfig, source: str) -> int:
         "data": [config.data, *config.also],
         "seed": config.seed,
         "world": source,
-        "act": config.act,
         "parts": list(config.parts),
     }
     check_same_run(config.out, "go_on.json", {**run, **dataclasses.asdict(recipe)})
@@ -216,28 +220,22 @@ def _going_on(recipe: Recipe) -> Recipe:
     )
 
 
-def _extended(world: World, *, acts: bool = False, num_recorded: int = 0) -> World:
-    """The same world with a network that can be told of goals, and with room for recorded codes where it
-    has none, as far as it is asked for."""
+def _extended(world: World, num_recorded: int) -> World:
+    """The same world with room for recorded codes, where it has a manifold and no room."""
     config = world.config
-    if acts:
-        config = dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, use_goal=True))
-    if config.manifold is not None and not config.manifold.num_recorded:
-        manifold = dataclasses.replace(config.manifold, num_recorded=num_recorded)
-        config = dataclasses.replace(config, manifold=manifold)
-    if config == world.config:
+    if config.manifold is None or config.manifold.num_recorded or not num_recorded:
         return world
-    torch.manual_seed(0)
-    extended = World(config).to(world.device)
-    extended.heads = world.heads
+    manifold = dataclasses.replace(config.manifold, num_recorded=num_recorded)
+    extended = World(dataclasses.replace(config, manifold=manifold)).to(world.device)
+    extended.heads, extended.acting = world.heads, world.acting
     missing, unknown = extended.load_state_dict(world.state_dict(), strict=False)
     assert not unknown
-    assert all(key.startswith(("dynamics.goal_in.", "manifold.recorded.")) for key in missing)
+    assert all(key.startswith("manifold.recorded.") for key in missing)
     return extended
 
 
 def _add_to_world(config: TrainConfig) -> int:
-    """Learn heads or a policy for a world that stays as it is; resumes what is unfinished."""
+    """Learn heads, a policy, or to act, for a world that stays as it is; resumes what is unfinished."""
     started = time.monotonic()
     is_there = (config.out / CONFIG_FILE).is_file()
     if config.world is None and not is_there:
@@ -246,11 +244,12 @@ def _add_to_world(config: TrainConfig) -> int:
         )
     world = load(config.out if is_there else config.world or "", device=find_device(config.device))
     dataset = Dataset.open(config.data)
+    if config.heads:
+        require_rewards(dataset)
     if not is_there:
         world.save(config.out)
     num_held_out = max(1, dataset.num_episodes // 20)
-    names = [name for name, is_asked in (("heads", config.heads), ("clone", config.clone)) if is_asked]
-    for name in names:
+    for name in config.adds:
         run = {"data": str(config.data), "seed": config.seed, "share": config.update_share}
         check_same_run(config.out, f"{name}.json", run)
     with open_loop(config, started) as loop:
@@ -263,13 +262,16 @@ def _add_to_world(config: TrainConfig) -> int:
         ]
         if config.heads:
             loop.run(_heads_stage(world, config, *lessons))
-            world.save_heads(config.out)
+            world.save_parts(config.out)
         if config.clone:
             stage = _clone_stage(world, config, *lessons)
             loop.run(stage)
             assert isinstance(stage.objective, CloneObjective)
             save_part(config.out / CLONE_FILE, stage.objective.clone.config, stage.objective.clone)
-    print(f"{' and '.join(names)} are in {config.out}, beside the world")
+        if config.act:
+            loop.run(_act_stage(world, config, *lessons))
+            world.save_parts(config.out)
+    print(f"{' and '.join(config.adds)}: learned, and in {config.out} beside the world")
     return 0
 
 
@@ -367,15 +369,15 @@ def _dynamics_stage(
         name="dynamics",
         objective=objective,
         schedule=recipe.dynamics_schedule,
-        draw=_dynamics_draw(world, recipe, segments, values, weights),
+        draw=_dynamics_draw(recipe, segments, values, weights),
         evaluate=evaluate,
     )
 
 
 def _dynamics_draw(
-    world: World, recipe: Recipe, segments: Segments, values: Values, weights: np.ndarray | None
+    recipe: Recipe, segments: Segments, values: Values, weights: np.ndarray | None
 ) -> Callable[[np.random.Generator, Phase], tuple[Any, ...]]:
-    """Segments for the dynamics, with goals that they came to where it can be told of them."""
+    """Segments for the dynamics."""
 
     def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
         rows = segments.draw_rows(
@@ -383,17 +385,7 @@ def _dynamics_draw(
         )
         drawn = values.map(lambda x: x[0, torch.from_numpy(rows)].float())
         own_steps = int(rng.integers(1, phase.own_context_steps + 1))
-        batch = (drawn, torch.from_numpy(segments.has_action[rows]), phase.own_context_share, own_steps)
-        if not world.config.dynamics.use_goal or rng.random() >= recipe.dynamics_objective.goal_share:
-            return batch
-        goals, at = segments.draw_goals_of(rng, rows, recipe.dynamics_objective.max_goal_steps)
-        index = torch.from_numpy(goals)
-        # A goal is mostly a picture alone; without cameras there is nothing but proprioception.
-        is_known = rng.random(len(goals)) < (0.5 if world.cameras else 1.0)
-        frame = GoalFrame(
-            values.latents[0, index].float(), values.proprio[0, index].float(), torch.from_numpy(is_known)
-        )
-        return *batch, Goals(frame, torch.from_numpy(at))
+        return drawn, torch.from_numpy(segments.has_action[rows]), phase.own_context_share, own_steps
 
     return draw
 
@@ -458,6 +450,27 @@ def _clone_stage(world: World, config: TrainConfig, lessons: Hindsight, held_out
 
     schedule = _shortened_schedule(CLONE_SCHEDULE, config.update_share)
     return Stage(name="clone", objective=objective, schedule=schedule, draw=draw, evaluate=evaluate)
+
+
+def _act_stage(world: World, config: TrainConfig, lessons: Hindsight, held_out: Hindsight) -> Stage:
+    torch.manual_seed(config.seed)
+    acting_config = ActingConfig()
+    world.acting = world.new_acting(acting_config).to(world.device)
+    objective = ActingObjective(world.acting, world.dynamics)
+    schedule = _shortened_schedule(ACT_SCHEDULE, config.update_share)
+    length = schedule.phases[0].length
+    sample = lessons.draw_acting(np.random.default_rng(0), SAMPLE_ROWS // length, length, acting_config)
+    last = sample.frames.action[:, 1:].flatten(0, 1)
+    world.acting.fit(sample.actions[:, 1:].flatten(0, 1).to(world.device), last.to(world.device))
+
+    def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
+        return (lessons.draw_acting(rng, phase.batch, phase.length, acting_config),)
+
+    def evaluate(update: int) -> dict[str, float]:
+        batch = held_out.draw_acting(np.random.default_rng(0), SAMPLE_ROWS // length, length, acting_config)
+        return _held_out(objective, batch.to(world.device))
+
+    return Stage(name="act", objective=objective, schedule=schedule, draw=draw, evaluate=evaluate)
 
 
 @torch.no_grad()

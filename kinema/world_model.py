@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from kinema.acting import Acting, ActingConfig
 from kinema.data.segments import resize
 from kinema.dynamics import Dynamics, DynamicsConfig, Values
 from kinema.hardware import Precision, uses_bfloat16
@@ -29,6 +30,9 @@ FORMAT = 2
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 HEADS_FILE = "heads.safetensors"
+ACTING_FILE = "acting.safetensors"
+WORLD_FILES = (CONFIG_FILE, WEIGHTS_FILE, HEADS_FILE, ACTING_FILE)
+"""All that a world may consist of."""
 MAX_PICTURES = 256
 """Most pictures that go through the tokenizer at once; more are done in parts, in the memory of these."""
 
@@ -140,6 +144,8 @@ class WorldModel(nn.Module):
         """Of the large matrix products of simulated frames."""
         self.heads: Heads | None = None
         """Reward, termination and steps to a goal, where they were learned (``kinema train --heads``)."""
+        self.acting: Acting | None = None
+        """What its network needs to act, where that was learned (``kinema train --act``)."""
 
     @property
     def name(self) -> str:
@@ -176,6 +182,10 @@ class WorldModel(nn.Module):
         """Heads of the right size for this world, with the weights that networks begin with."""
         return Heads(config, sizes=self.place_sizes, action_dim=self.action_dim)
 
+    def new_acting(self, config: ActingConfig) -> Acting:
+        """The same of what its network needs to act."""
+        return Acting(config, dynamics=self.dynamics, sizes=self.place_sizes)
+
     @property
     def place_sizes(self) -> PlaceSizes:
         """Numbers in a ``place``."""
@@ -203,6 +213,19 @@ class WorldModel(nn.Module):
                 "goal; learn them from recordings: kinema train DATA --out WORLD --heads"
             )
         return self.heads
+
+    def require_acting(self) -> Acting:
+        """What the network needs to act.
+
+        Raises:
+            WorldError: this world was not taught to; it says how to.
+        """
+        if self.acting is None:
+            raise WorldError(
+                f"world '{self.name}' was not taught to act; teach it from recordings: kinema train DATA "
+                "--out WORLD --act"
+            )
+        return self.acting
 
     @torch.inference_mode()
     def locate(self, latents: Float[Tensor, "N L Z"], *, is_film: bool = False) -> Float[Tensor, "N P"]:
@@ -500,7 +523,7 @@ class WorldModel(nn.Module):
 
     def save(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write the world: ``config.json`` and ``model.safetensors``, both beside and then renamed; its
-        heads, where it has any, go into a file of their own.
+        heads and what it needs to act, where it has any, go into files of their own.
 
         Args:
             folder: created where it is missing.
@@ -516,7 +539,7 @@ class WorldModel(nn.Module):
         tensors = {
             key: value.to(dtype if key in matrices else value.dtype).contiguous()
             for key, value in self.state_dict().items()
-            if not key.startswith("heads.")
+            if not key.startswith(("heads.", "acting."))
         }
         config = json.dumps({"format": FORMAT, **dataclasses.asdict(self.config)}, indent=2) + "\n"
         partial = [folder / f"{name}.partial" for name in (WEIGHTS_FILE, CONFIG_FILE)]
@@ -532,16 +555,17 @@ class WorldModel(nn.Module):
             ) from error
         partial[0].rename(folder / WEIGHTS_FILE)
         partial[1].rename(folder / CONFIG_FILE)
-        self.save_heads(folder)
+        self.save_parts(folder)
 
-    def save_heads(self, folder: str | Path) -> None:
-        """Write the heads, where there are any, and nothing else.
+    def save_parts(self, folder: str | Path) -> None:
+        """Write the heads and what the network needs to act, where there are any, and nothing else.
 
         Raises:
             PartError: they cannot be written; those that were there are kept.
         """
-        if self.heads is not None:
-            save_part(Path(folder) / HEADS_FILE, self.heads.config, self.heads)
+        for name, part in ((HEADS_FILE, self.heads), (ACTING_FILE, self.acting)):
+            if part is not None:
+                save_part(Path(folder) / name, part.config, part)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Self:
@@ -568,6 +592,8 @@ class WorldModel(nn.Module):
             raise WorldError(f"{folder / WEIGHTS_FILE}: does not fit {CONFIG_FILE} ({error})") from error
         if (folder / HEADS_FILE).is_file():
             world.heads = load_part(folder / HEADS_FILE, HeadsConfig, world.new_heads)
+        if (folder / ACTING_FILE).is_file():
+            world.acting = load_part(folder / ACTING_FILE, ActingConfig, world.new_acting)
         # As pictures and latents are laid out, or weights are brought into that order in every call.
         world.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return world.eval()

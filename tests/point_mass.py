@@ -10,7 +10,6 @@ import numpy as np
 from gymnasium import spaces
 
 from kinema.data import Dataset, DatasetWriter
-from kinema.objective import DynamicsObjectiveConfig
 from kinema.recipes import RECIPES, Phase, Recipe, Schedule
 
 SPEED = 0.15
@@ -71,18 +70,12 @@ def recipe(dataset: Dataset) -> Recipe:
     """Small, and as long as it takes."""
     tiny = RECIPES["tiny"](dataset)
     schedule = Schedule(
-        phases=(Phase(updates=250, batch=48, length=7),), learning_rate=4e-3, warmup=20, ema=0.98
+        phases=(Phase(updates=100, batch=48, length=7),), learning_rate=4e-3, warmup=20, ema=0.98
     )
     dynamics = dataclasses.replace(
         tiny.dynamics, window=4, width=32, num_heads=1, num_octaves=3, num_directions=16
     )
-    # How it moves the linear response knows already, so most of what there is to learn is to act.
-    objective = DynamicsObjectiveConfig(
-        goal_share=1.0, act_share=0.7, act_weight=3.0, infer_share=0.02, max_goal_steps=6
-    )
-    return dataclasses.replace(
-        tiny, dynamics=dynamics, dynamics_objective=objective, dynamics_schedule=schedule
-    )
+    return dataclasses.replace(tiny, dynamics=dynamics, dynamics_schedule=schedule)
 
 
 gymnasium.register(id="kinema_tests/PointMass-v0", entry_point=PointMass, max_episode_steps=50)

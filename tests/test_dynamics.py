@@ -11,7 +11,7 @@ from kinema.dynamics import (
     Dynamics,
     DynamicsConfig,
     Values,
-    _combine,
+    combine,
     two_stream_mask,
 )
 
@@ -453,7 +453,7 @@ def test_what_is_expected_and_what_is_seen_are_combined_as_gaussians(error: floa
     expected, number = torch.tensor(0.7), 200_000
     true = expected + error * torch.randn(number, generator=generator)
     noised = tau * true + (1.0 - tau) * torch.randn(number, generator=generator)
-    found = _combine(expected, torch.tensor(error), noised, torch.tensor(tau))
+    found = combine(expected, torch.tensor(error), noised, torch.tensor(tau))
     slope = torch.cov(torch.stack([true, noised]))[0, 1] / noised.var().clamp_min(1e-9)
     best = true.mean() + slope * (noised - noised.mean())
     torch.testing.assert_close(found, best, atol=0.05 * error + 1e-4, rtol=0)

@@ -119,7 +119,7 @@ def test_heads_are_saved_beside_the_world(tmp_path: Path) -> None:
     world.save(tmp_path)
     assert load(tmp_path).heads is None
     weights = (tmp_path / WEIGHTS_FILE).read_bytes()
-    random_heads(world).save_heads(tmp_path)
+    random_heads(world).save_parts(tmp_path)
     assert (tmp_path / WEIGHTS_FILE).read_bytes() == weights
     again = load(tmp_path)
     assert again.heads is not None
@@ -141,12 +141,12 @@ def test_a_broken_file_of_heads_is_named(tmp_path: Path) -> None:
         load(tmp_path)
     path.write_bytes(whole)
     # Heads of a world of another size.
-    random_heads(random_world(proprio_dim=3)).save_heads(tmp_path)
+    random_heads(random_world(proprio_dim=3)).save_parts(tmp_path)
     with pytest.raises(PartError, match="cannot be used"):
         load(tmp_path)
     path.write_bytes(whole)
     with full_disk(100), pytest.raises(PartError, match=r"could not be written .* make room"):
-        random_heads(random_world(proprio_dim=2)).save_heads(tmp_path)
+        random_heads(random_world(proprio_dim=2)).save_parts(tmp_path)
     assert path.read_bytes() == whole
     assert load(tmp_path).heads is not None
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from kinema.dynamics import Dynamics, DynamicsConfig, GoalFrame, Values
+from kinema.dynamics import Dynamics, DynamicsConfig, Values
 from kinema.objective import LEAST_ERROR, DynamicsObjective, DynamicsObjectiveConfig
 
 from .worlds import dynamics_config, random_dynamics, random_values
@@ -80,8 +80,6 @@ class ConstantDynamics(Dynamics):
         context_tau: torch.Tensor,
         target: Values,
         target_tau: torch.Tensor,
-        goal: GoalFrame | None = None,
-        has_goal: torch.Tensor | None = None,
         *,
         context_noise: torch.Tensor | None = None,
     ) -> Values:

@@ -30,8 +30,9 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(RECIPES, "point", recipe)
         words = {"data": str(data), "out": out, "precision": "float32"}
-        assert train(TrainConfig(recipe="point", act=True, **words)) == 0
+        assert train(TrainConfig(recipe="point", **words)) == 0
         assert train(TrainConfig(heads=True, clone=True, update_share=0.015, **words)) == 0
+        assert train(TrainConfig(act=True, update_share=0.06, **words)) == 0
     return out
 
 
@@ -65,7 +66,7 @@ def test_the_network_reaches_goals(world: World) -> None:
     # As far as one comes in so many steps.
     offsets = rng.choice([-1, 1], (8, 2)) * rng.uniform(0.2, 0.4, (8, 2))
     goals = (starts + offsets).astype(np.float32)
-    policy = ActingPolicy(world, chunk=4, context=3)
+    policy = ActingPolicy(world, context=3)
     found = {
         name: np.mean(
             [nearest(one, goal, wanted[seed], starts[seed], seed) for seed, goal in enumerate(goals)]
@@ -76,7 +77,7 @@ def test_the_network_reaches_goals(world: World) -> None:
             ("act, told of goals on the other side", policy, (starts - offsets).astype(np.float32)),
         )
     }
-    # With several seeds it is 0.52 to 0.69 times the one and 0.42 to 0.59 times the other.
+    # Measured: 0.48 times the one and 0.38 times the other.
     assert found["act"] < 0.8 * found["random"]
     assert found["act"] < 0.75 * found["act, told of goals on the other side"]
 

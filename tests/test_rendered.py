@@ -78,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cameras = tuple(dataclasses.replace(camera, key=RENDER_KEY) for camera in world.config.cameras)
     world.config = dataclasses.replace(world.config, cameras=cameras)
     world.save(root)
-    world.save_heads(root)
+    world.save_parts(root)
     clone = new_clone(world, CloneConfig(width=16, depth=1, chunk=2, num_modes=2))
     randomize(clone, 0)
     save_part(root / CLONE_FILE, clone.config, clone)

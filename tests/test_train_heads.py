@@ -1,4 +1,5 @@
-"""``kinema train --heads`` and ``--clone``: what recordings teach beside a world that stays as it is."""
+"""``kinema train --heads``, ``--clone`` and ``--act``: what recordings teach beside a world that stays as it
+is."""
 
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from kinema import cli
 from kinema import loop as loop_module
+from kinema.acting import ActingConfig
 from kinema.checkpoint import CheckpointError, read_state
 from kinema.data import DataError, Dataset
 from kinema.data.segments import SegmentsConfig, load_segments
@@ -21,7 +23,7 @@ from kinema.policies.cloned import CLONE_FILE, CloneConfig, ClonedPolicy, CloneP
 from kinema.simulation import World, load
 from kinema.train import TrainConfig, train
 from kinema.types import Seen
-from kinema.world_model import HEADS_FILE, WEIGHTS_FILE, WorldError
+from kinema.world_model import ACTING_FILE, HEADS_FILE, WEIGHTS_FILE, WorldError
 
 from .worlds import CAMERA, PROPRIO, SIZE, draw, random_world, write_exact_world
 
@@ -45,8 +47,8 @@ def every_update_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config_of(data: Path, out: Path, world: Path, **fields: Any) -> TrainConfig:
-    """Three updates of the heads and four of the clone."""
-    named = {"heads": True, "clone": True, "update_share": 0.0005, "world": str(world), **fields}
+    """Three updates of the heads, four of the clone, and three of what the network needs to act."""
+    named = {"heads": True, "clone": True, "act": True, "update_share": 0.0005, "world": str(world), **fields}
     return TrainConfig(data=str(data), out=out, **named)
 
 
@@ -75,6 +77,7 @@ def test_the_world_stays_as_it_is(uninterrupted: Path, world_folder: Path) -> No
     # Rewards are the first number of the action, which lies between -2 and 6.
     assert world.heads.config.reward_range[0] < 0 < 4 < world.heads.config.reward_range[1]
     assert load_clone(world, uninterrupted).config == CloneConfig()
+    assert world.require_acting().config == ActingConfig()
 
 
 def test_what_is_logged(uninterrupted: Path) -> None:
@@ -82,6 +85,7 @@ def test_what_is_logged(uninterrupted: Path) -> None:
     assert [(line["stage"], line["update"]) for line in lines] == [
         *(("heads", update) for update in (1, 2, 3, 3)),
         *(("clone", update) for update in (1, 2, 3, 4, 4)),
+        *(("act", update) for update in (1, 2, 3, 3)),
     ]
     assert {"reward_error", "termination", "distance_error", "locate_error"} <= lines[0].keys()
     assert {"held_out_loss", "held_out_reward_error"} <= lines[3].keys()
@@ -95,8 +99,8 @@ def test_stopped_after_every_update_it_is_the_same_run(
     while train(config_of(data, out, world_folder, max_minutes=0.0)) == 130:
         assert "stopped; the same command continues" in capsys.readouterr().out
         calls += 1
-    assert calls == 2 + 3
-    for name in (HEADS_FILE, CLONE_FILE):
+    assert calls == 2 + 3 + 2
+    for name in (HEADS_FILE, CLONE_FILE, ACTING_FILE):
         assert (out / name).read_bytes() == (uninterrupted / name).read_bytes()
 
 
@@ -124,6 +128,10 @@ def test_mistakes_are_explained(data: Path, world_folder: Path, uninterrupted: P
     bare = write_exact_world(tmp_path / "bare", lengths=(9, 9), has_proprio=True)
     with pytest.raises(DataError, match="rewards are needed to learn heads from"):
         train(config_of(bare, tmp_path / "world", world_folder))
+    assert not (tmp_path / "world").exists()
+    # Others need none.
+    words = {"heads": False, "update_share": 0.0001}
+    assert train(config_of(bare, tmp_path / "world", world_folder, **words)) == 0
 
 
 # What is drawn.

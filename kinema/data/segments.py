@@ -145,21 +145,18 @@ class Segments:
         to ``max_steps``, small numbers as often as large ones (evenly spread in ``log1p``), where the episode
         goes on for so long."""
         rows = rng.integers(0, self.num_rows, batch)
-        most = np.minimum(max_steps, self.last_rows(rows) - rows)
-        steps = np.expm1(rng.random(batch) * np.log1p(most + 1)).astype(np.int64)
-        steps = np.minimum(steps, most)
-        return rows, rows + steps, steps
+        goals, steps = self.draw_goals_of(rng, rows, max_steps)
+        return rows, goals, steps
 
     def draw_goals_of(
         self, rng: np.random.Generator, rows: np.ndarray, max_steps: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """For segments (``batch length`` rows) a later row each of the same episode, and how many frames
-        behind the segment's first it is: half of them within the segment, the others up to ``max_steps``."""
-        first, length = rows[:, 0], rows.shape[1]
-        most = np.where(rng.random(len(rows)) < 0.5, length - 1, max_steps)
-        most = np.maximum(np.minimum(most, self.last_rows(first) - first), 1)
-        steps = 1 + (rng.random(len(rows)) * most).astype(np.int64)
-        return first + steps, steps
+        """For rows, of any shape, later ones of the same episodes and how many steps later: see
+        ``draw_goals``."""
+        most = np.minimum(max_steps, self.last_rows(rows) - rows)
+        steps = np.expm1(rng.random(rows.shape) * np.log1p(most + 1)).astype(np.int64)
+        steps = np.minimum(steps, most)
+        return rows + steps, steps
 
     def first_rows(self, rows: np.ndarray) -> np.ndarray:
         """The first rows of the episodes that rows are of."""

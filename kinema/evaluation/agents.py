@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from kinema.evaluation.tasks import PushTReality, SimulatorScore, Task
-from kinema.goals import check_acts, encode_goal
+from kinema.goals import encode_goal
 from kinema.planners import Controller, Goal, Planner, ProposeAndCheck
 from kinema.planners.controller import last_action
 from kinema.planners.scores import Measure, restore_actions
@@ -78,8 +78,12 @@ class ActAgent:
     name = "act"
 
     def __init__(self, world: World, *, chunk: int):
-        """Raises WorldError where the world was not trained to act."""
-        check_acts(world)
+        """``chunk``: actions that are done before it looks again, where it finds as many.
+
+        Raises:
+            WorldError: the world was not taught to act.
+        """
+        world.require_acting()
         self._world, self._chunk = world, chunk
 
     def begin(self, task: Task, rng: np.random.Generator) -> None:
@@ -88,8 +92,8 @@ class ActAgent:
     def act(self, history: History, reality: PushTReality) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
         began = time.perf_counter()
         session = history.start(seed=int(self._rng.integers(2**31)))
-        actions = session.act(self._goal, self._chunk)
-        return actions, Cost(1e3 * (time.perf_counter() - began), self._chunk * (ACT_STEPS + 1))
+        actions = session.act(self._goal)[: self._chunk]
+        return actions, Cost(1e3 * (time.perf_counter() - began), ACT_STEPS)
 
 
 class PlannerAgent:

@@ -148,7 +148,7 @@ def make_agents(world: World, config: PlanningConfig) -> tuple[list[Agent], list
         agents.append(CloneAgent(ClonedPolicy(world, clone)))
     else:
         notes.append("No cloned policy: kinema train DATA --out WORLD --clone makes one.")
-    if world.config.dynamics.use_goal:
+    if world.acting is not None:
         agents.append(ActAgent(world, chunk=config.chunk))
     for name, planner in planners.items():
         agents.append(

@@ -3,12 +3,16 @@
 Shape letters in suffixes: B batch, T time, N tokens of a frame, D width, H heads, E head size, S keys.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kinema.nn.attention import attend
 from kinema.nn.cache import LayerCache
 from kinema.nn.embeddings import rotate
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys, rotated, and values of frames, each ``R H S E`` for ``R`` tokens of all sessions or segments."""
 
 
 def norm(x: Tensor) -> Tensor:
@@ -50,14 +54,24 @@ class SpaceAttention(_Attention):
 class TimeAttention(_Attention):
     """Every token attends to the same token of other frames."""
 
-    def forward(self, x_BTND: Tensor, rotary: tuple[Tensor, Tensor], mask_TS: Tensor) -> Tensor:
-        """The training path: all frames at once, who sees whom given by ``mask_TS``."""
+    def forward(
+        self,
+        x_BTND: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask_TS: Tensor | None,
+        past: KeysValues | None = None,
+    ) -> tuple[Tensor, KeysValues]:
+        """The training path: all frames at once, who sees whom given by ``mask_TS`` (without it all see all).
+        They also see the frames of ``past``, which come first in the mask. Their own keys and values are
+        given too."""
         batch, _, tokens, _ = x_BTND.shape
         x_RTD = x_BTND.transpose(1, 2).flatten(0, 1)
         q, k, v = (part.transpose(1, 2) for part in self.project(x_RTD))
-        y_RHTE = attend(rotate(q, *rotary), rotate(k, *rotary), v, mask_TS)
+        own = rotate(k, *rotary), v
+        k, v = own if past is None else (torch.cat(pair, dim=2) for pair in zip(past, own, strict=True))
+        y_RHTE = attend(rotate(q, *rotary), k, v, mask_TS)
         y_RTD = self.out(y_RHTE.transpose(1, 2).flatten(2))
-        return y_RTD.unflatten(0, (batch, tokens)).transpose(1, 2)
+        return y_RTD.unflatten(0, (batch, tokens)).transpose(1, 2), own
 
     def step(self, x_BTND: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache) -> Tensor:
         """The streaming path: one new frame, which sees the cached ones and itself."""
@@ -89,11 +103,20 @@ class Block(nn.Module):
         self.time = TimeAttention(width, num_heads) if is_temporal else None
         self.mlp = SwiGLU(width, hidden)
 
-    def forward(self, x_BTND: Tensor, rotary: tuple[Tensor, Tensor], mask_TS: Tensor) -> Tensor:
-        x_BTND = x_BTND + self.space(x_BTND)
+    def forward(
+        self,
+        x_BTND: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask_TS: Tensor | None,
+        past: KeysValues | None = None,
+    ) -> tuple[Tensor, KeysValues | None]:
+        """The training path, and the keys and values of the frames if the block sees time: see
+        ``TimeAttention.forward``."""
+        x_BTND, own = x_BTND + self.space(x_BTND), None
         if self.time is not None:
-            x_BTND = x_BTND + self.time(x_BTND, rotary, mask_TS)
-        return x_BTND + self.mlp(x_BTND)
+            y_BTND, own = self.time(x_BTND, rotary, mask_TS, past)
+            x_BTND = x_BTND + y_BTND
+        return x_BTND + self.mlp(x_BTND), own
 
     def step(self, x_BTND: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache | None) -> Tensor:
         """The streaming path: one new frame, changed in place."""

@@ -1,4 +1,4 @@
-"""The network itself as a policy: its actions are denoised while the future stays noise."""
+"""The network itself as a policy."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,13 +8,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinema.data.spaces import ObservationReader
-from kinema.goals import check_acts, encode_goal
-from kinema.simulation import ACT_CHUNK, ACT_STEPS, SimulationBatch, World, load
+from kinema.goals import encode_goal
+from kinema.simulation import SimulationBatch, World, load
 from kinema.starts import History
 from kinema.types import Seen
 
 CONTEXT = 4
 """Frames that it looks back at, unless told otherwise."""
+DRAW_STEPS = 4
+"""Network calls in which proposals are drawn."""
 
 
 class ActingPolicy:
@@ -28,19 +30,17 @@ class ActingPolicy:
         *,
         observation_space: Any = None,
         goal: Any = None,
-        chunk: int = ACT_CHUNK,
         context: int = CONTEXT,
     ):
         """A policy for one episode after the other.
 
         Args:
-            world: one that was trained to act.
+            world: one that was taught to act.
             observation_space: needed for ``act``, which is given observations as an environment makes them.
             goal: picture ``H W 3``, or several by camera, or none.
-            chunk: actions that are found at a time; half of them are done before it looks again.
             context: frames that it looks back at.
         """
-        self.world, self.chunk = world, chunk
+        self.world = world
         self._history = History(world, context)
         self._reader = None if observation_space is None else ObservationReader(observation_space)
         self.set_goal(goal)
@@ -60,10 +60,11 @@ class ActingPolicy:
         self._last: np.ndarray | None = None
 
     def choose(self, seen: Seen) -> Float[np.ndarray, " A"]:
-        """The action for what is seen, in the units of the dataset.
+        """The action for what is seen, in the units of the dataset. Half of a chunk is done before it looks
+        again.
 
         Raises:
-            WorldError: the world was not trained to act, or what is seen does not fit it.
+            WorldError: the world was not taught to act, or what is seen does not fit it.
         """
         if self._last is None:
             self._history.begin(seen)
@@ -71,7 +72,8 @@ class ActingPolicy:
             self._history.add(self._last, seen)
         if not self._plan:
             session = self._history.start(seed=int(self._rng.integers(2**31)))
-            self._plan = list(session.act(self._goal, self.chunk)[: -(-self.chunk // 2)])
+            chunk = session.act(self._goal)
+            self._plan = list(chunk[: -(-len(chunk) // 2)])
         self._last = self._plan.pop(0)
         return self._last
 
@@ -97,20 +99,13 @@ class ActProposer:
     """The network as planners use it: what it might do, drawn anew for each session."""
 
     name = "act"
-
-    def __init__(self, chunk: int = ACT_CHUNK):
-        self.chunk = chunk
-
-    @property
-    def num_network_calls(self) -> int:
-        """To find each action, and to keep it."""
-        return self.chunk * (ACT_STEPS + 1)
+    num_network_calls = DRAW_STEPS
 
     def propose(
         self, sessions: SimulationBatch, target: Float[Tensor, "1 G"] | None, rng: np.random.Generator
     ) -> Float[np.ndarray, "B C A"]:
         seeds = rng.integers(0, 2**62, len(sessions)).tolist()
-        return sessions.select(range(len(sessions)), seeds).act(target, self.chunk)
+        return sessions.select(range(len(sessions)), seeds).act(target, num_denoising_steps=DRAW_STEPS)
 
 
 def make(observation_space: Any, *, world: str, goal: str | None = None) -> ActingPolicy:
@@ -119,6 +114,6 @@ def make(observation_space: Any, *, world: str, goal: str | None = None) -> Acti
     from kinema.view import read_picture
 
     loaded = load(world)
-    check_acts(loaded)
+    loaded.require_acting()
     picture = None if goal is None else read_picture(goal)
     return ActingPolicy(loaded, observation_space=observation_space, goal=picture)

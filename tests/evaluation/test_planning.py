@@ -310,7 +310,7 @@ def test_evaluate_policy_as_a_command(
     names = ["random", "zero", "holders:left", "holders:right", "zero@0.5"]
     assert cli.main([*words, *names]) == 2
     assert "has no heads" in capsys.readouterr().err
-    random_heads(World.from_folder(tmp_path / "world")).save_heads(tmp_path / "world")
+    random_heads(World.from_folder(tmp_path / "world")).save_parts(tmp_path / "world")
     assert cli.main([*words, *names]) == 0
     printed = capsys.readouterr().out
     assert "Pearson r, simulated against real returns" in printed

@@ -40,7 +40,7 @@ def test_a_new_block_adds_nothing(is_temporal: bool) -> None:
     block = Block(WIDTH, HEADS, 32, is_temporal)
     x = random(2, 3, 4, WIDTH)
     rotary = rotary_table(torch.arange(3.0), WIDTH // HEADS)
-    assert torch.equal(block(x, rotary, causal(3)), x)
+    assert torch.equal(block(x, rotary, causal(3))[0], x)
 
 
 def test_space_attention_stays_within_the_frame_and_does_not_care_for_order() -> None:
@@ -60,10 +60,10 @@ def test_time_attention_stays_within_the_token_and_the_mask() -> None:
     attention = TimeAttention(WIDTH, HEADS)
     randomize(attention)
     x, rotary = random(2, 5, 3, WIDTH), rotary_table(torch.arange(5.0), WIDTH // HEADS)
-    y = attention(x, rotary, causal(5))
+    y, _ = attention(x, rotary, causal(5))
     changed = x.clone()
     changed[:, 3, 1] += random(2, WIDTH, seed=1)
-    different = (attention(changed, rotary, causal(5)) - y).abs().amax((0, 3)) > 1e-6
+    different = (attention(changed, rotary, causal(5))[0] - y).abs().amax((0, 3)) > 1e-6
     expected = torch.zeros(5, 3, dtype=torch.bool)
     expected[3:, 1] = True
     assert torch.equal(different, expected)
@@ -73,9 +73,19 @@ def test_time_attention_does_not_care_for_the_clock() -> None:
     attention = TimeAttention(WIDTH, HEADS)
     randomize(attention)
     x = random(1, 4, 2, WIDTH)
-    early = attention(x, rotary_table(torch.arange(4.0), WIDTH // HEADS), causal(4))
-    late = attention(x, rotary_table(torch.arange(50.0, 54.0), WIDTH // HEADS), causal(4))
+    early, _ = attention(x, rotary_table(torch.arange(4.0), WIDTH // HEADS), causal(4))
+    late, _ = attention(x, rotary_table(torch.arange(50.0, 54.0), WIDTH // HEADS), causal(4))
     torch.testing.assert_close(early, late, atol=1e-4, rtol=1e-4)
+
+
+def test_frames_may_see_others_that_went_through_before() -> None:
+    block = Block(WIDTH, HEADS, 32, is_temporal=True)
+    randomize(block)
+    x, rotary = random(2, 5, 3, WIDTH), rotary_table(torch.arange(5.0), WIDTH // HEADS)
+    together, _ = block(x, rotary, causal(5))
+    first, past = block(x[:, :3], (rotary[0][:3], rotary[1][:3]), causal(3))
+    later, _ = block(x[:, 3:], (rotary[0][3:], rotary[1][3:]), causal(5)[3:], past)
+    torch.testing.assert_close(torch.cat([first, later], dim=1), together, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("is_temporal", [False, True])
@@ -84,7 +94,7 @@ def test_streaming_a_block_gives_what_training_gives(is_temporal: bool) -> None:
     block = Block(WIDTH, HEADS, 32, is_temporal)
     randomize(block)
     x = random(batch, time, tokens, WIDTH)
-    together = block(x, rotary_table(torch.arange(float(time)), WIDTH // HEADS), causal(time))
+    together, _ = block(x, rotary_table(torch.arange(float(time)), WIDTH // HEADS), causal(time))
     cache = None
     if is_temporal:
         cache = LayerCache(
