@@ -17,6 +17,7 @@ from kinema.dynamics import NUM_BEFORE, Values
 from kinema.parts import add_weights
 from kinema.simulation import World
 from kinema.tokenizers import to_pixels
+from kinema.world_model import Normalizer
 
 SAMPLE_ROWS = 1024
 """Pictures from which statistics are taken: of colours, and of latents."""
@@ -27,10 +28,24 @@ def fit_units(world: World, segments: Segments) -> None:
     world.action_normalizer.fit(segments.actions)
     if segments.proprio is not None:
         world.proprio_normalizer.fit(segments.proprio)
+    fit_support(world, segments)
     if world.tokenizer is not None:
         pixels = to_pixels(sample_pictures(segments).to(world.device))
         raw = torch.cat([world.tokenizer.encode_raw(x) for x in pixels.split(128)])
         world.tokenizer.set_statistics(raw)
+
+
+def fit_support(world: World, segments: Segments) -> None:
+    """Take where actions and proprioception were recorded from the data, where the world knows that."""
+    episode = segments.first_rows(np.arange(segments.num_rows))
+    if world.action_support is not None:
+        world.action_support.fit(_normalized(world.action_normalizer, segments.actions).numpy(), episode)
+    if world.proprio_support is not None and segments.proprio is not None:
+        world.proprio_support.fit(_normalized(world.proprio_normalizer, segments.proprio).numpy(), episode)
+
+
+def _normalized(normalizer: Normalizer, rows: np.ndarray) -> Tensor:
+    return normalizer.normalize(torch.from_numpy(rows).to(normalizer.center.device)).cpu()
 
 
 def encode_all(world: World, segments: Segments, use_bfloat16: bool, cache: Path | None = None) -> Values:
@@ -49,10 +64,8 @@ def encode_all(world: World, segments: Segments, use_bfloat16: bool, cache: Path
     proprio = torch.zeros(segments.num_rows, 0)
     with torch.no_grad():
         if segments.proprio is not None:
-            known = torch.from_numpy(segments.proprio).to(world.device)
-            proprio = world.proprio_normalizer.normalize(known).cpu()
-        previous = torch.from_numpy(segments.prev_action).to(world.device)
-        action = world.action_normalizer.normalize(previous).cpu()
+            proprio = _normalized(world.proprio_normalizer, segments.proprio)
+        action = _normalized(world.action_normalizer, segments.prev_action)
     return Values(latents[None], proprio[None], action[None])
 
 

@@ -58,6 +58,7 @@ def foreseen_frame(
         frame = with_proprio(
             world, cache, frame, noise, num_denoising_steps, action_tau=1.0, observation_tau=0.0
         )
+        frame = dataclasses.replace(frame, proprio=world.held_proprio(frame.proprio))
     if not world.cameras:
         return frame, None, None
 

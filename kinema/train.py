@@ -19,6 +19,7 @@ from kinema.encoded import (
     SAMPLE_ROWS,
     encode_all,
     fit_response,
+    fit_support,
     fit_units,
     sample_frames,
     sample_pictures,
@@ -42,6 +43,8 @@ from kinema.world_model import CONFIG_FILE, CameraConfig, WorldConfig
 RADIUS_ROWS = 20_000
 """Frames from which the manifold's radius is taken."""
 HEADS_SCHEDULE = Schedule(phases=(Phase(updates=6000, batch=256),), learning_rate=1e-3)
+SUPPORTS = ("action_support.", "proprio_support.")
+"""Weights that say where actions and proprioception were recorded begin with these."""
 Part = Literal["manifold", "decoder", "dynamics"]
 """What of a finished world can go on learning."""
 GO_ON: dict[Part, tuple[int, float]] = {
@@ -152,8 +155,7 @@ def _go_on(config: TrainConfig, source: str) -> int:
     for each in (dataset, *others):
         check_dataset(world, each)
     recipe = _shortened(_going_on(RECIPES[config.recipe](dataset)), config.update_share)
-    num_recorded = recipe.manifold.num_recorded if recipe.manifold is not None else 0
-    world = _extended(world, num_recorded)
+    world = _extended(world, recipe)
     if "dynamics" in config.parts:
         world.acting = None
     schedules = {
@@ -184,6 +186,7 @@ def _go_on(config: TrainConfig, source: str) -> int:
         of_more = _encoded(world, more, config)
         pictured += [(more, of_more)] if pictured else []
         values, segments = values.followed_by(of_more), segments.followed_by(more)
+    fit_support(world, segments)
     weights = surprise_by_row(world, segments, values) if recipe.surprising_share else None
     if world.manifold is not None and "manifold" not in config.parts:
         recorded = world.manifold.recorded
@@ -220,17 +223,23 @@ def _going_on(recipe: Recipe) -> Recipe:
     )
 
 
-def _extended(world: World, num_recorded: int) -> World:
-    """The same world with room for recorded codes, where it has a manifold and no room."""
+def _extended(world: World, recipe: Recipe) -> World:
+    """The same world with room for what the recipe keeps of recordings, where it has none: codes of frames,
+    and where actions and proprioception were."""
     config = world.config
-    if config.manifold is None or config.manifold.num_recorded or not num_recorded:
+    num_recorded = recipe.manifold.num_recorded if recipe.manifold is not None else 0
+    if config.manifold is not None and not config.manifold.num_recorded:
+        manifold = dataclasses.replace(config.manifold, num_recorded=num_recorded)
+        config = dataclasses.replace(config, manifold=manifold)
+    if not config.num_support:
+        config = dataclasses.replace(config, num_support=recipe.num_support)
+    if config == world.config:
         return world
-    manifold = dataclasses.replace(config.manifold, num_recorded=num_recorded)
-    extended = World(dataclasses.replace(config, manifold=manifold)).to(world.device)
+    extended = World(config).to(world.device)
     extended.heads, extended.acting = world.heads, world.acting
     missing, unknown = extended.load_state_dict(world.state_dict(), strict=False)
     assert not unknown
-    assert all(key.startswith("manifold.recorded.") for key in missing)
+    assert all(key.startswith(("manifold.recorded.", *SUPPORTS)) for key in missing)
     return extended
 
 
@@ -500,6 +509,7 @@ def _world_config(config: TrainConfig, recipe: Recipe, dataset: Dataset, segment
         still_change=recipe.still_change,
         num_denoising_steps=recipe.num_denoising_steps,
         context_tau=recipe.context_tau,
+        num_support=recipe.num_support,
     )
 
 

@@ -22,6 +22,7 @@ from kinema.dynamics import Dynamics, DynamicsConfig, Values
 from kinema.hardware import Precision, uses_bfloat16
 from kinema.heads import Heads, HeadsConfig, PlaceSizes
 from kinema.nn.manifold import Manifold, ManifoldConfig
+from kinema.nn.support import Support
 from kinema.parts import load_part, save_part
 from kinema.sampler import session_noise, solve
 from kinema.tokenizers import ConvTokenizer, ConvTokenizerConfig, to_pixels
@@ -82,6 +83,9 @@ class WorldConfig:
     """Network calls for a frame, unless a session asks for another number."""
     context_tau: float = 1.0
     """Noise time that past frames are said to have in a rollout; 1 says that they are clean."""
+    num_support: int = 0
+    """Points that say where actions and proprioception were recorded: what is beyond them is taken for the
+    nearest that was. 0: nothing is."""
 
     def __post_init__(self) -> None:
         # At 0.5 and below the dynamics takes a frame for unknown.
@@ -140,6 +144,9 @@ class WorldModel(nn.Module):
         )
         self.action_normalizer = Normalizer(config.dynamics.action_dim)
         self.proprio_normalizer = Normalizer(config.dynamics.proprio_dim)
+        num = config.num_support
+        self.action_support = Support(num, dynamics.action_dim) if num else None
+        self.proprio_support = Support(num, dynamics.proprio_dim) if num and dynamics.proprio_dim else None
         self.precision: Precision = "float32"
         """Of the large matrix products of simulated frames."""
         self.heads: Heads | None = None
@@ -399,6 +406,14 @@ class WorldModel(nn.Module):
         return torch.cat(parts)
 
     # Simulated frames.
+
+    def held_action(self, action: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch A"]:
+        """A normalised action as sessions take it: within what was recorded."""
+        return action if self.action_support is None else self.action_support.hold(action)
+
+    def held_proprio(self, proprio: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch P"]:
+        """The same of proprioception that was foreseen."""
+        return proprio if self.proprio_support is None else self.proprio_support.hold(proprio)
 
     def draw_near(
         self,

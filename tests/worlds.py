@@ -131,6 +131,7 @@ def random_world(
             else None,
             still_change=0.3,
             num_denoising_steps=num_denoising_steps,
+            num_support=64,
         )
     )
     randomize(world, seed)

@@ -72,6 +72,7 @@ def pusht(dataset: Dataset) -> Recipe:
         decoder_schedule=Schedule(
             phases=(Phase(updates=5000, batch=64),), learning_rate=1e-3, decay_share=0.7
         ),
+        num_support=4096,
         still_change=0.08,
         surprising_share=0.5,
         context_tau=0.985,

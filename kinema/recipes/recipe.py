@@ -96,6 +96,9 @@ class Recipe:
     """Network calls for a frame that the trained world makes unless asked otherwise."""
     context_tau: float = 1.0
     """Noise time that past frames are said to have in a rollout; 1 says that they are clean."""
+    num_support: int = 0
+    """Points that say where actions and proprioception were recorded; what is beyond is then taken for the
+    nearest that was. For robots that go where they are told: others are to leave what was recorded."""
 
     def __post_init__(self) -> None:
         if (self.manifold is None) != (self.manifold_schedule is None):
