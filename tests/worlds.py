@@ -144,6 +144,11 @@ def random_world(
         codes = torch.rand(3000, 2, generator=generator) * 2 - 1
         codes = codes[codes[:, 0] > 0]
         world.manifold.recorded.fit(codes, np.arange(len(codes)))
+    for support in (world.action_support, world.proprio_support):
+        if support is not None:
+            # Short of what tests command, so that some of it is held back.
+            recorded = np.random.default_rng(seed).uniform(-0.9, 0.9, (2000, support.points.shape[1]))
+            support.fit(recorded.astype(np.float32), np.arange(2000) // 20)
     actions = np.random.default_rng(seed).uniform(LOW, HIGH, (100, 2))
     world.action_normalizer.fit(actions)
     if proprio_dim:
