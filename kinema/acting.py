@@ -64,7 +64,7 @@ class Acting(nn.Module):
         width = dynamics.config.width
         self.features = PlaceFeatures(sizes)
         self.goal = nn.Sequential(
-            nn.Linear(2 * self.features.size + 2 * sum(sizes) + 1, config.width),
+            nn.Linear(self.features.aim_size, config.width),
             nn.SiLU(),
             nn.Linear(config.width, config.width),
             nn.SiLU(),
@@ -104,7 +104,8 @@ class Acting(nn.Module):
         """
         times = tau.unsqueeze(-1)
         chunk = torch.cat([self.chunk_features(noised.flatten(2)), self.tau_features(times)], dim=-1)
-        x = memory.tokens + self.tell(self.goal(self._aims(aims)))
+        told = self.features.of_aim(aims.before, aims.now, aims.goal, aims.has_goal)
+        x = memory.tokens + self.tell(self.goal(told))
         token = torch.arange(x.shape[2], device=x.device) == self.action_at
         x = x + token[:, None] * self.chunk_in(chunk).unsqueeze(2)
         keys_values = iter(memory.keys_values)
@@ -114,12 +115,6 @@ class Acting(nn.Module):
         found = self.chunk_out(norm(x[:, :, self.action_at])).float().view_as(noised)
         last = memory.last_action.unsqueeze(2)
         return combine(last, self.change, noised, times.unsqueeze(-1)) + found * self.change
-
-    def _aims(self, aims: Aims) -> Float[Tensor, "B T V"]:
-        known = aims.has_goal.unsqueeze(-1).to(aims.goal.dtype)
-        parts = [self.features(aims.now), aims.now - aims.before]
-        parts += [known * self.features(aims.goal), known * (aims.goal - aims.now), known]
-        return torch.cat(parts, dim=-1)
 
 
 class LowRank(nn.Module):

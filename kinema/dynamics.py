@@ -447,7 +447,7 @@ class Dynamics(nn.Module):
         wanted = self._embed(target, target_tau, target_past)
         seen = self._embed(*self.blind(context, context_tau, context_noise), past)
         times, mask = two_stream_mask(num_context, num_target, self.config.window, seen.device)
-        x = self._through(torch.cat([seen, wanted], dim=1), times, mask)
+        x, _ = self._through(torch.cat([seen, wanted], dim=1), times, mask)
         return self._read(x[:, num_context:], target, target_tau, target_past)
 
     def foretell(
@@ -462,17 +462,19 @@ class Dynamics(nn.Module):
         frames, tau = self.blind(frames, tau, noise)
         past = self._past(frames, tau, before)
         times, mask = two_stream_mask(tau.shape[1], 0, self.config.window, tau.device)
-        x = self._through(self._embed(frames, tau, past), times, mask)
+        x, _ = self._through(self._embed(frames, tau, past), times, mask)
         return self._read(x, frames, tau, past)
 
     def _through(
         self, x: Float[Tensor, "B S N D"], times: Int[Tensor, " S"], mask: Bool[Tensor, "S S"]
-    ) -> Float[Tensor, "B S N D"]:
-        """Frames through all blocks, without a cache."""
-        rotary = self._rotary(times)
+    ) -> tuple[Float[Tensor, "B S N D"], list[KeysValues]]:
+        """Frames through all blocks, without a cache, and their keys and values in those that see time."""
+        rotary, keys_values = self._rotary(times), []
         for block in self.blocks:
-            x, _ = block(x, rotary, mask)
-        return x
+            x, own = block(x, rotary, mask)
+            if own is not None:
+                keys_values.append(own)
+        return x, keys_values
 
     def _rotary(self, times: Int[Tensor, " S"]) -> tuple[Tensor, Tensor]:
         return rotary_table(times.float(), self.config.width // self.config.num_heads)
@@ -486,12 +488,7 @@ class Dynamics(nn.Module):
         config, num_frames = self.config, tau.shape[1]
         before = F.pad(self._known(frames, tau), (0, 0, NUM_BEFORE, 0))
         x = self._embed(*self.blind(frames, tau, noise), self._past(frames, tau, before[:, :-1]))
-        times, mask = two_stream_mask(num_frames, 0, config.window, tau.device)
-        rotary, keys_values = self._rotary(times), []
-        for block in self.blocks:
-            x, own = block(x, rotary, mask)
-            if own is not None:
-                keys_values.append(own)
+        _, keys_values = self._through(x, *two_stream_mask(num_frames, 0, config.window, tau.device))
         next_times, next_mask = two_stream_mask(num_frames, num_frames, config.window, tau.device)
         return Memory(
             tokens=self._agent_tokens(frames, before[:, 1:]),

@@ -132,6 +132,23 @@ class PlaceFeatures(nn.Module):
         latents, proprio, code = place.split(self.sizes, dim=-1)
         return torch.cat([latents, self.proprio(proprio), self.code(code)], dim=-1)
 
+    @property
+    def aim_size(self) -> int:
+        """Features of an aim."""
+        return 2 * self.size + 2 * sum(self.sizes) + 1
+
+    def of_aim(
+        self,
+        before: Float[Tensor, "*batch G"],
+        now: Float[Tensor, "*batch G"],
+        goal: Float[Tensor, "*batch G"],
+        has_goal: Bool[Tensor, "*batch"],
+    ) -> Float[Tensor, "*batch F"]:
+        """What policies read: the frame before, the present one, and the goal where there is any."""
+        known = has_goal.unsqueeze(-1).to(goal.dtype)
+        parts = [self(now), now - before, known * self(goal), known * (goal - now), known]
+        return torch.cat(parts, dim=-1)
+
 
 class Heads(nn.Module):
     """Reward and termination of a step, the steps from a place to a goal, and proprioception by sight."""

@@ -172,10 +172,10 @@ class SimulationBatch:
             WorldError: the actions have another shape or are not finite; the sessions are unchanged.
         """
         array = self.world.check_actions(actions, (len(self), self.world.action_dim), "actions")
-        action = self.world.action_normalizer.normalize(torch.from_numpy(array).to(self.world.device))
-        action = self.world.held_action(action).unsqueeze(1)
+        action = torch.from_numpy(array).to(self.world.device)
         with self._networks.autocast(), one_thread(self._is_small):
-            return self._advance(action, decode, judge)
+            action = self.world.held_action(self.world.action_normalizer.normalize(action))
+            return self._advance(action.unsqueeze(1), decode, judge)
 
     @property
     def _is_small(self) -> bool:

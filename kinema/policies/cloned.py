@@ -60,9 +60,8 @@ class Clone(nn.Module):
         self.action_dim = action_dim
         self.features = PlaceFeatures(sizes)
         self.num_numbers = config.chunk * action_dim
-        num_inputs = 2 * self.features.size + 2 * sum(sizes) + 1
         num_outputs = config.num_modes * (2 * self.num_numbers + 1)
-        self.network = ResidualMLP(num_inputs, num_outputs, config.width, config.depth)
+        self.network = ResidualMLP(self.features.aim_size, num_outputs, config.width, config.depth)
         # Modes that begin alike stay alike.
         nn.init.normal_(self.network.last.bias, std=0.3)
 
@@ -74,18 +73,11 @@ class Clone(nn.Module):
         has_goal: Bool[Tensor, " N"],
     ) -> torch.distributions.MixtureSameFamily:
         """The distribution of the next actions, normalised and flat (``chunk * A``)."""
-        known = has_goal.unsqueeze(-1).to(goal.dtype)
-        features = torch.cat(
-            [
-                self.features(now),
-                now - before,
-                known * self.features(goal),
-                known * (goal - now),
-                known,
-            ],
-            dim=-1,
+        found = (
+            self.network(self.features.of_aim(before, now, goal, has_goal))
+            .float()
+            .unflatten(-1, (self.config.num_modes, -1))
         )
-        found = self.network(features).float().unflatten(-1, (self.config.num_modes, -1))
         logits, means, log_stds = found.split((1, self.num_numbers, self.num_numbers), dim=-1)
         stds = log_stds.clamp(self.LOWEST_LOG_STD, 1.0).exp()
         parts = torch.distributions.Independent(torch.distributions.Normal(means, stds), 1)
