@@ -11,10 +11,10 @@ import pytest
 from gymnasium import spaces
 
 from kinema.arena import Arena
-from kinema.data.environment import make_policy
+from kinema.data.environment import Mixed, make_policy
 from kinema.data.record import EpisodeRecorder, RecordConfig
 from kinema.data.spaces import RENDER_KEY
-from kinema.evaluation.policy import Mixed, PolicyConfig, run_real, run_simulated
+from kinema.evaluation.policy import PolicyConfig, run_real, run_simulated
 from kinema.parts import save_part
 from kinema.policies.cloned import CLONE_FILE, CloneConfig, ClonedPolicy, load_clone, new_clone
 from kinema.simulation import World, load

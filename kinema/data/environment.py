@@ -1,5 +1,6 @@
 """Make the environment and the policy that a recording names."""
 
+import copy
 import dataclasses
 import importlib
 import importlib.util
@@ -127,20 +128,59 @@ def needs_picture(policy: Policy) -> bool:
     return bool(getattr(policy, "needs_picture", False))
 
 
-def check_policy_name(name: str) -> None:
+def parse_policy(text: str) -> tuple[str, float]:
+    """A policy's name and its share of random actions: of ``cloned@0.3`` they are ``cloned`` and 0.3.
+
+    Raises RecordError.
+    """
+    name, at, share = text.partition("@")
+    try:
+        random_share = float(share) if at else 0.0
+    except ValueError:
+        random_share = -1.0
+    if not 0.0 <= random_share <= 1.0:
+        raise RecordError(f"policy {text!r}: behind the @ stands a share of random actions, from 0 to 1")
+    return name, random_share
+
+
+class Mixed:
+    """A policy that does something random instead, now and then."""
+
+    def __init__(self, policy: Policy, action_space: Any, share: float):
+        # Spaces carry a generator, which must not be shared between two that draw from it.
+        self._policy, self._space, self._share = policy, copy.deepcopy(action_space), share
+        self.needs_picture = needs_picture(policy)
+        self.ends_episodes = bool(getattr(policy, "ends_episodes", False))
+
+    def reset(self, rng: np.random.Generator, info: Mapping[str, Any]) -> None:
+        self._rng = rng
+        self._space.seed(int(rng.integers(2**31)))
+        self._policy.reset(rng, info)
+
+    def act(self, observation: Any, info: Mapping[str, Any]) -> Any:
+        action = self._policy.act(observation, info)
+        if action is None:
+            return None
+        return self._space.sample() if self._rng.random() < self._share else action
+
+
+def check_policy_name(text: str) -> None:
+    """Whether there can be a policy of this name, which may have a share behind an @. Raises RecordError."""
+    name, _ = parse_policy(text)
     if name not in POLICIES and ":" not in name:
         raise RecordError(
             f"--policy: no policy {name!r}; there are {', '.join(POLICIES)}, or MODULE:CALLABLE"
         )
 
 
-def make_policy(name: str, arguments: Mapping[str, Any], env: gymnasium.Env[Any, Any]) -> Policy:
-    """Make a policy of ``POLICIES`` or MODULE:CALLABLE.
+def make_policy(text: str, arguments: Mapping[str, Any], env: gymnasium.Env[Any, Any]) -> Policy:
+    """Make a policy of ``POLICIES`` or MODULE:CALLABLE; a number behind an @ mixes in random actions.
 
     The callable gets the arguments, and the spaces of the environment if it has parameters of their names.
     Raises RecordError.
     """
-    check_policy_name(name)
+    check_policy_name(text)
+    name, share = parse_policy(text)
     target = POLICIES.get(name, name)
     module_name, _, attribute = target.partition(":")
     module = _import(module_name, f"--policy {name!r}")
@@ -160,7 +200,7 @@ def make_policy(name: str, arguments: Mapping[str, Any], env: gymnasium.Env[Any,
             f"--policy {name!r} made a {type(policy).__name__}, which is no policy: that has "
             "reset(rng, info) and act(observation, info)"
         )
-    return policy
+    return Mixed(policy, env.action_space, share) if share else policy
 
 
 def _find(name: str) -> tuple[str, int | None]:

@@ -57,7 +57,7 @@ class RecordConfig:
     """random, zero, pusht-play, cartpole-swing, cloned, act, imagined, or MODULE:CALLABLE. The callable gets
     --policy-args (and the environment's spaces, if it has parameters action_space or observation_space) and
     returns an object with reset(rng, info) and act(observation, info); None instead of an action ends the
-    episode."""
+    episode. A number behind @ mixes in so large a share of random actions, as in pusht-play@0.3."""
     policy_args: JsonObject = dataclasses.field(default_factory=dict)
     """Arguments of the policy."""
     env_args: JsonObject = dataclasses.field(default_factory=dict)

@@ -6,11 +6,10 @@ graded.
 """
 
 import contextlib
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ import tyro
 from tqdm import tqdm
 
 from kinema.arena import Arena, seen_after
-from kinema.data.environment import Policy, check_policy_name, make_policy, needs_picture
+from kinema.data.environment import Policy, check_policy_name, make_policy, parse_policy
 from kinema.data.options import JsonObject
 from kinema.data.spaces import RENDER_KEY, ActionReader
 from kinema.evaluation import bootstrap
@@ -68,41 +67,10 @@ class PolicyConfig:
         if len(set(self.policies)) < len(self.policies):
             raise ValueError(f"policies: {', '.join(self.policies)}; each may be named once")
         for text in self.policies:
-            name, _ = parse(text)
-            check_policy_name(name)
-        unknown = sorted(set(self.policy_args) - {parse(text)[0] for text in self.policies})
+            check_policy_name(text)
+        unknown = sorted(set(self.policy_args) - {parse_policy(text)[0] for text in self.policies})
         if unknown:
             raise ValueError(f"policy_args has {', '.join(unknown)}, which is none of the policies")
-
-
-def parse(text: str) -> tuple[str, float]:
-    """A policy's name and its share of random actions. Raises ValueError."""
-    name, at, share = text.partition("@")
-    try:
-        random_share = float(share) if at else 0.0
-    except ValueError:
-        random_share = -1.0
-    if not 0.0 <= random_share <= 1.0:
-        raise ValueError(f"policy {text!r}: behind the @ stands a share of random actions, from 0 to 1")
-    return name, random_share
-
-
-class Mixed:
-    """A policy that does something random instead, now and then."""
-
-    def __init__(self, policy: Policy, action_space: Any, share: float):
-        # Spaces carry a generator, which must not be shared between two that draw from it.
-        self._policy, self._space, self._share = policy, copy.deepcopy(action_space), share
-        self.needs_picture = needs_picture(policy)
-
-    def reset(self, rng: np.random.Generator, info: Mapping[str, Any]) -> None:
-        self._rng = rng
-        self._space.seed(int(rng.integers(2**31)))
-        self._policy.reset(rng, info)
-
-    def act(self, observation: Any, info: Mapping[str, Any]) -> Any:
-        action = self._policy.act(observation, info)
-        return self._space.sample() if self._rng.random() < self._share else action
 
 
 def policy(config: PolicyConfig) -> int:
@@ -137,12 +105,10 @@ def policy(config: PolicyConfig) -> int:
 
 def make_policies(arena: Arena, config: PolicyConfig) -> list[Policy]:
     """The policies, in their order."""
-    made = []
-    for text in config.policies:
-        name, share = parse(text)
-        one = make_policy(name, config.policy_args.get(name, {}), arena.env)
-        made.append(Mixed(one, arena.env.action_space, share) if share else one)
-    return made
+    return [
+        make_policy(text, config.policy_args.get(parse_policy(text)[0], {}), arena.env)
+        for text in config.policies
+    ]
 
 
 def check_simulated(arena: Arena, policies: Mapping[str, Policy], seed: int) -> None:

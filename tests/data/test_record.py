@@ -18,6 +18,7 @@ import pytest
 from gymnasium import spaces
 
 from kinema.cli import main
+from kinema.data.environment import Mixed, parse_policy
 from kinema.data.lerobot import Dataset
 from kinema.data.record import EpisodeRecorder, RecordConfig, Recording, record
 from kinema.data.spaces import RecordError
@@ -482,3 +483,17 @@ def test_importing_needs_no_simulator() -> None:
         "print(sorted({'gymnasium', 'gym_pusht', 'cv2', 'pygame', 'pymunk'} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"
+
+
+def test_shares_of_random_actions() -> None:
+    assert parse_policy("cloned@0.25") == ("cloned", 0.25)
+    assert parse_policy("random") == ("random", 0.0)
+    with pytest.raises(RecordError, match="'random@2': behind the @"):
+        parse_policy("random@2")
+    mixed = episode("Limited-v0", max_steps=200, fps=1.0, policy="zero@0.3").columns["action"]
+    assert 0.6 < np.mean(mixed == 0.0) < 0.8
+    ended = episode("Limited-v0", max_steps=None, fps=1.0, policy=f"{__name__}:ThreeSteps@0.5")
+    assert len(ended.columns["action"]) == 3  # The policy, not the dice, says when an episode is over.
+    space = spaces.Box(0, 1, (2,))
+    assert Mixed(Lazy(space), space, 0.5).ends_episodes
+    assert not Mixed(ThreeSteps(space), space, 0.5).ends_episodes

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium import spaces
 from PIL import Image
 
 from kinema import cli
@@ -19,7 +18,7 @@ from kinema.evaluation.agents import Cost, SimulatorAgent
 from kinema.evaluation.journal import Journal
 from kinema.evaluation.planning import PlanningConfig, attempt, make_agents, measure_planning
 from kinema.evaluation.plot import LIGHT
-from kinema.evaluation.policy import Mixed, PolicyConfig, judge, parse
+from kinema.evaluation.policy import PolicyConfig, judge
 from kinema.evaluation.tasks import PushTReality, Task, draw_tasks
 from kinema.parts import save_part
 from kinema.plan import PlanConfig
@@ -259,19 +258,6 @@ class Holder:
         assert observation["pixels"].shape == (64, 64, 3)
         self.seen += 1
         return self.place
-
-
-def test_policies_are_told_apart() -> None:
-    assert parse("cloned@0.25") == ("cloned", 0.25)
-    assert parse("random") == ("random", 0.0)
-    with pytest.raises(ValueError, match="'random@2': behind the @"):
-        parse("random@2")
-    space = spaces.Box(0, 512, (2,), np.float32)
-    mixed = Mixed(Holder(7.0), space, 0.3)
-    mixed.reset(np.random.default_rng(0), {})
-    observation = {"pixels": np.zeros((64, 64, 3), np.uint8)}
-    held = [mixed.act(observation, {})[0] == 7.0 for _ in range(300)]
-    assert 0.6 < np.mean(held) < 0.8
 
 
 def test_a_judgement_of_known_returns(world: World) -> None:  # noqa: F811
