@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from kinema.nn.cubes import cubes
+
 NUM_CELLS = 1024
 """Parts that the codes are sorted into, all of one size, so that few are compared with each one asked for."""
 SEARCHED_CELLS = 12
@@ -27,8 +29,6 @@ MOST_ASKED = 4096
 """Codes of which ``reach`` is taken."""
 MOST_AT_ONCE = 64
 """Codes that are searched for in one go: what is compared then fits a processor's cache."""
-FINEST, COARSER = 0.02, 1.1
-"""Side of the cubes of which each keeps one code, at first, and by what it grows while these are too many."""
 
 
 class RecordedCodes(nn.Module):
@@ -113,16 +113,11 @@ def _spread(points: Float[np.ndarray, "N K"], num: int) -> Float[np.ndarray, "nu
     """So many of the points, spread evenly over where there are any: one of each cube. Fewer are repeated."""
     rng = np.random.default_rng(0)
     points = points[rng.permutation(len(points))]
-    factors = rng.integers(1, 2**62, points.shape[1]) * 2 + 1
-    place = rng.random(points.shape[1])
-    side, chosen = FINEST, np.arange(len(points))
-    while True:
-        cubes = np.floor(points / side + place).astype(np.int64)
-        with np.errstate(over="ignore"):
-            chosen = np.unique((cubes * factors).sum(1), return_index=True)[1]
+    for cube in cubes(points, rng, is_shifted=True):
+        chosen = np.unique(cube, return_index=True)[1]
         if len(chosen) <= num:
             return points[np.resize(np.sort(chosen), num)]
-        side *= COARSER
+    raise AssertionError("there is a size at which all points lie in few cubes")
 
 
 def _sorted_into_cells(points: Float[np.ndarray, "M K"]) -> Float[np.ndarray, "M K"]:

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-FINEST, COARSER = 0.02, 1.1
-"""Side of the cubes that keep a point each, at first, and by what it grows while these are too many."""
+from kinema.nn.cubes import cubes
+
 THIN = 0.2
 """Cubes with fewer than this share of the mean number of vectors do not count."""
 REACH_QUANTILE = 0.99
@@ -67,17 +67,11 @@ class Support(nn.Module):
 
 def _means(vectors: Float[np.ndarray, "N V"], num: int) -> Float[np.ndarray, "num V"]:
     """The means of the vectors in each of up to so many cubes; fewer are repeated."""
-    factors = np.random.default_rng(0).integers(1, 2**62, vectors.shape[1]) * 2 + 1
-    side = FINEST
-    while True:
-        cubes = np.floor(vectors / side).astype(np.int64)
-        with np.errstate(over="ignore"):
-            places = (cubes * factors).sum(1)
+    for places in cubes(vectors, np.random.default_rng(0)):
         _, cube, counts = np.unique(places, return_inverse=True, return_counts=True)
-        counts_enough = counts >= THIN * counts.mean()
-        if counts_enough.sum() <= num:
-            break
-        side *= COARSER
-    sums = np.stack([np.bincount(cube, column, len(counts)) for column in vectors.T], axis=1)
-    means = (sums / counts[:, None])[counts_enough].astype(np.float32)
-    return means[np.resize(np.arange(len(means)), num)]
+        is_enough = counts >= THIN * counts.mean()
+        if is_enough.sum() <= num:
+            sums = np.stack([np.bincount(cube, column, len(counts)) for column in vectors.T], axis=1)
+            means = (sums / counts[:, None])[is_enough].astype(np.float32)
+            return means[np.resize(np.arange(len(means)), num)]
+    raise AssertionError("there is a size at which all vectors lie in few cubes")
