@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kinema.nn.cubes import cubes
 
-THIN = 0.2
+THIN = 0.05
 """Cubes with fewer than this share of the mean number of vectors do not count."""
 REACH_QUANTILE = 0.99
 """Share of recorded vectors, of episodes left out, that stay as they are; the others hardly move."""
