@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 NUM_PERMUTATIONS = 2000
+NUM_SPLITS = 200
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,3 +96,24 @@ def mmrv(simulated: Float[np.ndarray, " N"], real: Float[np.ndarray, " N"]) -> f
     difference = scaled[:, None] - scaled[None, :]
     is_wrong = np.sign(simulated[:, None] - simulated[None, :]) != np.sign(difference)
     return float((np.abs(difference) * is_wrong).max(axis=1).mean())
+
+
+def of_halves(returns: Float[np.ndarray, "N E"], *, seed: int = 0) -> tuple[float, float]:
+    """Pearson r and MMRV of the mean returns of policies in one half of their episodes with those in the
+    other: the medians over random halves. So well does an environment agree with itself, with half of the
+    episodes and other starts.
+
+    Raises:
+        ValueError: fewer than two episodes.
+    """
+    num_policies, num_episodes = returns.shape
+    if num_episodes < 2:
+        raise ValueError(f"{num_episodes} episode of {num_policies} policies: it has no halves")
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(NUM_SPLITS):
+        order = rng.permutation(num_episodes)
+        one, other = (half.mean(axis=1) for half in np.array_split(returns[:, order], 2, axis=1))
+        found.append((pearson(one, other), mmrv(one, other)))
+    r, violation = np.median(found, axis=0)
+    return float(r), float(violation)

@@ -21,7 +21,7 @@ from kinema.data.environment import Policy, check_policy_name, make_policy, pars
 from kinema.data.options import JsonObject
 from kinema.data.spaces import RENDER_KEY, ActionReader
 from kinema.evaluation import bootstrap
-from kinema.evaluation.correlation import agreement
+from kinema.evaluation.correlation import agreement, of_halves
 from kinema.evaluation.journal import Journal, identify
 from kinema.evaluation.page import Drawing
 from kinema.evaluation.plot import Point, scatter
@@ -217,6 +217,13 @@ def judge(
             key="chance", what="Pearson r that 95% of random pairings stay under", value=found.chance, unit=""
         ),
     ]
+    if config.episodes >= 2:
+        r, violation = of_halves(real, seed=config.seed)
+        where = "one half of the real episodes against the other"
+        rows += [
+            Row(key="pearson/real", what=f"Pearson r, {where}", value=r, unit=""),
+            Row(key="mmrv/real", what=f"mean maximum rank violation, {where}", value=violation, unit=""),
+        ]
     order = np.argsort(means[1])
     notes = [
         f"{len(names)} policies, {config.episodes} episodes each of {config.steps} steps at most, the same "

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kinema.evaluation.correlation import agreement, fisher_interval, mmrv, pearson, ranks
+from kinema.evaluation.correlation import agreement, fisher_interval, mmrv, of_halves, pearson, ranks
 
 
 def test_perfect_and_reversed_order() -> None:
@@ -60,3 +60,17 @@ def test_one_policy_that_makes_the_correlation_is_named() -> None:
 def test_too_few_policies_are_refused() -> None:
     with pytest.raises(ValueError, match="3 policies: at least 4 are needed"):
         agreement(np.arange(3.0), np.arange(3.0))
+
+
+def test_halves_agree_as_far_as_episodes_do() -> None:
+    rng = np.random.default_rng(0)
+    skill = np.linspace(0.0, 1.0, 20)[:, None]
+    assert of_halves(skill + np.zeros(40)) == (pytest.approx(1.0), 0.0)
+    # Means of 20 episodes are 0.22 off; the skills differ by 0.30, so r is 0.092 / (0.092 + 0.05).
+    r, violation = of_halves(skill + rng.normal(0.0, 1.0, (20, 40)))
+    assert r == pytest.approx(0.65, abs=0.2)
+    assert violation > 0.1
+    r, violation = of_halves(rng.normal(0.0, 1.0, (20, 40)))
+    assert abs(r) < 0.3
+    with pytest.raises(ValueError, match="1 episode of 20 policies"):
+        of_halves(skill)

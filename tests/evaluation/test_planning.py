@@ -270,6 +270,8 @@ def test_a_judgement_of_known_returns(world: World) -> None:  # noqa: F811
     assert rows["mmrv"].value == 0.0
     assert (rows["pearson"].verdict, rows["mmrv"].verdict) == ("aim", "aim")
     assert draw(LIGHT).shape == (560, 560, 3)
+    assert rows["pearson/real"].value == pytest.approx(1.0, abs=0.01)
+    assert rows["mmrv/real"].value == 0.0
     assert result.protocol["returns"]["zero"]["simulated"] == pytest.approx([1.8, 2.0, 2.2])
     json.loads(result.to_json())
     swapped = 2.0 * real[[1, 0, 2, 3, 4]]
