@@ -18,7 +18,7 @@ from kinema.evaluation import bootstrap, rollout
 from kinema.evaluation.probe import Probe, Quantity, Target, find_probe
 from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.rollout import PICTURE, PROPRIO, Clip, Sweep, by_camera, load_clips, open_recordings
-from kinema.evaluation.table import Row
+from kinema.evaluation.table import Row, tell
 from kinema.simulation import World, load
 from kinema.types import Frames
 
@@ -73,7 +73,7 @@ def control(config: ControlConfig) -> int:
     clips = load_clips(world, dataset, num=config.rollouts, length=config.context + config.steps, probe=probe)
     result = measure_control(world, clips, config, source=str(dataset.root), probe=probe)
     paths = result.write(config.out)
-    print(result.to_json() if config.json else result.table() + "\n\n" + "\n".join(map(str, paths)))
+    tell(result, paths, as_json=config.json)
     return 0
 
 

@@ -30,7 +30,7 @@ from kinema.evaluation.rollout import (
     reconstruct,
     session_generator,
 )
-from kinema.evaluation.table import Row
+from kinema.evaluation.table import Row, tell
 from kinema.evaluation.trust import trust_rows
 from kinema.simulation import SimulationBatch, Step, World, load
 from kinema.types import Frames
@@ -144,7 +144,7 @@ def horizon(config: HorizonConfig) -> int:
     paths = result.write(config.out)
     if is_interrupted:
         raise KeyboardInterrupt
-    print(result.to_json() if config.json else result.table() + "\n\n" + "\n".join(map(str, paths)))
+    tell(result, paths, as_json=config.json)
     return 0
 
 

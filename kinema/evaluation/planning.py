@@ -29,7 +29,7 @@ from kinema.evaluation.agents import (
 )
 from kinema.evaluation.journal import Journal, identify
 from kinema.evaluation.result import Result, Series, plain
-from kinema.evaluation.table import Row
+from kinema.evaluation.table import Row, tell
 from kinema.evaluation.tasks import ANGLE, POSITION, PushTReality, Task, draw_tasks, is_met
 from kinema.planners import PLANNER_NAMES, PROPOSE, ProposeAndCheck, SearchConfig, find_proposer, make_planner
 from kinema.planners.scores import END_SHARE, MeasureOrAuto, resolve_measure
@@ -128,7 +128,7 @@ def planning(config: PlanningConfig) -> int:
         )
         paths = result.write(config.out)
         journal.finish()
-    print(result.to_json() if config.json else result.table() + "\n\n" + "\n".join(map(str, paths)))
+    tell(result, paths, as_json=config.json)
     return 0
 
 

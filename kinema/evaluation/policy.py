@@ -26,7 +26,7 @@ from kinema.evaluation.journal import Journal, identify
 from kinema.evaluation.page import Drawing
 from kinema.evaluation.plot import Point, scatter
 from kinema.evaluation.result import Result, Series, plain
-from kinema.evaluation.table import Row
+from kinema.evaluation.table import Row, tell
 from kinema.simulation import World, load
 from kinema.types import Seen
 
@@ -99,7 +99,7 @@ def policy(config: PolicyConfig) -> int:
         result, draw = judge(world, config, real, simulated)
         paths = result.write(config.out, {"scatter": draw})
         journal.finish()
-    print(result.to_json() if config.json else result.table() + "\n\n" + "\n".join(map(str, paths)))
+    tell(result, paths, as_json=config.json)
     return 0
 
 

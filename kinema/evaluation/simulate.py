@@ -28,7 +28,7 @@ from kinema.evaluation.rollout import (
     roll_out,
     session_generator,
 )
-from kinema.evaluation.table import align, psnr, to_json, write_text
+from kinema.evaluation.table import align, psnr, tell, to_json, write_text
 from kinema.simulation import World, load
 
 FILM_WIDTH = 768
@@ -108,7 +108,7 @@ def simulate(config: SimulateConfig) -> int:
             num_denoising_steps=config.num_denoising_steps,
         )
         paths = write(measured, config.out)
-        print(measured.to_json() if config.json else measured.table() + "\n\n" + "\n".join(map(str, paths)))
+        tell(measured, paths, as_json=config.json)
         return 0
     comparison = compare_episode(world, dataset, config)
     written = _write_pictures(comparison, world, config)

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 Cells = Sequence[Sequence[str]]
 """A table as text, row by row."""
@@ -146,3 +146,17 @@ def write_text(path: Path, text: str) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@runtime_checkable
+class Told(Protocol):
+    """What can be told as a table or as JSON."""
+
+    def to_json(self) -> str: ...
+
+    def table(self) -> str: ...
+
+
+def tell(measured: Told, paths: Sequence[Path], *, as_json: bool) -> None:
+    """Print what was measured, and, beneath a table, the files that it was written to."""
+    print(measured.to_json() if as_json else measured.table() + "\n\n" + "\n".join(map(str, paths)))

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.rollout import Clip, load_clips, open_recordings
 from kinema.evaluation.speed import measure_latencies, start_streams, stream_actions
-from kinema.evaluation.table import Row
+from kinema.evaluation.table import Row, tell
 from kinema.nn.packed import can_pack
 from kinema.simulation import SimulationBatch, World, load
 
@@ -76,7 +76,7 @@ def speed(config: SpeedConfig) -> int:
     (clip,) = load_clips(world, dataset, num=1, length=config.context + 1, probe=None)
     result = measure_throughput(world, clip, config, source=str(dataset.root))
     paths = result.write(config.out)
-    print(result.to_json() if config.json else result.table() + "\n\n" + "\n".join(map(str, paths)))
+    tell(result, paths, as_json=config.json)
     return 0
 
 
