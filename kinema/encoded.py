@@ -36,12 +36,17 @@ def fit_units(world: World, segments: Segments) -> None:
 
 
 def fit_support(world: World, segments: Segments) -> None:
-    """Take where actions and proprioception were recorded from the data, where the world knows that."""
+    """Take where actions were recorded from the data, and where proprioception was, if the world keeps that.
+
+    Proprioception but once: what the linear response and the manifold know of where the robot is drawn is
+    fitted once, too, and knows no more of it when a dynamics goes on learning from other data.
+    """
     episode = segments.first_rows(np.arange(segments.num_rows))
     if world.action_support is not None:
         world.action_support.fit(_normalized(world.action_normalizer, segments.actions).numpy(), episode)
-    if world.proprio_support is not None and segments.proprio is not None:
-        world.proprio_support.fit(_normalized(world.proprio_normalizer, segments.proprio).numpy(), episode)
+    support = world.proprio_support
+    if support is not None and not support.is_fitted and segments.proprio is not None:
+        support.fit(_normalized(world.proprio_normalizer, segments.proprio).numpy(), episode)
 
 
 def _normalized(normalizer: Normalizer, rows: np.ndarray) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import nn
 
 from kinema.acting import ActingConfig, ActingObjective
 from kinema.data.lerobot import Dataset
@@ -188,10 +188,10 @@ def _go_on(config: TrainConfig, source: str) -> int:
         values, segments = values.followed_by(of_more), segments.followed_by(more)
     fit_support(world, segments)
     weights = surprise_by_row(world, segments, values) if recipe.surprising_share else None
-    if world.manifold is not None and "manifold" not in config.parts:
-        recorded = world.manifold.recorded
-        known = None if recorded is None or not recorded.is_fitted else recorded.codes
-        _fit_recorded(world.manifold, segments, values, known)
+    # Codes that a world keeps stay: as many of more recordings would be wider apart, and what lies between
+    # them be drawn further.
+    if world.manifold is not None and "manifold" not in config.parts and not world.manifold.keeps_codes:
+        _fit_recorded(world.manifold, segments, values)
     with open_loop(config, started) as loop:
         for part in config.parts:
             if part == "manifold":
@@ -307,12 +307,12 @@ def _learn_manifold(
     _fit_recorded(world.manifold, segments, values)
 
 
-def _fit_recorded(manifold: Manifold, segments: Segments, values: Values, more: Tensor | None = None) -> None:
+def _fit_recorded(manifold: Manifold, segments: Segments, values: Values) -> None:
     if manifold.recorded is None:
         return
     print(f"choosing {len(manifold.recorded.codes):,} recorded frames to keep, up to a minute", flush=True)
     episode = segments.first_rows(np.arange(segments.num_rows))
-    manifold.fit_recorded(values.latents[0], values.proprio[0], episode, more)
+    manifold.fit_recorded(values.latents[0], values.proprio[0], episode)
 
 
 def _manifold_stage(

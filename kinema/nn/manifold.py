@@ -252,6 +252,11 @@ class Manifold(nn.Module):
         near = torch.cat([of_code, of_robot, self.token.expand(code.shape[0], -1, -1)], dim=-1)
         return robot + alone + self.near(near).float()
 
+    @property
+    def keeps_codes(self) -> bool:
+        """Whether there are codes of recorded frames."""
+        return self.recorded is not None and self.recorded.is_fitted
+
     @torch.no_grad()
     def fit_robot(self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]) -> None:
         """Find the robot's part of recorded frames by ridge regression."""
@@ -284,17 +289,16 @@ class Manifold(nn.Module):
         latents: Float[Tensor, "N L Z"],
         proprio: Float[Tensor, "N P"],
         episode: Int[np.ndarray, " N"],
-        more: Float[Tensor, "M K"] | None = None,
     ) -> None:
-        """Choose the codes that are kept of recorded frames, and of ``more``, of a manifold that keeps any;
-        ``episode`` tells which frames are of the same one."""
+        """Choose the codes that are kept of recorded frames, of a manifold that keeps any; ``episode`` tells
+        which frames are of the same one."""
         assert self.recorded is not None
         device, step = self.radius.device, -(-len(latents) // MOST_RECORDED)
         code = [
             self.encode(latents[piece].float().to(device), proprio[piece].float().to(device)).cpu()
             for piece in torch.arange(0, len(latents), step).split(4096)
         ]
-        self.recorded.fit(torch.cat(code), episode[::step], more)
+        self.recorded.fit(torch.cat(code), episode[::step])
 
 
 def _rms(x: Float[Tensor, "*N L Z"]) -> Float[Tensor, "*N"]:

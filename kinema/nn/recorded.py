@@ -59,21 +59,16 @@ class RecordedCodes(nn.Module):
         return self.cells.flatten(0, 1)
 
     @torch.no_grad()
-    def fit(
-        self, code: Float[Tensor, "N K"], episode: Int[np.ndarray, " N"], more: Tensor | None = None
-    ) -> None:
+    def fit(self, code: Float[Tensor, "N K"], episode: Int[np.ndarray, " N"]) -> None:
         """Choose what is kept of the codes of recorded frames, and find ``reach``.
 
         Args:
             code: of the frames.
             episode: of which episode each is; some episodes are left out.
-            more: codes of recordings that are not at hand any more.
         """
         is_left_out = np.unique(episode, return_inverse=True)[1] % LEFT_OUT == LEFT_OUT - 1
         points = code.cpu().numpy()
-        others = [] if more is None else [more.cpu().numpy()]
-        given = np.concatenate([points[~is_left_out], *others])
-        kept = _sorted_into_cells(_spread(given, len(self.codes)))
+        kept = _sorted_into_cells(_spread(points[~is_left_out], len(self.codes)))
         self.kept.copy_(torch.from_numpy(kept).mul(STEPS).round().view_as(self.kept))
         self._sort_in()
         # Without an episode to leave out, frames that were not chosen have to do.

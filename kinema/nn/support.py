@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kinema.nn.cubes import cubes
 
-THIN = 0.05
+THIN = 0.2
 """Cubes with fewer than this share of the mean number of vectors do not count."""
 REACH_QUANTILE = 0.99
 """Share of recorded vectors, of episodes left out, that stay as they are; the others hardly move."""
@@ -35,6 +35,10 @@ class Support(nn.Module):
         super().__init__()
         self.register_buffer("points", torch.zeros(num, size))
         self.register_buffer("reach", torch.tensor(torch.inf))
+
+    @property
+    def is_fitted(self) -> bool:
+        return bool(self.reach.isfinite())
 
     @torch.no_grad()
     def fit(self, vectors: Float[np.ndarray, "N V"], episode: Int[np.ndarray, " N"]) -> None:

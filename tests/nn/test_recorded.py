@@ -16,10 +16,10 @@ def ring(num: int, seed: int = 0) -> Tensor:
     return 0.8 * torch.stack([angle.cos(), angle.sin(), 0 * angle], dim=-1)
 
 
-def fitted(code: Tensor, *, num: int = NUM_CELLS, more: Tensor | None = None) -> RecordedCodes:
+def fitted(code: Tensor, *, num: int = NUM_CELLS) -> RecordedCodes:
     recorded = RecordedCodes(num, code.shape[1])
     assert not recorded.is_fitted
-    recorded.fit(code, np.arange(len(code)) % EPISODES, more)
+    recorded.fit(code, np.arange(len(code)) % EPISODES)
     assert recorded.is_fitted
     return recorded
 
@@ -63,11 +63,6 @@ def test_the_reach_is_that_of_episodes_left_out() -> None:
     assert 0.7 < (distance[:, 0] <= recorded.reach).float().mean() < 0.9
     between, _ = recorded.nearest(0.7 * ring(2000, seed=1), 1)
     assert (between[:, 0] > recorded.reach).all()
-
-
-def test_what_is_not_at_hand_any_more_is_kept_too() -> None:
-    before = fitted(ring(5000))
-    assert fitted(ring(5000) * 0.2, more=before.codes).nearest(ring(500, seed=1), 1)[0].max() < 0.1
 
 
 def test_codes_of_one_episode_have_to_tell_the_reach_themselves() -> None:

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from kinema.data.segments import Segments
+from kinema.encoded import fit_support
 from kinema.nn.support import Support
 
 from ..worlds import random_actions, random_frames, random_world
@@ -92,3 +94,24 @@ def test_sessions_take_commands_as_far_as_they_were_recorded() -> None:
     assert np.abs(far - further).mean() < 0.2 * np.abs(near - edge).mean()
     for _, place in found:
         assert 0.3 < np.linalg.norm(place) < 0.9
+
+
+def test_a_world_that_goes_on_learning_keeps_where_it_knows_the_robot() -> None:
+    world = random_world(proprio_dim=2)
+
+    def fit_to(size: float) -> None:
+        rows = size * ring(2000).numpy()
+        actions = world.action_normalizer.restore(torch.from_numpy(rows)).numpy()
+        places = world.proprio_normalizer.restore(torch.from_numpy(rows)).numpy()
+        lengths = np.full(40, 50)
+        fit_support(
+            world,
+            Segments(frames={}, actions=actions, proprio=places, lengths=lengths, native_sizes={}),
+        )
+
+    far = torch.tensor([[1.5, 0.0]])
+    fit_to(1.0)
+    first = world.held_action(far), world.held_proprio(far)
+    fit_to(1.4)
+    assert world.held_action(far)[0, 0] > first[0][0, 0] + 0.2
+    assert torch.equal(world.held_proprio(far), first[1])
