@@ -131,7 +131,7 @@ def needs_picture(policy: Policy) -> bool:
 def parse_policy(text: str) -> tuple[str, float]:
     """A policy's name and its share of random actions: of ``cloned@0.3`` they are ``cloned`` and 0.3.
 
-    Raises RecordError.
+    Raises RecordError, where there can be no policy of this name, too.
     """
     name, at, share = text.partition("@")
     try:
@@ -140,6 +140,10 @@ def parse_policy(text: str) -> tuple[str, float]:
         random_share = -1.0
     if not 0.0 <= random_share <= 1.0:
         raise RecordError(f"policy {text!r}: behind the @ stands a share of random actions, from 0 to 1")
+    if name not in POLICIES and ":" not in name:
+        raise RecordError(
+            f"--policy: no policy {name!r}; there are {', '.join(POLICIES)}, or MODULE:CALLABLE"
+        )
     return name, random_share
 
 
@@ -164,22 +168,12 @@ class Mixed:
         return self._space.sample() if self._rng.random() < self._share else action
 
 
-def check_policy_name(text: str) -> None:
-    """Whether there can be a policy of this name, which may have a share behind an @. Raises RecordError."""
-    name, _ = parse_policy(text)
-    if name not in POLICIES and ":" not in name:
-        raise RecordError(
-            f"--policy: no policy {name!r}; there are {', '.join(POLICIES)}, or MODULE:CALLABLE"
-        )
-
-
 def make_policy(text: str, arguments: Mapping[str, Any], env: gymnasium.Env[Any, Any]) -> Policy:
     """Make a policy of ``POLICIES`` or MODULE:CALLABLE; a number behind an @ mixes in random actions.
 
     The callable gets the arguments, and the spaces of the environment if it has parameters of their names.
     Raises RecordError.
     """
-    check_policy_name(text)
     name, share = parse_policy(text)
     target = POLICIES.get(name, name)
     module_name, _, attribute = target.partition(":")

@@ -17,13 +17,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from kinema.data.environment import (
-    Render,
-    check_policy_name,
-    make_environment,
-    make_policy,
-    needs_picture,
-)
+from kinema.data.environment import Render, make_environment, make_policy, needs_picture, parse_policy
 from kinema.data.layout import INFO_PATH, read_json, write_json
 from kinema.data.options import JsonObject, NameList
 from kinema.data.spaces import (
@@ -95,7 +89,7 @@ class RecordConfig:
         ):
             if value is not None and value < least:
                 raise RecordError(f"{name} is {value}; it must be at least {least}")
-        check_policy_name(self.policy)
+        parse_policy(self.policy)
 
     @property
     def picture_size(self) -> tuple[int, int] | None:

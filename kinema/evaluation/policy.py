@@ -17,7 +17,7 @@ import tyro
 from tqdm import tqdm
 
 from kinema.arena import Arena, seen_after
-from kinema.data.environment import Policy, check_policy_name, make_policy, parse_policy
+from kinema.data.environment import Policy, make_policy, parse_policy
 from kinema.data.options import JsonObject
 from kinema.data.spaces import RENDER_KEY, ActionReader
 from kinema.evaluation import bootstrap
@@ -66,8 +66,6 @@ class PolicyConfig:
             raise ValueError(f"policies: {len(self.policies)}; at least 4 are needed to say how they rank")
         if len(set(self.policies)) < len(self.policies):
             raise ValueError(f"policies: {', '.join(self.policies)}; each may be named once")
-        for text in self.policies:
-            check_policy_name(text)
         unknown = sorted(set(self.policy_args) - {parse_policy(text)[0] for text in self.policies})
         if unknown:
             raise ValueError(f"policy_args has {', '.join(unknown)}, which is none of the policies")
