@@ -1,4 +1,4 @@
-"""Steps of sessions as two graphs for the CPU, of the frame and of its picture.
+"""Steps of sessions as graphs for the CPU: of the frame, of what it is recalled as, and of its picture.
 
 A step of one session is hundreds of small operators, and to call them takes longer than what they compute.
 In a graph they are called at once: by PyTorch itself, or by OpenVINO, which fuses them and needs an extra and
@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Self, cast
 
 import jaxtyping
@@ -20,15 +20,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kinema.dynamics import Cache, Values
-from kinema.hardware import Precision, exact, uses_bfloat16
-from kinema.next_frame import LATENTS_STREAM, PROPRIO_STREAM, Noise, foreseen_frame, recalled
-from kinema.nn.attention import attend
+from kinema.hardware import Precision, dtype_of, exact, uses_bfloat16
+from kinema.next_frame import LATENTS_STREAM, PROPRIO_STREAM, Noise, foreseen_frame
 from kinema.nn.embeddings import rotate
-from kinema.nn.packed import to_packed_bfloat16
+from kinema.nn.manifold import NUM_RECALLED
+from kinema.nn.packed import pack
+from kinema.nn.recorded import RecordedCodes
 from kinema.world_model import WorldError, WorldModel
 
 EXAMPLES = 2
 """Sessions that the graphs are traced with; they take any number."""
+
+BEYOND = 2**31
+"""Slices that end behind this have no end."""
 
 Compiler = Literal["torch", "openvino"]
 """What runs the graphs."""
@@ -43,7 +47,7 @@ class CompiledSteps:
     """What sessions of a world compute in each step, with the weights as they were when it was made."""
 
     def __init__(self, world: WorldModel, compiler: Compiler):
-        """Traces and compiles, which takes some seconds by OpenVINO and a third of one by PyTorch.
+        """Traces and compiles, which takes some seconds by OpenVINO and one by PyTorch.
 
         Raises:
             ImportError: OpenVINO is asked for, and is not installed.
@@ -54,6 +58,8 @@ class CompiledSteps:
         self._num_denoising_steps = world.config.num_denoising_steps
         # A copy without what sessions of ``World`` know of compiling, which tracing would ask for.
         world = self._world = _plain(world, "float32" if compiler == "openvino" else world.precision)
+        if compiler == "torch":
+            pack(world, dtype_of(world.precision, world.device))
         self._needs_noise = world.config.dynamics.proprio_dim > 0 and not world.dynamics.foresees_proprio
         config = world.config.dynamics
         cache = world.dynamics.new_cache(EXAMPLES)
@@ -75,7 +81,13 @@ class CompiledSteps:
             if world.cameras:
                 proprio = torch.zeros(EXAMPLES, config.proprio_dim)
                 self._draw = graph(_Draw(world), [frame, proprio], session_axes=[0, 0])
-        except RuntimeError as error:
+            self._draw_to_one = None
+            recorded = _recorded_codes(world)
+            if recorded is not None:
+                codes = torch.zeros(EXAMPLES, NUM_RECALLED, recorded.codes.shape[-1])
+                example = [frame, torch.zeros(EXAMPLES, config.proprio_dim), codes]
+                self._draw_to_one = graph(_DrawToOne(world), example, session_axes=[0, 0, 0])
+        except (AttributeError, RuntimeError) as error:
             advice = "; take the device 'cpu'" if compiler == "openvino" else ""
             raise WorldError(
                 f"{compiler} cannot compile the world '{world.name}'{advice}. It says: {error}"
@@ -107,16 +119,20 @@ class CompiledSteps:
         ]
         if self._needs_noise:
             given[6] = noise(config.proprio_dim, PROPRIO_STREAM)
-        latents, proprio, doubt, code, is_known, *written = self._step(given)
+        latents, proprio, held, doubt, away, candidates, is_known, *written = self._step(given)
         if is_known.min() < 1.0:
             return None
         for layer, frame in zip(cache.layers, written, strict=True):
             layer.with_frame(frame)
         cache.holds_next = self._num_denoising_steps == 1
-        frame = Values(latents, proprio, action)
-        if self._world.manifold is None or not self._world.cameras:
-            return frame, None
-        return recalled(self._world, frame, code), doubt
+        manifold, draw_to_one = self._world.manifold, self._draw_to_one
+        if manifold is not None and draw_to_one is not None:
+            found = manifold.recall_near(
+                latents[:, 0], proprio[:, 0], away, candidates, lambda *given: draw_to_one(given)[0]
+            )
+            latents = found.unsqueeze(1)
+        has_doubt = manifold is not None and bool(self._world.cameras)
+        return Values(latents, proprio, held), doubt if has_doubt else None
 
     def can_draw(self, num: int) -> bool:
         """Whether it is worth to ``draw`` so many sessions."""
@@ -135,17 +151,71 @@ class CompiledSteps:
 class _TorchGraph:
     """A module that was traced, run by PyTorch's own interpreter of graphs.
 
-    It takes any number of sessions, which stand along the given axis of each input.
+    It takes any number of sessions, which stand along the given axis of each input. For one session there is
+    a graph of its own: much of a step is then a constant.
     """
 
     def __init__(self, module: nn.Module, example: Sequence[Tensor], session_axes: Sequence[int]):
+        def of(num: int) -> list[Tensor]:
+            """So many sessions as the first of the example."""
+            return [
+                part.index_select(axis, torch.zeros(num, dtype=torch.long))
+                for part, axis in zip(example, session_axes, strict=True)
+            ]
+
+        self._first_axis = session_axes[0]
         with _tracing():
-            self._graph = torch.jit.freeze(torch.jit.trace(module.eval(), tuple(example), check_trace=False))
+            self._traced = torch.jit.freeze(torch.jit.trace(module.eval(), tuple(example), check_trace=False))
+            self._of_one = _tidied(self._traced, [of(1)])
+            self._of_several = _tidied(self._traced, [of(2), of(3)])
 
     def __call__(self, given: Sequence[Tensor]) -> list[Tensor]:
+        graph = self._of_one if given[0].shape[self._first_axis] == 1 else self._of_several
         # What is in bfloat16 is so by the graph itself.
         with exact(given[0].device):
-            return list(self._graph(*given))
+            return list(graph(self._traced, *given))
+
+
+def _tidied(traced: torch.jit.ScriptModule, examples: Sequence[Sequence[Tensor]]) -> Callable[..., Any]:
+    """The graph of a module as a function of it and its inputs, without what need not be computed at every
+    call: sizes that are the same for all examples and what follows from them, slices that are all there is,
+    and what was computed before."""
+    graph = traced.graph.copy()
+    sizes = [_sizes(traced, example) for example in examples]
+    for node, *found in zip(_size_nodes(graph), *sizes, strict=True):
+        if len(set(found)) == 1:
+            graph.setInsertPoint(node)
+            constant = graph.insertConstant(found[0])  # pyright: ignore[reportAttributeAccessIssue]
+            node.output().replaceAllUsesWith(constant)
+    for node in [node for node in graph.nodes() if node.kind() == "aten::slice"]:
+        _, _, first, end, step = (value.toIValue() for value in node.inputs())
+        if first == 0 and step == 1 and isinstance(end, int) and end >= BEYOND:
+            node.output().replaceAllUsesWith(next(node.inputs()))
+    graph.setInsertPoint(graph.return_node())
+    for _ in range(2):
+        torch._C._jit_pass_constant_propagation(graph)
+        torch._C._jit_pass_peephole(graph, True)
+        torch._C._jit_pass_cse(graph)
+        torch._C._jit_pass_dce(graph)
+    return torch._C._create_function_from_graph("tidied", graph)
+
+
+def _size_nodes(graph: torch.Graph) -> list[torch.Node]:
+    """Where a graph asks for a size of a tensor."""
+    asking = [node for node in graph.nodes() if node.kind() in {"aten::size", "aten::numel"}]
+    return [node for node in asking if node.output().type().kind() == "IntType"]
+
+
+def _sizes(traced: torch.jit.ScriptModule, given: Sequence[Tensor]) -> list[int]:
+    """What the sizes are that the graph of a module asks for."""
+    probe = traced.graph.copy()
+    sizes = probe.create("prim::ListConstruct", [node.output() for node in _size_nodes(probe)], 1)
+    sizes.output().setType(torch._C.ListType.ofInts())
+    probe.appendNode(sizes)
+    for _ in list(probe.outputs()):
+        probe.eraseOutput(0)
+    probe.registerOutput(sizes.output())
+    return torch._C._create_function_from_graph("sizes", probe)(traced, *given)
 
 
 class _OpenVINOGraph:
@@ -217,21 +287,8 @@ class _Step(nn.Module):
         proprio_noise: Tensor,
         *layers: Tensor,
     ) -> tuple[Tensor, ...]:
-        with self.world.autocast():
-            return self._step(frames, num_missing, (cos, sin), action, latents_noise, proprio_noise, layers)
-
-    def _step(
-        self,
-        frames: Tensor,
-        num_missing: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        action: Tensor,
-        latents_noise: Tensor,
-        proprio_noise: Tensor,
-        layers: Sequence[Tensor],
-    ) -> tuple[Tensor, ...]:
-        world = self.world
-        cache = _Windows(world, frames, [_Window(layer, num_missing) for layer in layers], rotary)
+        world, action = self.world, self.world.held_action(action)
+        cache = _Windows(world, frames, [_Window(layer, num_missing) for layer in layers], (cos, sin))
         noises = {LATENTS_STREAM: latents_noise, PROPRIO_STREAM: proprio_noise}
         given = Values(cache.past()[0].latents[:, -1:], torch.zeros_like(proprio_noise), action)
         levels = world.tau(action.shape[0], 1, action_tau=1.0, observation_tau=0.0, proprio_tau=0.0)
@@ -244,10 +301,14 @@ class _Step(nn.Module):
             lambda _, stream: noises[stream],
             world.config.num_denoising_steps,
         )
-        doubt = torch.zeros_like(action[:, 0, 0]) if doubt is None else doubt
-        code = torch.zeros_like(action[:, 0]) if code is None else code
+        nothing = torch.zeros_like(action[:, 0, 0])
+        away = candidates = nothing
+        recorded = _recorded_codes(world)
+        if recorded is not None and code is not None:
+            away, candidates = recorded.nearest(code, NUM_RECALLED)
+        doubt = nothing if doubt is None else doubt
         written = (layer.written for layer in cache.layers)
-        return frame.latents, frame.proprio, doubt, code, is_known, *written
+        return frame.latents, frame.proprio, frame.action, doubt, away, candidates, is_known, *written
 
 
 class _Draw(nn.Module):
@@ -262,6 +323,27 @@ class _Draw(nn.Module):
             return tuple(self.world.draw(latents, proprio))
 
 
+class _DrawToOne(nn.Module):
+    """``Manifold.draw_to_one`` as a function of tensors alone."""
+
+    def __init__(self, world: WorldModel):
+        super().__init__()
+        self.world = world
+
+    def forward(
+        self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"], codes: Float[Tensor, "N C K"]
+    ) -> tuple[Tensor]:
+        assert self.world.manifold is not None
+        return (self.world.manifold.draw_to_one(latents, proprio, codes),)
+
+
+def _recorded_codes(world: WorldModel) -> RecordedCodes | None:
+    """Those of which frames may be drawn to one."""
+    if not world.cameras or world.manifold is None or not world.manifold.keeps_codes:
+        return None
+    return world.manifold.recorded
+
+
 class _Window:
     """The keys and values of one layer, as ``LayerCache`` has them once its window is full; the first
     ``num_missing`` frames of a session are not there, and not seen."""
@@ -273,12 +355,17 @@ class _Window:
     def attend(
         self, q_BNH1E: Tensor, k_BNH1E: Tensor, v_BNH1E: Tensor, rotary: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """As ``LayerCache.attend``."""
-        self.written = torch.stack([rotate(k_BNH1E, *rotary), v_BNH1E])
-        keys, values = torch.cat([self.kept, self.written], dim=-2).unbind(0)
-        num_keys = self.kept.shape[-2] + 1
-        is_there = torch.arange(num_keys) >= self.num_missing[:, None]
-        return attend(rotate(q_BNH1E, *rotary), keys, values, is_there.view(-1, 1, 1, 1, num_keys))
+        """As ``LayerCache.attend``, and as ``kinema.nn.attention.attend`` does it in single precision; but
+        the frame's own keys and values are not copied behind those that are kept."""
+        q, k, v = rotate(q_BNH1E, *rotary).float(), rotate(k_BNH1E, *rotary).float(), v_BNH1E.float()
+        self.written = torch.stack([k, v])
+        q = q * q.shape[-1] ** -0.5
+        keys_BNHSE, values_BNHSE = self.kept.unbind(0)
+        is_there = torch.arange(self.kept.shape[-2]) >= self.num_missing[:, None]
+        of_kept = q @ keys_BNHSE.transpose(-2, -1)
+        of_kept = of_kept.masked_fill(~is_there.view(-1, 1, 1, 1, self.kept.shape[-2]), -torch.inf)
+        weights = torch.cat([of_kept, (q * k).sum(-1, keepdim=True)], dim=-1).softmax(-1)
+        return weights[..., :-1] @ values_BNHSE + weights[..., -1:] * v
 
 
 class _Windows:
@@ -314,8 +401,5 @@ def _plain(world: WorldModel, precision: Precision) -> WorldModel:
     plain = WorldModel(world.config)
     plain.load_state_dict(world.state_dict(), strict=False)
     # Said outright, so that it is not asked for while a graph is traced.
-    plain.precision = "float32"
-    if uses_bfloat16(precision, plain.device):
-        plain.precision = "bfloat16"
-        to_packed_bfloat16(plain)
+    plain.precision = "bfloat16" if uses_bfloat16(precision, plain.device) else "float32"
     return plain.requires_grad_(False)

@@ -279,12 +279,12 @@ class Cache:
     @property
     def last_latents(self) -> Float[Tensor, "B L Z"]:
         """Latents of the frame kept last."""
-        return self.past()[0].latents[:, -1]
+        return self.frames.past()[:, -1, : self.sizes[0]].unflatten(-1, self.latents)
 
     @property
     def last_proprio(self) -> Float[Tensor, "B P"]:
         """Proprioception of the frame kept last."""
-        return self.past()[0].proprio[:, -1]
+        return self.frames.past()[:, -1, self.sizes[0] : self.sizes[0] + self.sizes[1]]
 
     def keep(self, frame: Values, tau: Float[Tensor, "B 1 M"]) -> None:
         """Keep a frame that the layers have."""

@@ -27,6 +27,11 @@ def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
     return precision == "bfloat16" or (precision == "auto" and supports_fast_bfloat16(device))
 
 
+def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
+    """What large matrix products are to be in."""
+    return torch.bfloat16 if uses_bfloat16(precision, device) else torch.float32
+
+
 def supports_fast_bfloat16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 matrices faster than single precision."""
     if device.type == "cpu":

@@ -26,7 +26,9 @@ def next_frame(
     num_denoising_steps: int,
 ) -> tuple[Values, Float[Tensor, " B"] | None]:
     """The frame that a normalised action leads to, as a session keeps it, and how far from the manifold what
-    the network found lay, in radii; None where the world has no manifold or no camera."""
+    the network found lay, in radii; None where the world has no manifold or no camera. Actions that were not
+    recorded are held to those that were."""
+    action = world.held_action(action)
     frame, doubt, code = foreseen_frame(world, cache, action, noise, num_denoising_steps)
     return recalled(world, frame, code), doubt
 

@@ -21,10 +21,10 @@ from kinema.acting import Aims
 from kinema.compiled import CompiledSteps, Compiler
 from kinema.dynamics import Cache, Values
 from kinema.goals import encode_goal
-from kinema.hardware import Precision, keep_freed_memory, one_thread, prefers_packed, uses_bfloat16
+from kinema.hardware import Precision, dtype_of, keep_freed_memory, one_thread
 from kinema.moments import Moments
 from kinema.next_frame import next_frame, with_proprio
-from kinema.nn.packed import pack_linears, to_packed_bfloat16
+from kinema.nn.packed import can_pack, pack
 from kinema.sampler import solve
 from kinema.view import write_video
 from kinema.world_model import CONFIG_FILE, WORLD_FILES, Pictures, WorldError, WorldModel
@@ -173,8 +173,8 @@ class SimulationBatch:
         """
         array = self.world.check_actions(actions, (len(self), self.world.action_dim), "actions")
         action = torch.from_numpy(array).to(self.world.device)
-        with self._networks.autocast(), one_thread(self._is_small):
-            action = self.world.held_action(self.world.action_normalizer.normalize(action))
+        with one_thread(self._is_small):
+            action = self.world.action_normalizer.normalize(action)
             return self._advance(action.unsqueeze(1), decode, judge)
 
     @property
@@ -187,16 +187,19 @@ class SimulationBatch:
         if compiled is not None and compiled.can_step(len(self), self.num_denoising_steps):
             found = compiled.next_frame(self._cache, action, self._noise)
         if found is None:
-            found = next_frame(world, self._cache, action, self._noise, self.num_denoising_steps)
+            with world.autocast():
+                found = next_frame(world, self._cache, action, self._noise, self.num_denoising_steps)
         frame, doubt = found
         if doubt is not None:
             self._doubt = self._doubt + (doubt - 1.0).clamp_min(0.0)
         reward = termination = None
-        if judge and self.world.heads is not None:
-            before = (self._cache.last_latents, self._cache.last_proprio)
-            judged = self.world.heads.judge(before, (frame.latents[:, 0], frame.proprio[:, 0]), action[:, 0])
-            reward, termination = (part.cpu().numpy() for part in judged)
-        world.dynamics.keep(frame, world.tau(len(self), 1, action_tau=1.0), self._cache)
+        with world.autocast():
+            if judge and world.heads is not None:
+                before = (self._cache.last_latents, self._cache.last_proprio)
+                after = (frame.latents[:, 0], frame.proprio[:, 0])
+                judged = world.heads.judge(before, after, frame.action[:, 0])
+                reward, termination = (part.cpu().numpy() for part in judged)
+            world.dynamics.keep(frame, world.tau(len(self), 1, action_tau=1.0), self._cache)
         self.num_steps += 1
         self._remember()
         step = self.look(decode=decode)
@@ -533,14 +536,14 @@ class World(WorldModel):
     def networks(self) -> WorldModel:
         """What sessions run: this world; or a copy whose large matrices are packed, where that is faster, and
         in bfloat16, where it is to run in that. It is made anew when the weights have changed since."""
-        is_half = uses_bfloat16(self.precision, self.device)
-        if not is_half and not prefers_packed(self.device):
+        dtype = dtype_of(self.precision, self.device)
+        if dtype == torch.float32 and not can_pack(dtype, self.device.type):
             return self
-        version = (is_half, self._weights_version())
+        version = (dtype, self._weights_version())
         found, its_version = self.__dict__.pop("_networks", (None, None))
         if found is None or version != its_version:
             found = copy.deepcopy(self)
-            (to_packed_bfloat16 if is_half else pack_linears)(found)
+            pack(found, dtype)
         # Not as a module of this one: it is saved and moved by itself.
         self.__dict__["_networks"] = (found, version)
         return found

@@ -1,5 +1,7 @@
 """Numbers as features: Fourier features of continuous values and rotary positions."""
 
+import functools
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -35,6 +37,14 @@ class FourierFeatures(nn.Module):
         return torch.cat([values, phases.sin(), phases.cos()], dim=-1)
 
 
+@functools.cache
+def _speeds(head_dim: int, device: torch.device) -> Float[Tensor, " pairs"]:
+    """By how much pairs turn from one position to the next."""
+    with torch.inference_mode(False):
+        pairs = torch.arange(0, head_dim, 2, device=device, dtype=torch.float64)
+        return 100.0 ** (-pairs / head_dim)
+
+
 def rotary_table(
     positions: Float[Tensor, "*batch T"] | Int[Tensor, "*batch T"], head_dim: int
 ) -> tuple[Tensor, Tensor]:
@@ -44,8 +54,7 @@ def rotary_table(
     The slowest pair turns once in about 600 positions: windows are short, so a small base separates them
     better than the 10,000 usual for text. In double precision, so that positions may grow without end.
     """
-    pairs = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float64)
-    phases = positions.unsqueeze(-1) * 100.0 ** (-pairs / head_dim)
+    phases = positions.unsqueeze(-1) * _speeds(head_dim, positions.device)
     cos, sin = phases.cos().float(), phases.sin().float()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 

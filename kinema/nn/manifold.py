@@ -9,6 +9,7 @@ rollout can come to look like, however long it is, and leaves as they are frames
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from kinema.hardware import exact
 from kinema.nn.embeddings import FourierFeatures
+from kinema.nn.packed import PackedLinear, can_pack
 from kinema.nn.recorded import NUM_CELLS, RecordedCodes
 from kinema.nn.response import RIDGE, fit_frequencies, gram_and_moment, ridge
 
@@ -80,6 +82,10 @@ class ManifoldConfig:
             raise ValueError(f"num_recorded={self.num_recorded}: it must be 0 or a multiple of {NUM_CELLS}")
 
 
+DrawToOne = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``Manifold.draw_to_one``, or what computes the same."""
+
+
 class _Residual(nn.Module):
     """``x`` plus an MLP of it."""
 
@@ -130,6 +136,7 @@ class Manifold(nn.Module):
             proprio_dim, ROBOT_OCTAVES, ROBOT_DIRECTIONS * (proprio_dim > 0)
         )
         self.register_buffer("to_robot", torch.zeros(self.robot_features.size, size))
+        self._packed: PackedLinear | None = None
         self.register_buffer("radius", torch.tensor(torch.inf))
         self.proprio_features = FourierFeatures(proprio_dim, 3)
         self.encoder = _MLP(size + self.proprio_features.size, config.code_dim, config.width, config.depth)
@@ -157,7 +164,14 @@ class Manifold(nn.Module):
         if not len(self.to_robot):
             return proprio.new_zeros(proprio.shape[0], *self.latents)
         with exact(proprio.device):
-            return (self.robot_features(proprio.float()) @ self.to_robot).unflatten(-1, self.latents)
+            features = self.robot_features(proprio.float())
+            found = features @ self.to_robot if self._packed is None else self._packed(features)
+            return found.unflatten(-1, self.latents)
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """Have the robot's part computed by packed weights."""
+        if len(self.to_robot) and can_pack(torch.float32, self.to_robot.device.type):
+            self._packed = PackedLinear(self.to_robot.T, None, torch.float32)
 
     def distance(
         self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]
@@ -180,27 +194,45 @@ class Manifold(nn.Module):
         return self._drawn(latents, nearest, distance), distance / self.radius, code
 
     def recall(
-        self,
-        latents: Float[Tensor, "N L Z"],
-        proprio: Float[Tensor, "N P"],
-        code: Float[Tensor, "N K"],
+        self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"], code: Float[Tensor, "N K"]
     ) -> Float[Tensor, "N L Z"]:
         """Latents of which the codes are not near that of any recorded frame, drawn towards one that was
         recorded, as ``project`` draws them; the others as they are."""
         if self.recorded is None:
             return latents
-        away, candidates = self.recorded.nearest(code, NUM_RECALLED)
+        return self.recall_near(latents, proprio, *self.recorded.nearest(code, NUM_RECALLED))
+
+    def recall_near(
+        self,
+        latents: Float[Tensor, "N L Z"],
+        proprio: Float[Tensor, "N P"],
+        away: Float[Tensor, "N C"],
+        candidates: Float[Tensor, "N C K"],
+        draw_to_one: DrawToOne | None = None,
+    ) -> Float[Tensor, "N L Z"]:
+        """The same, once the recorded codes are found that are the nearest, and how far they are.
+        ``draw_to_one`` stands for the method of that name."""
+        assert self.recorded is not None
         is_between = away[:, 0] > self.recorded.reach
         if not is_between.any():
             return latents
-        given, known, candidates = latents[is_between], proprio[is_between], candidates[is_between]
-        num = candidates.shape[1]
-        shown = self.decode(candidates.flatten(0, 1), known.repeat_interleave(num, 0)).unflatten(0, (-1, num))
-        distance, index = _rms(shown - given.unsqueeze(1)).min(1)
-        nearest = shown[torch.arange(len(given), device=index.device), index]
+        draw_to_one = draw_to_one or self.draw_to_one
         recalled = latents.clone()
-        recalled[is_between] = self._drawn(given, nearest, distance)
+        recalled[is_between] = draw_to_one(latents[is_between], proprio[is_between], candidates[is_between])
         return recalled
+
+    def draw_to_one(
+        self,
+        latents: Float[Tensor, "N L Z"],
+        proprio: Float[Tensor, "N P"],
+        codes: Float[Tensor, "N C K"],
+    ) -> Float[Tensor, "N L Z"]:
+        """Latents drawn towards what the one of some codes shows that looks the most like them."""
+        num = codes.shape[1]
+        shown = self.decode(codes.flatten(0, 1), proprio.repeat_interleave(num, 0)).unflatten(0, (-1, num))
+        distance, index = _rms(shown - latents.unsqueeze(1)).min(1)
+        index = index.view(-1, 1, 1, 1).expand(-1, 1, *self.latents)
+        return self._drawn(latents, shown.gather(1, index).squeeze(1), distance)
 
     def _find(self, latents: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """How far latents are from the manifold, their places on it, and the codes of these."""

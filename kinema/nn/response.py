@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kinema.hardware import exact
 from kinema.nn.embeddings import FourierFeatures
+from kinema.nn.packed import PackedLinear, can_pack
 
 NUM_OCTAVES, NUM_DIRECTIONS = 5, 500
 SMOOTHNESS = 2.0
@@ -84,6 +85,7 @@ class LinearResponse(nn.Module):
         self.register_buffer("to_action", torch.zeros(3 * proprio_dim + 1, action_dim))
         self.register_buffer("action_error", torch.ones(action_dim))
         self.register_buffer("to_latents", torch.zeros(2 * self.features.size + 1, num_latents * latent_dim))
+        self._packed: PackedLinear | None = None
 
     def proprio_change(
         self,
@@ -111,7 +113,14 @@ class LinearResponse(nn.Module):
     ) -> Float[Tensor, "*n L Z"]:
         """Change of the latents as proprioception goes from ``last`` to ``proprio``."""
         with exact(proprio.device):
-            return (self._latents_inputs(proprio, last) @ self.to_latents).unflatten(-1, self.latents)
+            inputs = self._latents_inputs(proprio, last)
+            found = inputs @ self.to_latents if self._packed is None else self._packed(inputs)
+            return found.unflatten(-1, self.latents)
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """Foresee latents by packed weights."""
+        if self.to_latents.numel() and can_pack(torch.float32, self.to_latents.device.type):
+            self._packed = PackedLinear(self.to_latents.T, None, torch.float32)
 
     @torch.no_grad()
     def fit(

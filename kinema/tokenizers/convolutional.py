@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kinema.nn.packed import pack_convolutions
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvTokenizerConfig:
@@ -135,6 +137,11 @@ class ConvTokenizer(nn.Module):
         """Latents to pixels, about [-1, 1] (not clipped)."""
         raw = latents * self.latent_std + self.latent_mean
         return self.decode_raw(self._as_grid(raw), None if guide is None else self._as_grid(guide))
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """Have the decoder compute by packed convolutions."""
+        grid = self.latent_mean.new_zeros(1, self.config.latent_dim, *self.config.grid)
+        pack_convolutions(self.decoder, lambda: self.decode_raw(grid), dtype)
 
     def _as_grid(self, values: Float[Tensor, "B L V"]) -> Float[Tensor, "B V h w"]:
         return values.transpose(1, 2).unflatten(2, self.config.grid)
