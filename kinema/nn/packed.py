@@ -106,6 +106,18 @@ class PackedConv2d(nn.Module):
         return _products().convolved(x, self._packed, self._bias, *self._settings)
 
 
+class _Pointwise(nn.Module):
+    """A convolution with kernels of one pixel, which is a linear map. In what order oneDNN packs the weights
+    of some such convolutions hangs on the number of threads, and in another they take ten times as long."""
+
+    def __init__(self, convolution: nn.Conv2d, dtype: torch.dtype):
+        super().__init__()
+        self.linear = PackedLinear(convolution.weight.flatten(1), convolution.bias, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 def pack(module: nn.Module, dtype: torch.dtype) -> None:
     """Have what is linear within a module compute in a precision, by packed weights where there are such."""
     for child in list(module.modules()):
@@ -136,7 +148,12 @@ def pack_convolutions(module: nn.Module, run: Callable[[], object], dtype: torch
         for name, child in parent.named_children():
             if child in sizes:
                 assert isinstance(child, nn.Conv2d)
-                setattr(parent, name, PackedConv2d(child, sizes[child], dtype))
+                is_pointwise = child.kernel_size == child.stride == (1, 1) and child.groups == 1
+                is_pointwise = is_pointwise and child.padding == (0, 0)
+                packed = (
+                    _Pointwise(child, dtype) if is_pointwise else PackedConv2d(child, sizes[child], dtype)
+                )
+                setattr(parent, name, packed)
 
 
 def _is_packable(module: nn.Module, dtype: torch.dtype) -> bool:
