@@ -20,7 +20,7 @@ from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.rollout import Clip, load_clips, open_recordings
 from kinema.evaluation.speed import measure_latencies, start_streams, stream_actions
 from kinema.evaluation.table import Row, tell
-from kinema.nn.packed import can_pack
+from kinema.nn.packed import can_halve, can_pack
 from kinema.simulation import SimulationBatch, World, load
 
 MATRIX_SIZE = 1024
@@ -161,9 +161,12 @@ def matrix_rate(device: torch.device) -> float:
 def count_flops(sessions: SimulationBatch, clip: Clip, config: SpeedConfig) -> int:
     """Floating point operations of one decoded step of all sessions."""
     packed = {}
+    # What multiplies by packed weights PyTorch does not count by itself.
     if can_pack(torch.float32, "cpu"):
-        # What multiplies by packed weights PyTorch does not count by itself.
-        packed = {torch.ops.mkldnn._linear_pointwise: _linear_flops}
+        packed[torch.ops.mkldnn._linear_pointwise] = _linear_flops
+        packed[torch.ops.mkldnn._convolution_pointwise] = _convolution_flops
+    if can_halve("cpu"):
+        packed[torch.ops._quantized.wrapped_fbgemm_linear_fp16_weight] = _linear_flops
     counter = FlopCounterMode(display=False, custom_mapping=packed)
     with counter:
         sessions.step(stream_actions(clip, len(sessions), config.context, 0))
@@ -172,6 +175,12 @@ def count_flops(sessions: SimulationBatch, clip: Clip, config: SpeedConfig) -> i
 
 def _linear_flops(x_shape: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
     return 2 * math.prod(x_shape) * out_shape[-1]
+
+
+def _convolution_flops(
+    _: Sequence[int], weight_shape: Sequence[int], *__: Any, out_shape: Sequence[int], **___: Any
+) -> int:
+    return 2 * math.prod(out_shape) * math.prod(weight_shape[1:])
 
 
 def _series(

@@ -69,10 +69,15 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         products = _products()
         if self._half is not None:
-            few = (self._half, self._half_bias, len(self.weight), MOST_HALF_ROWS[self.dtype])
-            if self._packed is None:
-                return products.half_or_plain(x, *few, self.weight, self.bias)
-            return products.half_or_packed(x, *few, self._packed, self._packed_bias, self.dtype)
+            few = (self._half, self._half_bias, len(self.weight))
+            most = MOST_HALF_ROWS[self.dtype]
+            if torch.jit.is_tracing():
+                # How many rows there are is asked whenever the graph is run.
+                if self._packed is None:
+                    return products.half_or_plain(x, *few, most, self.weight, self.bias)
+                return products.half_or_packed(x, *few, most, self._packed, self._packed_bias, self.dtype)
+            if x.numel() < most * x.shape[-1]:
+                return products.half(x, *few)
         x = x.to(self.dtype)
         if self._packed is None or (self.dtype == torch.float32 and x.numel() < MANY_ROWS * x.shape[-1]):
             return F.linear(x, self.weight, self.bias)
