@@ -1,7 +1,7 @@
 """How fast is a simulated frame against other ways to make it? Times kinema and its peers in one run.
 
     python benchmarks/streaming.py [--world pusht] [--streams 1 64] [--peers no-cache] [--no-decode]
-        [--precision float32] [--device openvino]
+        [--precision float32]
 
 Every peer simulates the same recorded start under the same actions and hands over decoded pictures. They take
 turns of some steps, so that whatever else the machine does hits all of them, and each finds its weights in
@@ -76,7 +76,7 @@ class NoCache(Kinema):
     """
 
     def __init__(self, world: World, clip: Clip, num: int):
-        world.compiler = None
+        world.uses_graphs = False
         world.dynamics = _Recomputed(world.dynamics)  # pyright: ignore[reportAttributeAccessIssue]
         super().__init__(world, clip, num)
 
@@ -169,10 +169,8 @@ class Config:
     """Timed steps of each."""
     decode: bool = True
     """Whether to make pictures."""
-    device: str = "cpu"
-    """Where kinema computes: cpu or openvino. Its peers compute on the CPU as PyTorch does."""
     precision: Precision = "auto"
-    """Of the large matrix products, of kinema and its peers; openvino knows single precision alone."""
+    """Of the large matrix products, of kinema and its peers."""
 
 
 def main(config: Config) -> None:
@@ -185,8 +183,7 @@ def main(config: Config) -> None:
     names = ["kinema", *(name for name in config.peers if name != "kinema")]
     print(f"world '{world.name}', {torch.get_num_threads()} threads, precision {world.precision}")
     for num in config.streams:
-        devices = [config.device, *["cpu"] * (len(names) - 1)]
-        worlds = [load(config.world, device=device, precision=config.precision) for device in devices]
+        worlds = [load(config.world, precision=config.precision) for _ in names]
         peers = [PEERS[name](world, clip, num) for name, world in zip(names, worlds, strict=True)]
         seconds, distances = _measure(peers, clip, num, config, fill=world.config.dynamics.reach)
         for name, its_seconds, distance, peer in zip(names, seconds, distances, peers, strict=True):

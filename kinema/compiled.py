@@ -1,17 +1,14 @@
 """Steps of sessions as graphs for the CPU: of the frame, of what it is recalled as, and of its picture.
 
 A step of one session is hundreds of small operators, and to call them takes longer than what they compute.
-In a graph they are called at once: by PyTorch itself, or by OpenVINO, which fuses them and needs an extra and
-some seconds. The graphs are traced from the very functions that run without them, so they compute the same,
-up to rounding.
+In a graph PyTorch calls them at once. The graphs are traced from the very functions that run without them, so
+they compute the same, up to rounding.
 """
 
 import contextlib
-import importlib
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 import jaxtyping
 import numpy as np
@@ -20,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kinema.dynamics import Cache, Values
-from kinema.hardware import Precision, dtype_of, exact, uses_bfloat16
+from kinema.hardware import dtype_of, exact
 from kinema.next_frame import LATENTS_STREAM, PROPRIO_STREAM, Noise, foreseen_frame
 from kinema.nn.embeddings import rotate
 from kinema.nn.manifold import NUM_RECALLED
@@ -34,32 +31,22 @@ EXAMPLES = 2
 BEYOND = 2**31
 """Slices that end behind this have no end."""
 
-Compiler = Literal["torch", "openvino"]
-"""What runs the graphs."""
-
-MOST_STEPPED: dict[Compiler, int] = {"torch": 64, "openvino": 16}
-MOST_DRAWN: dict[Compiler, int] = {"torch": 16, "openvino": 16}
-"""More sessions step, and are drawn, no faster by a graph: their operators are large, and OpenVINO copies
-their pasts."""
+MOST_STEPPED, MOST_DRAWN = 64, 16
+"""More sessions step, and are drawn, no faster by a graph: their operators are large."""
 
 
 class CompiledSteps:
     """What sessions of a world compute in each step, with the weights as they were when it was made."""
 
-    def __init__(self, world: WorldModel, compiler: Compiler):
-        """Traces and compiles, which takes some seconds by OpenVINO and one by PyTorch.
+    def __init__(self, world: WorldModel):
+        """Traces, which takes a second.
 
         Raises:
-            ImportError: OpenVINO is asked for, and is not installed.
-            WorldError: this world cannot be compiled.
+            WorldError: this world cannot be traced.
         """
-        graph = _TorchGraph if compiler == "torch" else _OpenVINOGraph
-        self._compiler: Compiler = compiler
         self._num_denoising_steps = world.config.num_denoising_steps
-        # A copy without what sessions of ``World`` know of compiling, which tracing would ask for.
-        world = self._world = _plain(world, "float32" if compiler == "openvino" else world.precision)
-        if compiler == "torch":
-            pack(world, dtype_of(world.precision, world.device))
+        # A copy without what sessions of ``World`` know of graphs, which tracing would ask for.
+        world = self._world = _plain(world)
         self._needs_noise = world.config.dynamics.proprio_dim > 0 and not world.dynamics.foresees_proprio
         config = world.config.dynamics
         cache = world.dynamics.new_cache(EXAMPLES)
@@ -76,22 +63,19 @@ class CompiledSteps:
         ]
         frame = example[0][:, 0, : cache.sizes[0]].unflatten(-1, cache.latents)
         try:
-            self._step = graph(_Step(world), example, session_axes=[0] * 7 + [1] * len(cache.layers))
+            self._step = _Graph(_Step(world), example, session_axes=[0] * 7 + [1] * len(cache.layers))
             self._draw = None
             if world.cameras:
                 proprio = torch.zeros(EXAMPLES, config.proprio_dim)
-                self._draw = graph(_Draw(world), [frame, proprio], session_axes=[0, 0])
+                self._draw = _Graph(_Draw(world), [frame, proprio], session_axes=[0, 0])
             self._draw_to_one = None
             recorded = _recorded_codes(world)
             if recorded is not None:
                 codes = torch.zeros(EXAMPLES, NUM_RECALLED, recorded.codes.shape[-1])
                 example = [frame, torch.zeros(EXAMPLES, config.proprio_dim), codes]
-                self._draw_to_one = graph(_DrawToOne(world), example, session_axes=[0, 0, 0])
+                self._draw_to_one = _Graph(_DrawToOne(world), example, session_axes=[0, 0, 0])
         except (AttributeError, RuntimeError) as error:
-            advice = "; take the device 'cpu'" if compiler == "openvino" else ""
-            raise WorldError(
-                f"{compiler} cannot compile the world '{world.name}'{advice}. It says: {error}"
-            ) from error
+            raise WorldError(f"PyTorch cannot trace the world '{world.name}'. It says: {error}") from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # Nothing in it changes.
@@ -99,7 +83,7 @@ class CompiledSteps:
 
     def can_step(self, num: int, num_denoising_steps: int) -> bool:
         """Whether ``next_frame`` is for so many network calls, and worth it for so many sessions."""
-        return num <= MOST_STEPPED[self._compiler] and num_denoising_steps == self._num_denoising_steps
+        return num <= MOST_STEPPED and num_denoising_steps == self._num_denoising_steps
 
     def next_frame(
         self, cache: Cache, action: Float[Tensor, "B 1 A"], noise: Noise
@@ -136,7 +120,7 @@ class CompiledSteps:
 
     def can_draw(self, num: int) -> bool:
         """Whether it is worth to ``draw`` so many sessions."""
-        return self._draw is not None and num <= MOST_DRAWN[self._compiler]
+        return self._draw is not None and num <= MOST_DRAWN
 
     def draw(
         self, latents: Float[Tensor, "B L Z"], proprio: Float[Tensor, "B P"]
@@ -148,7 +132,7 @@ class CompiledSteps:
         return pictures[0] if len(cameras) == 1 else dict(zip(cameras, pictures, strict=True))
 
 
-class _TorchGraph:
+class _Graph:
     """A module that was traced, run by PyTorch's own interpreter of graphs.
 
     It takes any number of sessions, which stand along the given axis of each input. For one session there is
@@ -216,44 +200,6 @@ def _sizes(traced: torch.jit.ScriptModule, given: Sequence[Tensor]) -> list[int]
         probe.eraseOutput(0)
     probe.registerOutput(sizes.output())
     return torch._C._create_function_from_graph("sizes", probe)(traced, *given)
-
-
-class _OpenVINOGraph:
-    """The same, compiled and run by OpenVINO."""
-
-    def __init__(self, module: nn.Module, example: Sequence[Tensor], session_axes: Sequence[int]):
-        try:
-            openvino = importlib.import_module("openvino")
-        except ImportError as error:
-            raise ImportError(
-                "device 'openvino' needs an extra: pip install 'kinema[openvino]'; or take the device 'cpu'"
-            ) from error
-        with _tracing():
-            traced = torch.jit.trace(module, tuple(example), check_trace=False)
-            model = openvino.convert_model(traced, example_input=tuple(example))
-        shapes = {}
-        for index, (part, axis) in enumerate(zip(example, session_axes, strict=True)):
-            shapes[index] = [-1 if place == axis else size for place, size in enumerate(part.shape)]
-        model.reshape(shapes)
-        settings = {
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "INFERENCE_PRECISION_HINT": "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        self._tensor = openvino.Tensor
-        self._request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
-        # One request: what is asked of several threads is answered one after the other.
-        self._lock = threading.Lock()
-
-    def __call__(self, given: Sequence[Tensor]) -> list[Tensor]:
-        # In place of a call with arrays, which does the same behind several checks of each.
-        tensors = [self._tensor(np.ascontiguousarray(part.numpy()), shared_memory=True) for part in given]
-        with self._lock:
-            for index, tensor in enumerate(tensors):
-                self._request.set_input_tensor(index, tensor)
-            self._request.infer()
-            # What it gives is written over by the next call.
-            return [torch.from_numpy(np.array(found.data)) for found in self._request.output_tensors]
 
 
 @contextlib.contextmanager
@@ -396,10 +342,11 @@ class _Windows:
         return self._rotary
 
 
-def _plain(world: WorldModel, precision: Precision) -> WorldModel:
-    """Just the networks of a world and its units."""
-    plain = WorldModel(world.config)
+def _plain(world: WorldModel) -> WorldModel:
+    """Just the networks of a world and its units, packed."""
+    plain, dtype = WorldModel(world.config), dtype_of(world.precision, world.device)
     plain.load_state_dict(world.state_dict(), strict=False)
     # Said outright, so that it is not asked for while a graph is traced.
-    plain.precision = "bfloat16" if uses_bfloat16(precision, plain.device) else "float32"
-    return plain.requires_grad_(False)
+    plain.precision = "bfloat16" if dtype == torch.bfloat16 else "float32"
+    pack(plain.requires_grad_(False), dtype)
+    return plain

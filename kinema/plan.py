@@ -67,7 +67,7 @@ class PlanConfig:
     seed: int = 0
     """Of the environment's start and of the search."""
     device: str = "cpu"
-    """Where to compute: cpu, cuda or openvino."""
+    """Where to compute: cpu or cuda."""
     out: Path = Path("plan")
     """Folder for plan.mp4 and plan.png."""
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinema.acting import Aims
-from kinema.compiled import CompiledSteps, Compiler
+from kinema.compiled import CompiledSteps
 from kinema.dynamics import Cache, Values
 from kinema.goals import encode_goal
 from kinema.hardware import Precision, dtype_of, keep_freed_memory, one_thread
@@ -529,8 +529,8 @@ class Simulation:
 class World(WorldModel):
     """A world to simulate in. ``kinema.load`` gives one."""
 
-    compiler: Compiler | None = None
-    """What runs the graphs by which few sessions step; None: they step without."""
+    uses_graphs = False
+    """Whether few sessions step by graphs."""
 
     @property
     def networks(self) -> WorldModel:
@@ -550,26 +550,19 @@ class World(WorldModel):
 
     @property
     def compiled(self) -> CompiledSteps | None:
-        """What sessions step by, where there is a ``compiler``. It is made anew when the weights have changed
-        since.
-
-        Raises:
-            ImportError: OpenVINO is not installed.
-            WorldError: OpenVINO cannot compile this world.
-        """
-        if self.compiler is None:
+        """The graphs, where the world ``uses_graphs`` and can be traced. They are made anew when the weights
+        have changed since."""
+        if not self.uses_graphs:
             return None
         version = (self.precision, self._weights_version())
         found, its_version = self.__dict__.get("_compiled", (None, None))
         if found is None or version != its_version:
             try:
-                found = CompiledSteps(self, self.compiler)
+                found = CompiledSteps(self)
             except WorldError as error:
-                if self.compiler == "openvino":
-                    raise
-                # It was not asked for, and what it gains is time alone.
+                # They were not asked for, and what they gain is time alone.
                 warnings.warn(f"{error}; sessions step without a graph", stacklevel=2)
-                self.compiler = None
+                self.uses_graphs = False
                 return None
             self.__dict__["_compiled"] = (found, version)
         return found
@@ -715,23 +708,14 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", precision: P
 
     Args:
         source: name, folder or Hub id.
-        device: where it runs. ``openvino`` is the CPU too, where OpenVINO compiles what sessions do in a
-            step, in single precision: that takes some seconds at first, and one session then steps up to
-            twice as fast (extra ``openvino``).
+        device: where it runs.
         precision: of the large matrix products of simulated frames; ``auto`` takes bfloat16 where the
             hardware multiplies it faster.
 
     Raises:
-        WorldError: there is none of that name, or a file of it is missing or corrupt; or bfloat16 is asked of
-            ``openvino``.
-        ImportError: a Hub id, and ``huggingface_hub`` is not installed; or ``openvino``, and it is not.
+        WorldError: there is none of that name, or a file of it is missing or corrupt.
+        ImportError: a Hub id, and ``huggingface_hub`` is not installed.
     """
-    if device == "openvino":
-        if precision == "bfloat16":
-            raise WorldError(
-                "device 'openvino' computes in single precision: leave precision out, or take 'cpu'"
-            )
-        precision = "float32"
     folder = Path(source)
     bundled = BUNDLED_WORLDS / str(source)
     if not folder.is_dir() and bundled.is_dir() and bundled.parent == BUNDLED_WORLDS:
@@ -744,14 +728,11 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", precision: P
                 "a Hub id (owner/name)"
             )
         folder = _download(str(source))
-    world = World.from_folder(folder).to("cpu" if device == "openvino" else device)
+    world = World.from_folder(folder).to(device)
     world.precision = precision
     if world.device.type == "cpu":
         keep_freed_memory()
-        world.compiler = "openvino" if device == "openvino" else "torch"
-    if device == "openvino":
-        # Now, and not in the first step.
-        _ = world.compiled
+        world.uses_graphs = True
     return world
 
 

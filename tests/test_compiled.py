@@ -1,34 +1,22 @@
 """Compiled steps are the steps that they were compiled from."""
 
-import itertools
-import sys
-
 import numpy as np
 import pytest
 import torch
 
 from kinema import load
-from kinema.compiled import MOST_STEPPED, CompiledSteps, Compiler
+from kinema.compiled import MOST_STEPPED, CompiledSteps
 from kinema.simulation import Simulation, Step, World
 from kinema.together import step_together
-from kinema.world_model import WorldError
 
 from .worlds import random_actions, random_frames, random_world
-
-COMPILERS: tuple[Compiler, ...] = ("torch", "openvino")
 
 NUM_STEPS = 14
 """More than the windows hold."""
 
 
-def need(compiler: Compiler) -> Compiler:
-    if compiler == "openvino":
-        pytest.importorskip("openvino", reason="the extra openvino is not installed")
-    return compiler
-
-
 def uncompiled(world: World) -> World:
-    world.compiler = None
+    world.uses_graphs = False
     return world
 
 
@@ -47,12 +35,11 @@ def make_world(kind: str) -> World:
 KINDS = ("bundled", "camera", "exact proprioception", "proprioception", "vectors")
 
 
-@pytest.fixture(scope="module", params=itertools.product(KINDS, COMPILERS), ids="-".join)
+@pytest.fixture(scope="module", params=KINDS)
 def worlds(request: pytest.FixtureRequest) -> tuple[World, World]:
     """The same world, as it is and compiled."""
-    kind, compiler = request.param
-    plain, compiled = make_world(kind), make_world(kind)
-    compiled.compiler = need(compiler)
+    plain, compiled = make_world(request.param), make_world(request.param)
+    compiled.uses_graphs = True
     assert isinstance(compiled.compiled, CompiledSteps)
     return plain, compiled
 
@@ -130,10 +117,9 @@ def test_sessions_of_any_age_together(worlds: tuple[World, World]) -> None:
             assert_same(one, other)
 
 
-@pytest.mark.parametrize("compiler", COMPILERS)
-def test_other_weights_are_compiled_anew(compiler: Compiler) -> None:
+def test_other_weights_are_compiled_anew() -> None:
     plain, compiled = (random_world(num_denoising_steps=1) for _ in range(2))
-    compiled.compiler = need(compiler)
+    compiled.uses_graphs = True
     before = compiled.compiled
     assert compiled.compiled is before
     for world in (plain, compiled):
@@ -144,30 +130,24 @@ def test_other_weights_are_compiled_anew(compiler: Compiler) -> None:
     assert_same(one, other)
 
 
-@pytest.mark.parametrize("compiler", COMPILERS)
-def test_other_numbers_of_calls_and_many_sessions_are_not_compiled(
-    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_numbers_of_calls_and_many_sessions_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     world = random_world(num_denoising_steps=1)
-    world.compiler = need(compiler)
+    world.uses_graphs = True
     sim = start(world, 3)
     monkeypatch.setattr(CompiledSteps, "next_frame", None)
     with pytest.raises(TypeError):
         sim.step(actions(world, 1)[0])
     sim.change(num_denoising_steps=3)
     sim.step(actions(world, 1)[0])
-    num = MOST_STEPPED[compiler] + 1
+    num = MOST_STEPPED + 1
     many = start(world, 3).fork(num)
     many.step(actions(world, num), decode=False)
 
 
 def test_loading() -> None:
     world = load("pusht")
-    assert world.compiler == "torch"
+    assert world.uses_graphs
     assert isinstance(world.compiled, CompiledSteps)
-    world = load("pusht", device=need("openvino"))
-    assert world.device.type == "cpu"
-    assert world.compiler == "openvino"
     assert world.compiled is world.compiled
 
 
@@ -175,7 +155,7 @@ def test_loading() -> None:
 def test_in_bfloat16_a_graph_changes_nothing(num: int) -> None:
     """Nothing but what is rounded elsewhere, which is less than bfloat16 itself changes."""
     compiled, plain = (load("pusht", precision="bfloat16") for _ in range(2))
-    plain.compiler = None
+    plain.uses_graphs = False
     assert isinstance(compiled.compiled, CompiledSteps)
     chosen = actions(plain, NUM_STEPS, num, seed=1)
 
@@ -193,24 +173,7 @@ def test_where_nothing_can_be_traced_sessions_step_without(monkeypatch: pytest.M
 
     world, plain = load("pusht", precision="float32"), make_world("bundled")
     monkeypatch.setattr(torch.jit, "trace", fail)
-    with pytest.warns(UserWarning, match=r"cannot compile the world 'pusht'.*no rule.*without a graph"):
+    with pytest.warns(UserWarning, match=r"cannot trace the world 'pusht'.*no rule.*without a graph"):
         sim = start(world, 3)
     action = actions(world, 1)[0]
     assert_same(sim.step(action), start(plain, 3).step(action))
-
-
-def test_mistakes_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(WorldError, match="'openvino' computes in single precision"):
-        load("pusht", device="openvino", precision="bfloat16")
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ImportError, match=r"needs an extra: pip install 'kinema\[openvino\]'"):
-        load("pusht", device="openvino")
-    monkeypatch.undo()
-    need("openvino")
-
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("no rule for it")
-
-    monkeypatch.setattr("openvino.convert_model", fail)
-    with pytest.raises(WorldError, match=r"cannot compile the world 'pusht'; take the device 'cpu'.*no rule"):
-        load("pusht", device="openvino")

@@ -48,7 +48,7 @@ class ControlConfig:
     num_denoising_steps: int | None = None
     """Network calls for a frame; the world's own by default."""
     device: str = "cpu"
-    """Where to compute: cpu, cuda or openvino."""
+    """Where to compute: cpu or cuda."""
     out: Path = Path("evaluation")
     """Folder for control.json, control.png and control.html."""
     json: bool = False

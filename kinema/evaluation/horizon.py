@@ -86,7 +86,7 @@ class HorizonConfig:
     floor_steps: int = 1000
     """Steps of the restarts: long before, chaos has taken all."""
     device: str = "cpu"
-    """Where to compute: cpu, cuda or openvino."""
+    """Where to compute: cpu or cuda."""
     out: Path = Path("evaluation")
     """Folder for horizon.json, horizon.png and horizon.html."""
     json: bool = False

@@ -72,7 +72,7 @@ class PlanningConfig:
     clone: str | None = None
     """Folder of the cloned policy; by default the world's, where it has one."""
     device: str = "cpu"
-    """Where to compute: cpu, cuda or openvino."""
+    """Where to compute: cpu or cuda."""
     out: Path = Path("evaluation")
     """Folder for planning.json, planning.png and planning.html. Attempts made so far are in it too until all
     are: after Ctrl-C the same command goes on with the next."""

@@ -51,7 +51,7 @@ class PolicyConfig:
     seed: int = 0
     """Of the first episode; the next one has the next."""
     device: str = "cpu"
-    """Where to compute: cpu, cuda or openvino."""
+    """Where to compute: cpu or cuda."""
     out: Path = Path("evaluation")
     """Folder for policy.json, policy.png, policy-scatter.png and policy.html. Returns found so far are in it
     too until all are: after Ctrl-C the same command goes on with the next policy."""

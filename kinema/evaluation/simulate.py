@@ -55,7 +55,7 @@ class SimulateConfig:
     num_denoising_steps: int | None = None
     """Network calls for a frame; the world's own by default."""
     device: str = "cpu"
-    """Where to compute: cpu, cuda or openvino."""
+    """Where to compute: cpu or cuda."""
     out: Path = Path("simulation")
     """Folder for the film, the contact sheet and the numbers."""
     report: bool = False

@@ -49,7 +49,7 @@ class SpeedConfig:
     num_denoising_steps: int | None = None
     """Network calls for a frame; the world's own by default."""
     device: str = "cpu"
-    """Where to compute: cpu, cuda or openvino."""
+    """Where to compute: cpu or cuda."""
     out: Path = Path("evaluation")
     """Folder for speed.json, speed.png and speed.html."""
     json: bool = False
@@ -91,9 +91,9 @@ def measure_throughput(world: World, clip: Clip, config: SpeedConfig, *, source:
         )
 
     # What a graph computes cannot be counted from outside, and is the same.
-    compiler, world.compiler = world.compiler, None
+    uses_graphs, world.uses_graphs = world.uses_graphs, False
     flops = [count_flops(start(num), clip, config) for num in streams]
-    world.compiler = compiler
+    world.uses_graphs = uses_graphs
     latencies = [
         measure_latencies(
             start(num), clip, context=config.context, steps=config.steps, repeats=config.repeats

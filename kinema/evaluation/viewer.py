@@ -48,7 +48,7 @@ class ViewConfig:
     num_denoising_steps: int | None = None
     """Network calls for a frame; the world's own by default."""
     device: str = "cpu"
-    """Where to compute: cpu, cuda or openvino."""
+    """Where to compute: cpu or cuda."""
     out: Path | None = None
     """File to write, such as episode.rrd; by default the viewer opens."""
 

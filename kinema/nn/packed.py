@@ -71,7 +71,7 @@ class PackedLinear(nn.Module):
         if self._half is not None:
             few = (self._half, self._half_bias, len(self.weight))
             most = MOST_HALF_ROWS[self.dtype]
-            if torch.jit.is_tracing():
+            if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
                 # How many rows there are is asked whenever the graph is run.
                 if self._packed is None:
                     return products.half_or_plain(x, *few, most, self.weight, self.bias)
@@ -117,7 +117,7 @@ class _Pointwise(nn.Module):
 
     def __init__(self, convolution: nn.Conv2d, dtype: torch.dtype):
         super().__init__()
-        self.linear = PackedLinear(convolution.weight.flatten(1), convolution.bias, dtype)
+        self.linear = PackedLinear(convolution.weight.detach().flatten(1), convolution.bias, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -36,7 +36,7 @@ class ServeConfig:
     port: int = 8000
     """Port to listen at; 0 for any that is free."""
     device: str = "cpu"
-    """Where the networks run: cpu, cuda or openvino."""
+    """Where the networks run: cpu or cuda."""
     limits: Limits = dataclasses.field(default_factory=Limits)
     """What clients may ask for."""
 
