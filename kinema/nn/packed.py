@@ -5,11 +5,10 @@ What one session computes is products of few rows, which wait for their weights.
 half precision where that loses nothing; what is multiplied by them stays in single precision.
 """
 
-import copy
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -43,58 +42,63 @@ class PackedLinear(nn.Module):
     them at every call takes longer than the product; in single precision by such where they are faster.
     """
 
-    _packed: Tensor | None
     _half: Tensor | None
+    _packed: Tensor | None
+    _plain: Tensor | None
+    _bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
         """``weight`` and ``bias`` are in single precision; ``dtype`` is that of the map."""
         super().__init__()
-        self.weight, self.bias, self.dtype = weight, bias, dtype
-        exact, is_single = weight.detach().contiguous(), dtype == torch.float32
-        is_half = can_halve(weight.device.type) and not (is_single and (exact.half() != exact).any())
+        self.dtype, self._num_outputs = dtype, len(weight)
+        weight, bias = weight.detach().contiguous(), None if bias is None else bias.detach()
+        is_single = dtype == torch.float32
+        is_half = can_halve(weight.device.type) and not (is_single and (weight.half() != weight).any())
         is_packed = not is_single or prefers_packed(weight.device)
         # Buffers, so that a graph that is traced takes them for weights.
         for name, value in (
-            ("_packed", _pack(exact.to(dtype)) if is_packed else None),
-            ("_packed_bias", None if bias is None else bias.detach().to(dtype)),
-            ("_half", _halve(exact) if is_half else None),
-            ("_half_bias", exact.new_zeros(len(exact)) if bias is None else bias.detach().clone()),
+            ("_half", _halve(weight) if is_half else None),
+            ("_half_bias", weight.new_zeros(len(weight)) if bias is None else bias),
+            ("_packed", _pack(weight.to(dtype)) if is_packed else None),
+            ("_plain", None if is_packed and (is_half or not is_single) else weight),
+            ("_bias", None if bias is None else bias.to(dtype)),
         ):
             self.register_buffer(name, value, persistent=False)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "PackedLinear":
-        # What is packed is opaque, and cannot be copied.
-        return PackedLinear(copy.deepcopy(self.weight, memo), copy.deepcopy(self.bias, memo), self.dtype)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Nothing in it changes, and what is packed cannot be copied.
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         products = _products()
         if self._half is not None:
-            few = (self._half, self._half_bias, len(self.weight))
+            few = (self._half, self._half_bias, self._num_outputs)
             most = MOST_HALF_ROWS[self.dtype]
             if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
                 # How many rows there are is asked whenever the graph is run.
                 if self._packed is None:
-                    return products.half_or_plain(x, *few, most, self.weight, self.bias)
-                return products.half_or_packed(x, *few, most, self._packed, self._packed_bias, self.dtype)
+                    return products.half_or_plain(x, *few, most, self._plain, self._bias)
+                return products.half_or_packed(x, *few, most, self._packed, self._bias, self.dtype)
             if x.numel() < most * x.shape[-1]:
                 return products.half(x, *few)
         x = x.to(self.dtype)
-        if self._packed is None or (self.dtype == torch.float32 and x.numel() < MANY_ROWS * x.shape[-1]):
-            return F.linear(x, self.weight, self.bias)
-        return products.packed(x, self._packed, self._packed_bias)
+        is_few = self._plain is not None and x.numel() < MANY_ROWS * x.shape[-1]
+        if self._packed is None or is_few:
+            assert self._plain is not None
+            return F.linear(x, self._plain, self._bias)
+        return products.packed(x, self._packed, self._bias)
 
 
 class PackedConv2d(nn.Module):
     """A convolution over pictures of one size, with the weights as they were when it was made."""
 
     _packed: Tensor
+    _bias: Tensor | None
 
     def __init__(self, convolution: nn.Conv2d, size: tuple[int, int], dtype: torch.dtype):
         """``size``: rows and columns of the pictures; others take many times as long."""
         super().__init__()
-        self._convolution = (convolution,)  # In a tuple, so that it is no part of this module.
-        self._size, self._dtype = size, dtype
-        padding = convolution.padding
+        self._dtype, padding = dtype, convolution.padding
         assert not isinstance(padding, str)
         self._settings = (padding, convolution.stride, convolution.dilation, convolution.groups)
         weight, bias = convolution.weight.detach().to(dtype), convolution.bias
@@ -103,8 +107,8 @@ class PackedConv2d(nn.Module):
         self.register_buffer("_packed", packed, persistent=False)
         self.register_buffer("_bias", None if bias is None else bias.detach().to(dtype), persistent=False)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "PackedConv2d":
-        return PackedConv2d(copy.deepcopy(self._convolution[0], memo), self._size, self._dtype)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self._dtype).contiguous(memory_format=torch.channels_last)
@@ -153,12 +157,15 @@ def pack_convolutions(module: nn.Module, run: Callable[[], object], dtype: torch
         for name, child in parent.named_children():
             if child in sizes:
                 assert isinstance(child, nn.Conv2d)
-                is_pointwise = child.kernel_size == child.stride == (1, 1) and child.groups == 1
-                is_pointwise = is_pointwise and child.padding == (0, 0)
-                packed = (
-                    _Pointwise(child, dtype) if is_pointwise else PackedConv2d(child, sizes[child], dtype)
-                )
-                setattr(parent, name, packed)
+                if _is_pointwise(child):
+                    setattr(parent, name, _Pointwise(child, dtype))
+                else:
+                    setattr(parent, name, PackedConv2d(child, sizes[child], dtype))
+
+
+def _is_pointwise(convolution: nn.Conv2d) -> bool:
+    is_each = convolution.kernel_size == convolution.stride == (1, 1)
+    return is_each and convolution.padding == (0, 0) and convolution.groups == 1
 
 
 def _is_packable(module: nn.Module, dtype: torch.dtype) -> bool:
