@@ -58,7 +58,7 @@ class PackedLinear(nn.Module):
         # Buffers, so that a graph that is traced takes them for weights.
         for name, value in (
             ("_half", _halve(weight) if is_half else None),
-            ("_half_bias", weight.new_zeros(len(weight)) if bias is None else bias),
+            ("_half_bias", weight.new_zeros(len(weight)) if bias is None else bias.clone()),
             ("_packed", _pack(weight.to(dtype)) if is_packed else None),
             ("_plain", None if is_packed and (is_half or not is_single) else weight),
             ("_bias", None if bias is None else bias.to(dtype)),
