@@ -75,7 +75,9 @@ class ImagineConfig(LoopConfig):
     starts: int = 128
     """Places in the recordings at which rollouts start."""
     min_trust: float | None = None
-    """Rollouts count up to where trust falls under this; one half is a good start. By default all counts."""
+    """Rollouts end where trust falls under this, and are worth nothing from there on: the world may say
+    anything where it knows nothing. Choose what few rollouts of the recordings' own actions fall under in as
+    many steps. By default all counts."""
     compare: bool = False
     """With --min-trust: let a second policy learn without it, and show both curves."""
     env: str | None = None

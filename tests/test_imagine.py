@@ -88,24 +88,27 @@ def test_returns_are_the_mean_of_those_of_all_lengths() -> None:
         torch.ones(5, 1, dtype=torch.bool),
         discount=discount,
         td_lambda=td_lambda,
+        worst=-100.0,
     )
     assert found[0, 0].item() == pytest.approx(expected)
 
 
-def test_what_is_behind_the_loss_of_trust_does_not_count() -> None:
+def test_to_lose_trust_is_the_worst_there_is() -> None:
     rewards, values, continues = torch.ones(4, 2), torch.arange(10.0).view(5, 2), torch.ones(4, 2)
     trusted = torch.tensor([[True, True], [True, True], [False, True], [False, True]])
-    settings = {"discount": 0.9, "td_lambda": 0.8}
-    found = lambda_returns(rewards, values, continues, trusted, **settings)
-    changed = rewards.clone()
+
+    def returns(rewards: torch.Tensor) -> torch.Tensor:
+        return lambda_returns(rewards, values, continues, trusted, discount=0.9, td_lambda=0.8, worst=-5.0)
+
+    found, changed = returns(rewards), rewards.clone()
     changed[2:, 0] = 1e6
-    torch.testing.assert_close(
-        lambda_returns(changed, values, continues, trusted, **settings), found, rtol=0, atol=0
+    torch.testing.assert_close(returns(changed), found, rtol=0, atol=0)
+    assert found[2, 0] == -5.0
+    assert found[1, 0].item() == pytest.approx(1.0 + 0.9 * (0.2 * values[2, 0].item() + 0.8 * -5.0))
+    assert found[1, 1].item() == pytest.approx(
+        1.0 + 0.9 * (0.2 * values[2, 1].item() + 0.8 * found[2, 1].item())
     )
-    # The first session's rollout is two steps long.
-    short = lambda_returns(rewards[:2], values[:3], continues[:2], trusted[:2], **settings)
-    torch.testing.assert_close(found[:2, 0], short[:, 0])
-    assert not torch.isclose(found[0, 1], short[0, 1])
+    assert (found[:3, 0] < found[:3, 1]).all()
 
 
 # Distributions.
@@ -205,6 +208,9 @@ def test_trust_cuts_a_rollout_short(world: World) -> None:
         loss.backward()
         losses.append((loss, objective.policy.network.last.bias.grad.clone()))
     torch.testing.assert_close(losses[0], losses[1])
+    # To lose it is worth less than what comes of it.
+    trusting = dataclasses.replace(cut, is_trusted=torch.ones_like(cut.is_trusted))
+    assert objective(trusting)[1]["return"] > objective(cut)[1]["return"]
 
 
 def test_a_goal_comes_nearer_by_its_reward(world: World) -> None:

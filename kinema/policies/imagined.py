@@ -158,7 +158,8 @@ class ImaginedObjective(nn.Module):
         super().__init__()
         self.config, self.reward = config, reward
         self.policy = policy
-        self.value = Value(config, world, reward.value_range(world, config.discount))
+        value_range = reward.value_range(world, config.discount)
+        self.value, self._worst = Value(config, world, value_range), value_range[0]
         # In a tuple, so that it is no part of the module: it is neither trained nor saved.
         self._prior = (copy.deepcopy(policy).requires_grad_(False),)
 
@@ -182,10 +183,13 @@ class ImaginedObjective(nn.Module):
             batch.is_trusted,
             discount=config.discount,
             td_lambda=config.td_lambda,
+            worst=self._worst,
         )
-        # Steps behind the end of an episode matter as little as they are likely to be reached.
+        # Steps behind the end of an episode matter as little as they are likely to be reached, and those
+        # behind the loss of trust not at all.
         reached = torch.cat([torch.ones_like(batch.continues[:1]), batch.continues[:-1]]).cumprod(0)
-        weight = (reached * batch.is_trusted).flatten()
+        counts = torch.cat([torch.ones_like(batch.is_trusted[:1]), batch.is_trusted[:-1]])
+        weight = (reached * counts).flatten()
         targets = returns.flatten()
         value_loss = _mean(self.value.bins.loss(logits[:-1].flatten(0, 1), targets), weight)
 
@@ -260,14 +264,16 @@ def lambda_returns(
     *,
     discount: float,
     td_lambda: float,
+    worst: float,
 ) -> Float[Tensor, "H N"]:
     """``R[t] = r[t] + discount * c[t] * ((1 - lambda) * v[t + 1] + lambda * R[t + 1])`` (Sutton and Barto,
-    section 12.1), ``v[H]`` behind the last step. A step that cannot be trusted is not looked at: there the
-    return is the value of where it began."""
+    section 12.1), ``v[H]`` behind the last step. A step that cannot be trusted is not looked at: its return
+    is the worst that there is, so that it is not worth while to go where the world knows nothing (2005.05951,
+    section 4)."""
     later, returns = values[-1], []
     for t in reversed(range(len(rewards))):
         ahead = torch.lerp(values[t + 1], later, td_lambda)
-        later = torch.where(is_trusted[t], rewards[t] + discount * continues[t] * ahead, values[t])
+        later = torch.where(is_trusted[t], rewards[t] + discount * continues[t] * ahead, worst)
         returns.append(later)
     return torch.stack(returns[::-1])
 
