@@ -3,7 +3,7 @@ environment.
 
 It never acts for real while it learns: it begins as the cloned policy, and starts from recorded frames. As it
 goes on, a curve of its imagined return beside its real one shows whether it gets better, or only better at
-finding what the world has wrong; truncating rollouts that lose trust is against the latter.
+finding what the world has wrong; that rollouts which lose trust are worth nothing is against the latter.
 """
 
 import dataclasses
