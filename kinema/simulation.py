@@ -534,7 +534,7 @@ class World(WorldModel):
 
     @property
     def networks(self) -> WorldModel:
-        """What sessions run: this world; or a copy whose large matrices are packed, where that is faster, and
+        """What sessions run: this world; or a copy that computes by packed weights, where there are such, and
         in bfloat16, where it is to run in that. It is made anew when the weights have changed since."""
         dtype = dtype_of(self.precision, self.device)
         if dtype == torch.float32 and not can_pack(dtype, self.device.type):

@@ -146,9 +146,10 @@ def pack_convolutions(module: nn.Module, run: Callable[[], object], dtype: torch
     def note(convolution: nn.Module, given: tuple[Tensor]) -> None:
         sizes[convolution] = (given[0].shape[-2], given[0].shape[-1])
 
-    hooks = [
-        child.register_forward_pre_hook(note) for child in module.modules() if _is_packable(child, dtype)
-    ]
+    found = [child for child in module.modules() if _is_packable(child, dtype)]
+    if not found:
+        return
+    hooks = [convolution.register_forward_pre_hook(note) for convolution in found]
     with torch.no_grad():
         run()
     for hook in hooks:
