@@ -32,7 +32,8 @@ BEYOND = 2**31
 """Slices that end behind this have no end."""
 
 MOST_STEPPED, MOST_DRAWN = 64, 16
-"""More sessions step, and are drawn, no faster by a graph: their operators are large."""
+"""More sessions step, and are drawn, no faster by a graph: their operators are large. Those that step are
+looked up among recorded codes at once, so they are no more than ``recorded.MOST_AT_ONCE``."""
 
 
 class CompiledSteps:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kinema.hardware import exact
 from kinema.nn.embeddings import FourierFeatures
-from kinema.nn.packed import PackedLinear, can_pack
+from kinema.nn.packed import PackedLinear, pack_matrix
 from kinema.nn.recorded import NUM_CELLS, RecordedCodes
 from kinema.nn.response import RIDGE, fit_frequencies, gram_and_moment, ridge
 
@@ -170,8 +170,7 @@ class Manifold(nn.Module):
 
     def pack(self, dtype: torch.dtype) -> None:
         """Have the robot's part computed by packed weights."""
-        if len(self.to_robot) and can_pack(torch.float32, self.to_robot.device.type):
-            self._packed = PackedLinear(self.to_robot.T, None, torch.float32)
+        self._packed = pack_matrix(self.to_robot)
 
     def distance(
         self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]

@@ -89,6 +89,14 @@ class PackedLinear(nn.Module):
         return products.packed(x, self._packed, self._bias)
 
 
+def pack_matrix(matrix: Tensor) -> PackedLinear | None:
+    """A matrix ``I O`` by which rows are multiplied, as a map of single precision; None where there is
+    nothing to pack, or it cannot be."""
+    if not matrix.numel() or not can_pack(torch.float32, matrix.device.type):
+        return None
+    return PackedLinear(matrix.T, None, torch.float32)
+
+
 class PackedConv2d(nn.Module):
     """A convolution over pictures of one size, with the weights as they were when it was made."""
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kinema.hardware import exact
 from kinema.nn.embeddings import FourierFeatures
-from kinema.nn.packed import PackedLinear, can_pack
+from kinema.nn.packed import PackedLinear, pack_matrix
 
 NUM_OCTAVES, NUM_DIRECTIONS = 5, 500
 SMOOTHNESS = 2.0
@@ -119,8 +119,7 @@ class LinearResponse(nn.Module):
 
     def pack(self, dtype: torch.dtype) -> None:
         """Foresee latents by packed weights."""
-        if self.to_latents.numel() and can_pack(torch.float32, self.to_latents.device.type):
-            self._packed = PackedLinear(self.to_latents.T, None, torch.float32)
+        self._packed = pack_matrix(self.to_latents)
 
     @torch.no_grad()
     def fit(

@@ -187,9 +187,8 @@ class ImaginedObjective(nn.Module):
         )
         # Steps behind the end of an episode matter as little as they are likely to be reached, and those
         # behind the loss of trust not at all.
-        reached = torch.cat([torch.ones_like(batch.continues[:1]), batch.continues[:-1]]).cumprod(0)
-        counts = torch.cat([torch.ones_like(batch.is_trusted[:1]), batch.is_trusted[:-1]])
-        weight = (reached * counts).flatten()
+        goes_on = (batch.continues * batch.is_trusted)[:-1]
+        weight = torch.cat([torch.ones_like(batch.continues[:1]), goes_on]).cumprod(0).flatten()
         targets = returns.flatten()
         value_loss = _mean(self.value.bins.loss(logits[:-1].flatten(0, 1), targets), weight)
 
