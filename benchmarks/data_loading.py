@@ -18,8 +18,8 @@ import tyro
 
 from kinema.data import Dataset, DatasetWriter
 from kinema.data.segments import Segments, load_segments
-from kinema.dynamics import Dynamics, Values
-from kinema.objective import DynamicsObjective
+from kinema.model.dynamics import Dynamics, Values
+from kinema.model.objective import DynamicsObjective
 from kinema.recipes import base
 from kinema.tokenizers import ConvTokenizer, TokenizerObjective
 

@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from kinema import load
-from kinema.optim import Muon
+from kinema.train.optim import Muon
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 
 import kinema
-from kinema.client import RemoteSimulation, RemoteWorld
+from kinema.serve.client import RemoteSimulation, RemoteWorld
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from kinema import World, load
-from kinema.dynamics import NUM_BEFORE, Dynamics, Values
 from kinema.evaluation.rollout import Clip, load_clips, open_recordings
 from kinema.evaluation.speed import start_streams, stream_actions
-from kinema.hardware import Precision
+from kinema.hardware.machine import Precision
+from kinema.model.dynamics import NUM_BEFORE, Dynamics, Values
 
 CONTEXT = 4
 """Recorded frames to start from."""

@@ -14,7 +14,7 @@ import tyro
 from gymnasium.wrappers import RescaleAction
 from stable_baselines3 import PPO
 
-from kinema.env import WorldEnv
+from kinema.simulation.env import WorldEnv
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kinema.client import connect
-    from kinema.simulation import Simulation, SimulationBatch, Step, World, load
+    from kinema.serve.client import connect
+    from kinema.simulation.session import Simulation, SimulationBatch, Step, World, load
 
 __all__ = ["Simulation", "SimulationBatch", "Step", "World", "connect", "load"]
 
@@ -13,7 +13,7 @@ def __getattr__(name: str) -> Any:
     # The simulator brings PyTorch along, which takes a second to import: commands that do not simulate start
     # without it.
     if name == "connect":
-        from kinema.client import connect
+        from kinema.serve.client import connect
 
         return connect
     if name in __all__:

@@ -44,7 +44,7 @@ COMMANDS = {
     ),
     "train": Command(
         summary="Learn a world from a dataset.",
-        module="kinema.train",
+        module="kinema.train.command",
         config="TrainConfig",
         function="train",
         after_interrupt="The same command resumes from the last checkpoint.",
@@ -65,14 +65,14 @@ COMMANDS = {
     ),
     "plan": Command(
         summary="Plan in a world towards a goal picture, and do it in the real environment.",
-        module="kinema.plan",
+        module="kinema.evaluation.plan",
         config="PlanConfig",
         function="plan",
         after_interrupt="The same command starts again.",
     ),
     "imagine": Command(
         summary="Let a policy learn inside a world, and ask what it is worth for real.",
-        module="kinema.imagine",
+        module="kinema.train.imagine",
         config="ImagineConfig",
         function="learn",
         after_interrupt="The same command resumes from the last checkpoint.",
@@ -135,7 +135,7 @@ COMMANDS = {
     ),
     "demo": Command(
         summary="Simulate the held-out recording of the bundled world: nothing else is needed.",
-        module="kinema.demo",
+        module="kinema.evaluation.demo",
         config="DemoConfig",
         function="demo",
         after_interrupt="The same command starts again.",

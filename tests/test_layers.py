@@ -1,7 +1,14 @@
 import subprocess
 import sys
 
-MODULES = ("kinema", "kinema.simulation", "kinema.train", "kinema.data", "kinema.evaluation", "kinema.demo")
+MODULES = (
+    "kinema",
+    "kinema.simulation.session",
+    "kinema.train.command",
+    "kinema.data",
+    "kinema.evaluation",
+    "kinema.evaluation.demo",
+)
 EXTRAS = (
     "fastapi",
     "httpx",

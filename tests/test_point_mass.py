@@ -12,8 +12,8 @@ from kinema import cli
 from kinema.planners import find_proposer
 from kinema.policies.acting import ActingPolicy
 from kinema.recipes import RECIPES
-from kinema.simulation import World, load
-from kinema.train import TrainConfig, train
+from kinema.simulation.session import World, load
+from kinema.train.command import TrainConfig, train
 from kinema.types import Seen
 
 from .point_mass import ENVIRONMENT, move, recipe, record_play

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from kinema.arena import Arena
 from kinema.data.environment import Mixed, make_policy
 from kinema.data.record import EpisodeRecorder, RecordConfig
 from kinema.data.spaces import RENDER_KEY
 from kinema.evaluation.policy import PolicyConfig, run_real, run_simulated
-from kinema.parts import save_part
+from kinema.model.parts import save_part
 from kinema.policies.cloned import CLONE_FILE, CloneConfig, ClonedPolicy, load_clone, new_clone
-from kinema.simulation import World, load
+from kinema.simulation.real_env import Arena
+from kinema.simulation.session import World, load
 from kinema.types import Seen
 
 from .worlds import random_heads, random_world, randomize

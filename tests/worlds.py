@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from kinema.data import DatasetWriter
-from kinema.dynamics import Dynamics, DynamicsConfig, Values
-from kinema.heads import HeadsConfig
-from kinema.nn.manifold import ManifoldConfig
-from kinema.simulation import World
+from kinema.model.dynamics import Dynamics, DynamicsConfig, Values
+from kinema.model.heads import HeadsConfig
+from kinema.model.manifold import ManifoldConfig
+from kinema.model.world import CameraConfig, WorldConfig
+from kinema.simulation.session import World
 from kinema.tokenizers import ConvTokenizerConfig
-from kinema.world_model import CameraConfig, WorldConfig
 
 SIZE = 32
 FPS = 10

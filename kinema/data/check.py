@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from kinema import view
+from kinema.data import view
 from kinema.data.defects import Defect, find_defects
 from kinema.data.layout import POSITION_FEATURES, DataError, is_picture
 from kinema.data.lerobot import Dataset

@@ -8,14 +8,14 @@ import numpy as np
 from jaxtyping import Float
 
 from kinema.evaluation.tasks import PushTReality, SimulatorScore, Task
-from kinema.goals import encode_goal
+from kinema.model.goals import encode_goal
 from kinema.planners import Controller, Goal, Planner, ProposeAndCheck
 from kinema.planners.controller import last_action
 from kinema.planners.scores import Measure, restore_actions
 from kinema.planners.search import WarmStart
 from kinema.policies.cloned import ClonedPolicy
-from kinema.simulation import ACT_STEPS, World
-from kinema.starts import History
+from kinema.simulation.session import ACT_STEPS, World
+from kinema.simulation.starts import History
 
 
 @dataclasses.dataclass(frozen=True)

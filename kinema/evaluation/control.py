@@ -19,7 +19,7 @@ from kinema.evaluation.probe import Probe, Quantity, Target, find_probe
 from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.rollout import PICTURE, PROPRIO, Clip, Sweep, by_camera, load_clips, open_recordings
 from kinema.evaluation.table import Row, tell
-from kinema.simulation import World, load
+from kinema.simulation.session import World, load
 from kinema.types import Frames
 
 WRONG = ("shuffled", "delayed", "zero")

@@ -32,7 +32,7 @@ from kinema.evaluation.rollout import (
 )
 from kinema.evaluation.table import Row, tell
 from kinema.evaluation.trust import trust_rows
-from kinema.simulation import SimulationBatch, Step, World, load
+from kinema.simulation.session import SimulationBatch, Step, World, load
 from kinema.types import Frames
 
 WINDOW = 100

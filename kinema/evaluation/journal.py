@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from kinema.evaluation.result import plain
-from kinema.parts import fingerprint
-from kinema.simulation import World
+from kinema.model.parts import fingerprint
+from kinema.simulation.session import World
 
 
 class Journal:

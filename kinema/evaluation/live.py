@@ -10,7 +10,7 @@ from kinema.data.record import EpisodeRecorder, RecordConfig
 from kinema.evaluation.probe import Probe, Reading
 from kinema.evaluation.pusht_state import PUSHT, draw_where
 from kinema.evaluation.reality import Moment
-from kinema.simulation import World
+from kinema.simulation.session import World
 from kinema.types import Episode, Frames
 
 BLIND_POLICIES = ("random", "zero", "pusht-play")

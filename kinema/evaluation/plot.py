@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kinema.view import BACKGROUND, FAINT, FONT, TEXT, Colour
+from kinema.data.view import BACKGROUND, FAINT, FONT, TEXT, Colour
 
 
 class Theme(NamedTuple):

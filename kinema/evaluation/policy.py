@@ -16,7 +16,6 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from kinema.arena import Arena, seen_after
 from kinema.data.environment import Policy, make_policy, parse_policy
 from kinema.data.options import JsonObject
 from kinema.data.spaces import RENDER_KEY, ActionReader
@@ -27,7 +26,8 @@ from kinema.evaluation.page import Drawing
 from kinema.evaluation.plot import Point, scatter
 from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.table import Row, tell
-from kinema.simulation import World, load
+from kinema.simulation.real_env import Arena, seen_after
+from kinema.simulation.session import World, load
 from kinema.types import Seen
 
 

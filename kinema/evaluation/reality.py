@@ -14,8 +14,8 @@ from tqdm import tqdm
 from kinema.data.lerobot import DataError, Dataset
 from kinema.evaluation.probe import Probe, Reading
 from kinema.evaluation.rollout import concatenate, find_places
-from kinema.simulation import World
-from kinema.starts import check_dataset
+from kinema.simulation.session import World
+from kinema.simulation.starts import check_dataset
 from kinema.types import Episode, Frames
 
 

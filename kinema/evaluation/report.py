@@ -19,8 +19,8 @@ from kinema.evaluation.probe import Probe, Quantity, Target, errors, find_probe
 from kinema.evaluation.rollout import PICTURE, PROPRIO, Clip, Sweep
 from kinema.evaluation.speed import measure_speed
 from kinema.evaluation.table import Curve, Report, Row, psnr
-from kinema.simulation import BUNDLED_WORLDS, World
-from kinema.world_model import CONFIG_FILE, WEIGHTS_FILE
+from kinema.model.world import CONFIG_FILE, WEIGHTS_FILE
+from kinema.simulation.session import BUNDLED_WORLDS, World
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

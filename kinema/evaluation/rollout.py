@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from kinema.data.lerobot import DataError, Dataset
 from kinema.evaluation.probe import Probe, Quantity, Reading, errors
-from kinema.simulation import BUNDLED_WORLDS, Step, World
-from kinema.starts import check_dataset
+from kinema.simulation.session import BUNDLED_WORLDS, Step, World
+from kinema.simulation.starts import check_dataset
 from kinema.types import Episode, Frames
 
 PICTURE = Quantity(key="picture", label="picture", unit="levels", largest=255.0)

@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from kinema import view
+from kinema.data import view
 from kinema.data.lerobot import DataError, Dataset
 from kinema.evaluation.probe import Probe, Quantity, errors, find_probe
 from kinema.evaluation.report import ReportConfig, measure, write
@@ -29,7 +29,7 @@ from kinema.evaluation.rollout import (
     session_generator,
 )
 from kinema.evaluation.table import align, psnr, tell, to_json, write_text
-from kinema.simulation import World, load
+from kinema.simulation.session import World, load
 
 FILM_WIDTH = 768
 """Films are enlarged up to about this width."""

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from kinema.arena import Arena
 from kinema.data.environment import make_environment
 from kinema.data.lerobot import DataError, Dataset
 from kinema.evaluation.probe import PushTProbe
 from kinema.evaluation.pusht_state import PUSHT, advance, agent_velocity, get_bodies, set_bodies
 from kinema.planners.scores import worth
-from kinema.simulation import World
-from kinema.starts import History, check_dataset
+from kinema.simulation.real_env import Arena
+from kinema.simulation.session import World
+from kinema.simulation.starts import History, check_dataset
 from kinema.types import Seen
 
 POSITION, ANGLE = 20.0, np.pi / 9

@@ -20,8 +20,8 @@ from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.rollout import Clip, load_clips, open_recordings
 from kinema.evaluation.speed import measure_latencies, start_streams, stream_actions
 from kinema.evaluation.table import Row, tell
-from kinema.nn.packed import can_halve, can_pack
-from kinema.simulation import SimulationBatch, World, load
+from kinema.hardware.packed import can_halve, can_pack
+from kinema.simulation.session import SimulationBatch, World, load
 
 MATRIX_SIZE = 1024
 MATRIX_SECONDS = 0.5

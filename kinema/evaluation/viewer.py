@@ -16,13 +16,13 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from kinema import view
+from kinema.data import view
 from kinema.data.lerobot import Dataset
 from kinema.evaluation.rollout import open_recordings
 from kinema.evaluation.simulate import Comparison, SimulateConfig, compare_episode
-from kinema.simulation import BUNDLED_WORLDS, World, load
+from kinema.model.world import CONFIG_FILE
+from kinema.simulation.session import BUNDLED_WORLDS, World, load
 from kinema.types import Episode
-from kinema.world_model import CONFIG_FILE
 
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 """Columns that say where a row is and nothing of the robot."""

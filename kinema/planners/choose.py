@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
+from kinema.model.world import WorldError
 from kinema.planners.cross_entropy import CrossEntropy
 from kinema.planners.mppi import MPPI
 from kinema.planners.propose import ProposeAndCheck, Proposer
 from kinema.planners.search import Planner, SearchConfig
 from kinema.policies.acting import ActProposer
 from kinema.policies.cloned import CloneProposer, find_clone
-from kinema.simulation import World
-from kinema.world_model import WorldError
+from kinema.simulation.session import World
 
 PLANNERS = {"cem": CrossEntropy, "mppi": MPPI}
 """Those that need no policy, by the names that the command line takes."""

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from kinema.planners.propose import ProposeAndCheck
 from kinema.planners.scores import Goal, WorldScore, normalize_actions, restore_actions
 from kinema.planners.search import Planner, WarmStart
-from kinema.simulation import Simulation, World
-from kinema.starts import History
+from kinema.simulation.session import Simulation, World
+from kinema.simulation.starts import History
 
 
 @dataclasses.dataclass(frozen=True)

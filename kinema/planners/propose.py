@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kinema.planners.scores import WorldScore, normalize_actions, restore_actions
 from kinema.planners.search import Found, Planner, Score, SearchConfig, between, checked
-from kinema.simulation import SimulationBatch
+from kinema.simulation.session import SimulationBatch
 
 
 @runtime_checkable
@@ -37,7 +37,7 @@ class Proposer(Protocol):
 
         Args:
             sessions: where it is to act; they are not changed.
-            target: the goal as ``kinema.goals.encode_goal`` gives it, or none.
+            target: the goal as ``kinema.model.goals.encode_goal`` gives it, or none.
             rng: source of all randomness.
         """
         ...

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kinema.simulation import Simulation, SimulationBatch, Step
-from kinema.world_model import WorldError, WorldModel
+from kinema.model.world import WorldError, WorldModel
+from kinema.simulation.session import Simulation, SimulationBatch, Step
 
 Measure = Literal["steps", "codes", "latents"]
 MeasureOrAuto = Literal["auto", "steps", "codes", "latents"]
@@ -38,7 +38,7 @@ class Goal:
     """What is wanted: a goal picture, reward, or both."""
 
     target: Float[Tensor, "1 G"] | Distance | None = None
-    """The goal as ``kinema.goals.encode_goal`` gives it, or what tells the distance from it."""
+    """The goal as ``kinema.model.goals.encode_goal`` gives it, or what tells the distance from it."""
     measure: Measure = "steps"
     """How far a frame is from the target: the steps that the heads foretell; or, which needs no heads, the
     root mean square difference of codes in the manifold, with that of proprioception beside it; or that of

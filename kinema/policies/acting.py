@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinema.data.spaces import ObservationReader
-from kinema.goals import encode_goal
-from kinema.simulation import SimulationBatch, World, load
-from kinema.starts import History
+from kinema.model.goals import encode_goal
+from kinema.simulation.session import SimulationBatch, World, load
+from kinema.simulation.starts import History
 from kinema.types import Seen
 
 CONTEXT = 4
@@ -111,7 +111,7 @@ class ActProposer:
 def make(observation_space: Any, *, world: str, goal: str | None = None) -> ActingPolicy:
     """The policy from plain arguments, as ``kinema record --policy act --policy-args`` has them: the folder
     of a world that acts, and the file of a goal picture."""
-    from kinema.view import read_picture
+    from kinema.data.view import read_picture
 
     loaded = load(world)
     loaded.require_acting()

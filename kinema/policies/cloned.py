@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from kinema.goals import encode_goal, encode_place
-from kinema.heads import PlaceFeatures, PlaceSizes, ResidualMLP, to_device
-from kinema.parts import load_part
-from kinema.simulation import SimulationBatch, World, load
+from kinema.model.goals import encode_goal, encode_place
+from kinema.model.heads import PlaceFeatures, PlaceSizes, ResidualMLP, to_device
+from kinema.model.parts import load_part
+from kinema.model.world import WorldError
+from kinema.simulation.session import SimulationBatch, World, load
 from kinema.types import Seen
-from kinema.world_model import WorldError
 
 CLONE_FILE = "clone.safetensors"
 """Where ``kinema train --clone`` leaves the policy in the world's folder."""
@@ -280,7 +280,7 @@ def load_clone(world: World, folder: str | Path) -> Clone:
 def make(observation_space: Any, *, world: str, goal: str | None = None, noise: float = 0.0) -> ClonedPolicy:
     """The policy from plain arguments, as ``kinema record --policy cloned --policy-args`` has them: the
     folder of a world with a clone, the file of a goal picture, and the deviation of noise on the actions."""
-    from kinema.view import read_picture
+    from kinema.data.view import read_picture
 
     loaded = load(world)
     picture = None if goal is None else read_picture(goal)

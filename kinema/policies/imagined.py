@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from kinema.heads import PlaceFeatures, ResidualMLP, TwoHot, to_device
-from kinema.parts import load_part
+from kinema.model.heads import PlaceFeatures, ResidualMLP, TwoHot, to_device
+from kinema.model.parts import load_part
+from kinema.model.world import WorldError
 from kinema.policies.cloned import Clone, CloneConfig, ClonedPolicy, draw, most_likely, new_clone
-from kinema.simulation import SimulationBatch, World, load
-from kinema.world_model import WorldError
+from kinema.simulation.session import SimulationBatch, World, load
 
 IMAGINED_FILE = "imagined.safetensors"
 """Where ``kinema imagine`` leaves the policy in the world's folder."""
@@ -89,7 +89,7 @@ class Reward:
     """``recorded``: what the heads foretell of the recorded rewards; ``goal``: steps by which the heads say
     that a goal came nearer."""
     goal: Float[Tensor, "1 G"] | None = None
-    """The goal as ``kinema.goals.encode_goal`` gives it; the policy is told of it too."""
+    """The goal as ``kinema.model.goals.encode_goal`` gives it; the policy is told of it too."""
 
     def __post_init__(self) -> None:
         if self.kind == "goal" and self.goal is None:
@@ -374,7 +374,7 @@ def make(
 ) -> ImaginedPolicy:
     """The policy from plain arguments, as ``kinema record --policy imagined --policy-args`` has them: those
     of ``cloned``. A policy that was learned for a goal wants that goal."""
-    from kinema.view import read_picture
+    from kinema.data.view import read_picture
 
     loaded = load(world)
     picture: np.ndarray | Mapping[str, np.ndarray] | None = None if goal is None else read_picture(goal)

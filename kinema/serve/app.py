@@ -13,12 +13,12 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 
+from kinema.model.world import WorldError
 from kinema.serve import images, schema
 from kinema.serve.guard import LOOPBACK, Guard, client_of
 from kinema.serve.limits import Refusal
 from kinema.serve.service import Service
 from kinema.serve.stream import serve_stream
-from kinema.world_model import WorldError
 
 PAGE = Path(__file__).parent / "page"
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from kinema.evaluation.floor import PUSHT, agent_velocity, set_bodies
 from kinema.evaluation.probe import PushTProbe
-from kinema.simulation import MAX_REWIND, World
+from kinema.simulation.session import MAX_REWIND, World
 from kinema.types import Episode, Frames
 
 

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import tyro
 import uvicorn
 
-from kinema.hardware import leave_threads
+from kinema.hardware.machine import leave_threads
 from kinema.policies.cloned import find_clone
 from kinema.serve.app import create_app
 from kinema.serve.guard import LOOPBACK
 from kinema.serve.limits import Limits
 from kinema.serve.service import Service, find_recordings
-from kinema.simulation import load
+from kinema.simulation.session import load
 
 TOKEN_VARIABLE = "KINEMA_TOKEN"
 MAX_CONNECTIONS = 512

@@ -18,8 +18,8 @@ import torch
 
 from kinema.serve.limits import Limits, Refusal
 from kinema.serve.metrics import Metrics
-from kinema.simulation import Simulation, Step
-from kinema.together import step_together
+from kinema.simulation.batching import step_together
+from kinema.simulation.session import Simulation, Step
 
 MAX_LINGER = 0.006
 """Seconds that a batch waits, at most, for sessions that stepped a moment ago and will be back at once."""

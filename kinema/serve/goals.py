@@ -8,8 +8,8 @@ import numpy as np
 
 from kinema.evaluation.probe import Probe, PushTProbe, Quantity, errors
 from kinema.evaluation.pusht import SCALE, pose_from_state
+from kinema.model.world import WorldError
 from kinema.types import Frames
-from kinema.world_model import WorldError
 
 PICTURE = "picture"
 """Mean difference of two pictures, in percent of black to white."""

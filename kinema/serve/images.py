@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from kinema.model.world import WorldModel
 from kinema.serve.limits import Refusal
-from kinema.world_model import WorldModel
 
 Format = Literal["jpeg", "png", "raw"]
 MEDIA_TYPES: dict[Format, str] = {

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from kinema import planners
-from kinema.goals import encode_place
+from kinema.model.goals import encode_place
 from kinema.planners import PLANNERS, SearchConfig, WorldScore
 from kinema.planners.scores import normalize_actions, resolve_measure, restore_actions
 from kinema.serve import images, schema
@@ -23,7 +23,7 @@ from kinema.serve.engine import Engine
 from kinema.serve.goals import Goal, StateReader
 from kinema.serve.limits import Limits, Refusal
 from kinema.serve.sessions import Session
-from kinema.simulation import SimulationBatch, World
+from kinema.simulation.session import SimulationBatch, World
 from kinema.types import Seen
 
 PIECE = 16

@@ -13,9 +13,10 @@ from typing import Any, Literal
 import numpy as np
 
 from kinema.data import Dataset
+from kinema.data.view import write_video
 from kinema.evaluation.probe import find_probe
 from kinema.evaluation.pusht import UNITS
-from kinema.goals import encode_place
+from kinema.model.goals import encode_place
 from kinema.policies.cloned import Clone, ClonedPolicy
 from kinema.serve import images, schema
 from kinema.serve.beside import Beside, find_beside, has_beside
@@ -25,9 +26,8 @@ from kinema.serve.limits import Limits, Refusal
 from kinema.serve.metrics import Metrics
 from kinema.serve.planning import Planning
 from kinema.serve.sessions import Session, Sessions
-from kinema.simulation import BUNDLED_WORLDS, MAX_REWIND, Simulation, World, moment_bytes
+from kinema.simulation.session import BUNDLED_WORLDS, MAX_REWIND, Simulation, World, moment_bytes
 from kinema.types import Episode, Seen
-from kinema.view import write_video
 
 FIRST_ROW = 3
 """Row of an episode at which a session begins where none is asked for."""

@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal
 from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import Field, TypeAdapter, ValidationError
 
+from kinema.model.world import WorldError
 from kinema.serve import images, schema
 from kinema.serve.limits import Refusal
 from kinema.serve.service import Service
 from kinema.serve.sessions import Session
-from kinema.world_model import WorldError
 
 
 class StepMessage(schema.StepRequest):

@@ -11,15 +11,15 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import CallToolResult, ImageContent, TextContent
 from pydantic import BaseModel, ConfigDict, Field
 
+from kinema.data.view import contact_sheet
+from kinema.model.world import WorldError
 from kinema.serve import images, schema
 from kinema.serve.goals import Goal
 from kinema.serve.limits import Refusal
 from kinema.serve.service import Service
 from kinema.serve.sessions import Session
-from kinema.simulation import Simulation
+from kinema.simulation.session import Simulation
 from kinema.types import Frames
-from kinema.view import contact_sheet
-from kinema.world_model import WorldError
 
 CLIENT = "mcp"
 CONTEXT = 4

@@ -2,7 +2,6 @@
 
 from kinema.tokenizers.convolutional import ConvTokenizer, ConvTokenizerConfig
 from kinema.tokenizers.objective import (
-    DecoderObjective,
     TokenizerObjective,
     TokenizerObjectiveConfig,
     to_pixels,
@@ -11,7 +10,6 @@ from kinema.tokenizers.objective import (
 __all__ = [
     "ConvTokenizer",
     "ConvTokenizerConfig",
-    "DecoderObjective",
     "TokenizerObjective",
     "TokenizerObjectiveConfig",
     "to_pixels",

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kinema.nn.packed import pack_convolutions
+from kinema.hardware.packed import pack_convolutions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,23 +12,15 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from kinema.nn.manifold import Manifold
 from kinema.tokenizers.convolutional import ConvTokenizer
 
 COLOUR_LEVELS = 16
 """Steps of red, of green and of blue in which colours are counted."""
 LEAST_COLOUR_SHARE = 1e-4
 """Added to the share of pixels that a colour has: colours rarer than this weigh about the same."""
-
-DECODER_NOISE = 0.05
-"""Deviation of the noise on the latents that the decoder alone is trained on."""
-DRAWN_SHARE = 0.5
-"""Share of the latents that are drawn towards the manifold, anything from not at all to all of the way."""
-GUIDED_SHARE = 0.9
-"""Share of the pictures for which the decoder is given its guide."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,52 +137,6 @@ class TokenizerObjective(nn.Module):
         penalty = raw.float().square().mean()
         metrics["latent_rms"] = penalty.sqrt().detach()
         return loss + self.config.latent_penalty * penalty, metrics
-
-
-class DecoderObjective(nn.Module):
-    """``module(pairs, latents, proprio, cameras) -> (loss, metrics)``: the decoder alone, once the manifold
-    is known.
-
-    Half of the latents are drawn towards the manifold, as those of simulated frames are: what they lose of a
-    picture's detail has to come from what all pictures have in common. The decoder is guided by the latents
-    of the robot alone: where the robot is, proprioception says better than latents of a picture in which
-    other things hide it.
-    """
-
-    def __init__(self, tokenizer: ConvTokenizer, manifold: Manifold, config: TokenizerObjectiveConfig):
-        super().__init__()
-        self.decoder = tokenizer.decoder
-        self.loss = PictureLoss(config)
-        # Methods, not modules: they are used here, but not trained.
-        self._decode, self._robot, self._distance = tokenizer.decode, manifold.robot, manifold.distance
-        self._num_latents = tokenizer.num_latents
-
-    def forward(
-        self,
-        pairs: UInt8[Tensor, "B 2 H W 3"],
-        latents: Float[Tensor, "B 2 L Z"],
-        proprio: Float[Tensor, "B 2 P"],
-        cameras: Int[Tensor, " B"],
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and metrics of a batch: latents are those of all cameras, pictures of the one that ``cameras``
-        says."""
-        latents, proprio = latents.flatten(0, 1), proprio.flatten(0, 1)
-        count, device = len(latents), latents.device
-        with torch.no_grad():
-            drawn, is_drawn = torch.rand(2, count, 1, 1, generator=generator, device=device)
-            nearest = self._distance(latents, proprio)[1]
-            latents = torch.lerp(latents, nearest, drawn * (is_drawn < DRAWN_SHARE))
-            noise = torch.randn(latents.shape, generator=generator, device=device)
-            is_guided = torch.rand(count, 1, 1, generator=generator, device=device) < GUIDED_SHARE
-            chosen = (torch.arange(count, device=device), cameras.repeat_interleave(2))
-            latents, guide = (
-                of_all.unflatten(1, (-1, self._num_latents))[chosen]
-                for of_all in (latents + DECODER_NOISE * noise, self._robot(proprio) * is_guided)
-            )
-        kept = self.loss.hardest(lambda: self._decode(latents, guide), pairs)
-        pictures = torch.stack([2 * kept, 2 * kept + 1], 1).flatten()
-        return self.loss(self._decode(latents[pictures], guide[pictures]), pairs[kept])
 
 
 def to_pixels(pictures: UInt8[Tensor, "*batch H W 3"]) -> Float[Tensor, "N 3 H W"]:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from kinema.data import Dataset, DatasetWriter
-from kinema.dynamics import DynamicsConfig
 from kinema.evaluation import pusht
-from kinema.simulation import SimulationBatch, Step, World
+from kinema.model.dynamics import DynamicsConfig
+from kinema.model.world import CameraConfig, WorldConfig
+from kinema.simulation.session import SimulationBatch, Step, World
 from kinema.tokenizers import ConvTokenizerConfig
-from kinema.world_model import CameraConfig, WorldConfig
 
 CAMERA = "observation.image"
 FAR = (-1000.0, -1000.0)

@@ -15,7 +15,7 @@ from kinema.evaluation.live import LiveEnvironments
 from kinema.evaluation.probe import find_probe
 from kinema.evaluation.reality import RecordedEpisodes
 from kinema.evaluation.result import Result
-from kinema.simulation import World, load
+from kinema.simulation.session import World, load
 
 from .drawn import CAMERA, DrawnWorld, Mistakes, Recording, record
 

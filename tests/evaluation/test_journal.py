@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kinema.evaluation.journal import Journal
-from kinema.parts import fingerprint
+from kinema.model.parts import fingerprint
 
 
 def test_what_was_found_is_found_again(tmp_path: Path) -> None:

@@ -11,22 +11,22 @@ import pytest
 from PIL import Image
 
 from kinema import cli
-from kinema.arena import Arena
 from kinema.data import Dataset
 from kinema.data.spaces import RecordError
 from kinema.evaluation.agents import Cost, SimulatorAgent
 from kinema.evaluation.journal import Journal
+from kinema.evaluation.plan import PlanConfig
 from kinema.evaluation.planning import PlanningConfig, attempt, make_agents, measure_planning
 from kinema.evaluation.plot import LIGHT
 from kinema.evaluation.policy import PolicyConfig, judge
 from kinema.evaluation.tasks import PushTReality, Task, draw_tasks
-from kinema.parts import save_part
-from kinema.plan import PlanConfig
+from kinema.model.parts import save_part
+from kinema.model.world import WorldError
 from kinema.planners import CrossEntropy, SearchConfig
 from kinema.policies.cloned import CLONE_FILE, CloneConfig, new_clone
-from kinema.simulation import World
-from kinema.starts import History
-from kinema.world_model import WorldError
+from kinema.simulation.real_env import Arena
+from kinema.simulation.session import World
+from kinema.simulation.starts import History
 
 from ..worlds import random_heads
 from .test_tasks import CONTEXT, recording, world  # noqa: F401

@@ -1,7 +1,7 @@
 import numpy as np
 
+from kinema.data.view import BACKGROUND
 from kinema.evaluation.plot import COLOURS, Line, Panel, paint
-from kinema.view import BACKGROUND
 
 
 def line(name: str, x: np.ndarray, y: np.ndarray) -> Line:

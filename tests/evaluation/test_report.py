@@ -7,7 +7,7 @@ import pytest
 from kinema.data import DataError
 from kinema.evaluation import Report, ReportConfig, measure
 from kinema.evaluation.report import write
-from kinema.simulation import World
+from kinema.simulation.session import World
 
 from .drawn import DrawnWorld, Mistakes, Recording, record, tiny_config
 

@@ -11,8 +11,8 @@ from kinema import cli
 from kinema.data import DataError, Dataset, DatasetWriter
 from kinema.evaluation import ReportConfig
 from kinema.evaluation.simulate import SimulateConfig, compare_episode, simulate
-from kinema.simulation import World
-from kinema.world_model import CameraConfig, WorldConfig
+from kinema.model.world import CameraConfig, WorldConfig
+from kinema.simulation.session import World
 
 from .drawn import CAMERA, DrawnWorld, Mistakes, Recording, tiny_config
 

@@ -16,7 +16,7 @@ from kinema.evaluation.tasks import (
     is_met,
     pose_errors,
 )
-from kinema.simulation import World
+from kinema.simulation.session import World
 
 from .drawn import tiny_config
 
@@ -44,7 +44,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    from kinema.world_model import CameraConfig
+    from kinema.model.world import CameraConfig
 
     cameras = (CameraConfig(key=CAMERA, native_height=64, native_width=64),)
     config = tiny_config(cameras=cameras, proprio_key="observation.state", proprio_dim=2)

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kinema import loop as loop_module
 from kinema.data import DataError, Dataset, DatasetWriter
 from kinema.recipes import RECIPES, Recipe, Schedule
-from kinema.train import TrainConfig, train
+from kinema.train import loop as loop_module
+from kinema.train.command import TrainConfig, train
 
 from ..worlds import CAMERA, PROPRIO, write_exact_world
 

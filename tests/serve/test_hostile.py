@@ -26,7 +26,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from kinema.serve.limits import Limits
-from kinema.simulation import Simulation
+from kinema.simulation.session import Simulation
 
 from ..worlds import CAMERA, SIZE
 from .running import running, small_service

@@ -25,7 +25,7 @@ from kinema.serve import images
 from kinema.serve.command import ServeConfig, make_service
 from kinema.serve.limits import Limits
 from kinema.serve.service import Service, session_bytes
-from kinema.simulation import Simulation
+from kinema.simulation.session import Simulation
 
 from ..worlds import CAMERA, SIZE, random_actions, random_frames, random_world
 from .running import running, small_service

@@ -23,7 +23,7 @@ from kinema.serve import images
 from kinema.serve.limits import Limits
 from kinema.serve.mcp import make_mcp
 from kinema.serve.service import Service, find_recordings
-from kinema.simulation import load
+from kinema.simulation.session import load
 
 from ..worlds import SIZE, random_actions
 from .running import small_service

@@ -17,7 +17,7 @@ import pytest
 from kinema.evaluation.pusht import detect
 from kinema.serve.limits import Limits
 from kinema.serve.service import Service, find_recordings
-from kinema.simulation import load
+from kinema.simulation.session import load
 
 from .running import running
 

@@ -13,18 +13,18 @@ import pytest
 import torch
 
 import kinema
-from kinema.client import ServerError
-from kinema.parts import save_part
+from kinema.model.parts import save_part
+from kinema.model.world import WorldError
 from kinema.planners import MPPI, CrossEntropy, Goal, SearchConfig, WorldScore
 from kinema.planners.scores import normalize_actions, restore_actions
 from kinema.policies.cloned import CLONE_FILE, CloneConfig, ClonedPolicy, encode_goal, load_clone, new_clone
 from kinema.serve import images
+from kinema.serve.client import ServerError
 from kinema.serve.command import ServeConfig, make_service
 from kinema.serve.limits import Limits
 from kinema.serve.service import Service, find_recordings
-from kinema.simulation import load
+from kinema.simulation.session import load
 from kinema.types import Seen
-from kinema.world_model import WorldError
 
 from ..worlds import CAMERA, random_frames, random_heads, random_world, randomize
 from .running import running, small_service

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from kinema.nn.manifold import Manifold, ManifoldConfig
+from kinema.model.decoder_objective import DecoderObjective
+from kinema.model.manifold import Manifold, ManifoldConfig
 from kinema.tokenizers import (
     ConvTokenizer,
     ConvTokenizerConfig,
-    DecoderObjective,
     TokenizerObjective,
     TokenizerObjectiveConfig,
 )

@@ -1,0 +1,172 @@
+"""The past of streaming sessions in constant memory."""
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor
+
+from kinema.model.attention import attend
+from kinema.model.embeddings import rotate
+
+
+class Ring:
+    """The last frames of something, along the last axis but one; sessions are the axis ``session_axis``.
+
+    The buffer holds more than the window. The window is the slice before ``end``; when ``end`` nears the end
+    of the buffer, what is still needed moves to the front. So a window is always one contiguous view,
+    appending costs one frame, and going back by up to ``max_rewind`` frames only moves ``end``.
+    """
+
+    def __init__(self, shape: tuple[int, ...], *, window: int, max_rewind: int, like: Tensor):
+        """An empty ring of things of a ``shape`` that has 1 where the frames go."""
+        self.window = window
+        self.num_kept = window + max_rewind
+        self.end = 0
+        self._has_forgotten = False
+        self.buffer = like.new_zeros(*shape[:-2], 2 * self.num_kept + 1, shape[-1])
+
+    def with_frame(self, frame: Tensor) -> Tensor:
+        """Write a frame behind the past ones, without keeping it, and give the window and it."""
+        self.buffer[..., self.end : self.end + 1, :] = frame
+        return self._past_and_next()
+
+    def _past_and_next(self) -> Tensor:
+        """The window, and the frame written last."""
+        return self.buffer[..., max(0, self.end - self.window) : self.end + 1, :]
+
+    def past(self) -> Tensor:
+        """The window: ``window`` frames, or those that there are."""
+        return self.buffer[..., max(0, self.end - self.window) : self.end, :]
+
+    def full_window(self) -> Tensor:
+        """The window, with zeros in place of frames that there are not."""
+        past = self.past()
+        missing = self.window - past.shape[-2]
+        return F.pad(past, (0, 0, missing, 0)) if missing else past
+
+    def keep(self) -> None:
+        """Keep the frame written last."""
+        self.end += 1
+        if self.end == self.buffer.shape[-2]:
+            kept = self.buffer[..., self.end - self.num_kept : self.end, :].clone()
+            self.buffer[..., : self.num_kept, :] = kept
+            self.end = self.num_kept
+            self._has_forgotten = True
+
+    @property
+    def num_rewindable(self) -> int:
+        """Frames that ``rewind`` can take back: at least ``max_rewind`` right after as many were kept, fewer
+        when some were taken back already. A full window stays where there was one."""
+        return self.end - self.window if self._has_forgotten else self.end
+
+    def rewind(self, num_frames: int) -> None:
+        """Take back the frames kept last."""
+        assert 0 <= num_frames <= self.num_rewindable
+        self.end -= num_frames
+
+    def select(self, indices: Tensor, session_axis: int, max_rewind: int | None = None) -> Self:
+        """The past of some of the sessions; with ``max_rewind`` in a ring of that size, which is cheaper
+        where it is smaller."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        indices = indices.to(self.buffer.device)
+        if max_rewind is None:
+            other.buffer = self.buffer.index_select(session_axis, indices)
+            return other
+        other.num_kept = self.window + max_rewind
+        first = max(0, self.end - other.num_kept)
+        kept = self.buffer[..., first : self.end, :].index_select(session_axis, indices)
+        other.end = self.end - first
+        other._has_forgotten = self._has_forgotten or first > 0
+        room = 2 * other.num_kept + 1 - other.end
+        other.buffer = torch.cat([kept, kept.new_zeros(*kept.shape[:-2], room, kept.shape[-1])], dim=-2)
+        return other
+
+    @classmethod
+    def gather(cls, rings: Sequence[Self], session_axis: int) -> Self:
+        """The windows of sessions that have a ring each, side by side, for one frame more. Where some have
+        seen fewer frames than others, there are zeros before theirs."""
+        pasts = [ring.past() for ring in rings]
+        other = object.__new__(cls)
+        other.__dict__.update(rings[0].__dict__)
+        other.end = max(past.shape[-2] for past in pasts)
+        shape = list(pasts[0].shape)
+        # Room for a frame, which is kept without a turn of the ring.
+        shape[session_axis], shape[-2] = len(rings), other.end + 2
+        other.buffer = pasts[0].new_zeros(shape)
+        for index, past in enumerate(pasts):
+            place = other.buffer.narrow(session_axis, index, 1)
+            place[..., other.end - past.shape[-2] : other.end, :] = past
+        return other
+
+    def scatter(self, rings: Sequence[Self], session_axis: int) -> None:
+        """Keep in each of the rings that were gathered the frame that was kept here last."""
+        last = self.buffer[..., self.end - 1 : self.end, :]
+        for ring, frame in zip(rings, last.split(1, session_axis), strict=True):
+            ring.with_frame(frame)
+            ring.keep()
+
+    def replace(self, indices: Tensor, other: "Ring", session_axis: int) -> None:
+        """Give some sessions the window of those of another ring, in their order."""
+        indices = indices.to(self.buffer.device)
+        self.past().index_copy_(session_axis, indices, other.past())
+
+
+class LayerCache(Ring):
+    """Keys (rotated) and values of the past frames in one layer: ``2 B N H S E``."""
+
+    def __init__(
+        self,
+        *,
+        batch: int,
+        tokens: int,
+        num_heads: int,
+        head_dim: int,
+        window: int,
+        max_rewind: int,
+        like: Tensor,
+    ):
+        self._num_missing: Tensor | None = None
+        """Places at the front of the buffer that hold nothing, by session; None where all hold something."""
+        shape = (2, batch, tokens, num_heads, 1, head_dim)
+        super().__init__(shape, window=window, max_rewind=max_rewind, like=like)
+
+    def num_missing(self, batch: int) -> Int[Tensor, " B"]:
+        """Places of the full window that hold nothing, by session."""
+        length = self.past().shape[-2]
+        missing = torch.full((batch,), self.window - length, device=self.buffer.device)
+        if self._num_missing is not None:
+            missing = missing + (self._num_missing - (self.end - length)).clamp_min(0)
+        return missing
+
+    def attend(
+        self, q_BNH1E: Tensor, k_BNH1E: Tensor, v_BNH1E: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Write a frame without keeping it, and attend from it to those before it within the window and to
+        itself.
+
+        Keys are written rotated by the frame's number in its session: only differences matter, so a key is
+        turned once and for all.
+        """
+        written = self.buffer[..., self.end : self.end + 1, :]
+        written[0] = rotate(k_BNH1E, *rotary)
+        written[1] = v_BNH1E
+        keys, values = self._past_and_next().unbind(0)
+        is_there = None
+        if self._num_missing is not None:
+            num_keys = keys.shape[-2]
+            place = torch.arange(num_keys, device=keys.device) + self.end + 1 - num_keys
+            is_there = (place >= self._num_missing[:, None]).view(-1, 1, 1, 1, num_keys)
+        return attend(rotate(q_BNH1E, *rotary), keys, values, is_there)
+
+    @classmethod
+    def of_sessions(cls, rings: Sequence[Self]) -> Self:
+        """The windows of sessions that have a cache each; what is not there is not seen."""
+        other = cls.gather(rings, 1)
+        num_missing = [other.end - ring.past().shape[-2] for ring in rings]
+        if any(num_missing):
+            other._num_missing = torch.tensor(num_missing, device=other.buffer.device)
+        return other

@@ -1,0 +1,799 @@
+"""The streaming session over a world: step, fork, rewind, save.
+
+A ``SimulationBatch`` runs many sessions at once; a ``Simulation`` is one. A session has no length limit: its
+cache is a ring, positions are relative, and memory is constant.
+"""
+
+import copy
+import dataclasses
+import itertools
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kinema.data.view import write_video
+from kinema.hardware.machine import Precision, dtype_of, keep_freed_memory, one_thread
+from kinema.hardware.packed import can_pack, pack
+from kinema.model.acting import Aims
+from kinema.model.dynamics import Cache, Values
+from kinema.model.goals import encode_goal
+from kinema.model.sampler import solve
+from kinema.model.world import CONFIG_FILE, WORLD_FILES, Pictures, WorldError, WorldModel
+from kinema.simulation.graphs import CompiledSteps
+from kinema.simulation.history import Moments
+from kinema.simulation.next_frame import next_frame, with_proprio
+
+KEPT_PICTURES = 8192
+"""Past pictures that a session keeps unless it is told another number; older ones are forgotten."""
+HISTORY_BYTES = 64 * 2**20
+"""Most memory that the past pictures of a batch of sessions take."""
+BUNDLED_WORLDS = Path(__file__).parents[1] / "worlds"
+FEW_SESSIONS = 2
+"""So many step faster on one thread of a CPU than on several."""
+ACT_STEPS = 1
+"""Network calls in which the network finds what to do, unless told otherwise."""
+GIVEN_STREAM, ACT_STREAM = -1, 3
+"""First of the streams of noise of a session: of what given frames are remembered with, the last frame first,
+downwards; and of what actions are made of, upwards."""
+MAX_REWIND = 256
+"""Most steps that ``rewind`` can go back."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a step of a simulation gives."""
+
+    frame: Any
+    """The picture, ``uint8`` ``H W C`` (``B H W C`` of a batch; a dict by camera where there are several;
+    None where the world has no camera)."""
+    proprio: np.ndarray | None
+    """Proprioception ``P`` (``B P``) in the units of the dataset, where the world knows it."""
+    trust: Any = None
+    """How far the frame may be trusted, told without knowing what is true (``B`` of a batch): 1 while what
+    the network finds lies as near the manifold as recorded frames do, one half once it lay, over all steps
+    together, one radius further. Mistakes stay, so it never rises. None where the world has no manifold."""
+    reward: Any = None
+    """The reward that the step is expected to give (``B`` of a batch); None where the world has no heads."""
+    termination: Any = None
+    """Probability that the step ended the episode (``B`` of a batch); None where the world has no heads."""
+
+    def of_session(self, index: int) -> "Step":
+        """The step of one session of a batch."""
+        frame = self.frame
+        if isinstance(frame, dict):
+            frame = {key: pictures[index] for key, pictures in frame.items()}
+        elif frame is not None:
+            frame = frame[index]
+        return Step(
+            frame=frame,
+            proprio=None if self.proprio is None else self.proprio[index],
+            trust=None if self.trust is None else float(self.trust[index]),
+            reward=None if self.reward is None else float(self.reward[index]),
+            termination=None if self.termination is None else float(self.termination[index]),
+        )
+
+
+class SimulationBatch:
+    """Many sessions of one world that step together. ``World`` is not changed by them."""
+
+    def __init__(
+        self,
+        world: "World",
+        seeds: Sequence[int],
+        num_denoising_steps: int | None,
+        max_rewind: int | None = None,
+        max_pictures: int | None = None,
+        cache: Cache | None = None,
+    ):
+        """``cache`` holds what the sessions saw already; without one they have seen nothing."""
+        if num_denoising_steps is None:
+            num_denoising_steps = world.config.num_denoising_steps
+        self.world = world
+        self._networks, self._compiled = world.networks, world.compiled
+        self.num_denoising_steps = _at_least_one(num_denoising_steps)
+        self.num_steps = 0
+        """Steps simulated so far."""
+        self.max_pictures = max_pictures
+        self._seeds = list(seeds)
+        self._born = [0] * len(self._seeds)
+        """Steps that had been simulated when each session began: others may have taken the place of some."""
+        self._generator = torch.Generator()
+        self._max_rewind = MAX_REWIND if max_rewind is None else max_rewind
+        self._cache = cache or world.dynamics.new_cache(len(seeds), max_rewind=self._max_rewind)
+        self._doubt = torch.zeros(len(seeds), device=world.device)
+        """By how many radii the frames of each session were found outside the manifold's, in all."""
+        self._history = Moments(self._history_length())
+        """Latents (in half precision), proprioception and doubt of the last steps."""
+
+    def __len__(self) -> int:
+        """Number of sessions."""
+        return len(self._seeds)
+
+    def __getitem__(self, index: int) -> "Simulation":
+        """A session of its own that continues session ``index``; the batch is not changed by it."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"session {index} of a batch of {len(self)}")
+        index %= len(self)
+        return Simulation(self._copy(torch.tensor([index]), [self._seeds[index]]))
+
+    @torch.inference_mode()
+    def begin(self, latents: Tensor, proprio: Tensor, knows_proprio: bool, actions: Tensor | None) -> None:
+        """Show the sessions their first frames: latents ``B T L Z``, proprioception ``B T P`` and the actions
+        ``B T-1 A`` between the frames, all normalised."""
+        with self._networks.autocast():
+            self._begin(latents, proprio, knows_proprio, actions)
+
+    def _begin(self, latents: Tensor, proprio: Tensor, knows_proprio: bool, actions: Tensor | None) -> None:
+        world = self._networks
+        batch, time = latents.shape[:2]
+        # Frames beyond the reach change nothing.
+        first = max(0, time - 1 - world.config.dynamics.reach)
+        for t in range(first, time):
+            knows_action = t > 0 and actions is not None
+            action = (
+                actions[:, t - 1 : t]
+                if knows_action and actions is not None
+                else self._noise(world.action_dim)
+            )
+            given = Values(latents[:, t : t + 1], proprio[:, t : t + 1], action)
+            if world.proprio_dim and not knows_proprio:
+                given = with_proprio(
+                    world,
+                    self._cache,
+                    given,
+                    self._noise,
+                    self.num_denoising_steps,
+                    action_tau=float(knows_action),
+                    observation_tau=world.config.context_tau,
+                )
+            levels = world.tau(batch, 1, action_tau=float(knows_action))
+            size = world.dynamics.observed(given).shape[-1]
+            noise = self._noise(size, stream=GIVEN_STREAM - (time - 1 - t))
+            world.dynamics.keep(given, levels, self._cache, noise)
+        self._remember()
+
+    @torch.inference_mode()
+    def step(self, actions: Any, *, decode: bool = True, judge: bool = True) -> Step:
+        """Advance every session by its action.
+
+        Args:
+            actions: ``B A`` in the units of the dataset.
+            decode: whether to make pictures; without, ``frame`` is None and the step costs less.
+            judge: whether the world's heads, if it has any, shall tell ``reward`` and ``termination``;
+                without, too, the step costs less.
+
+        Raises:
+            WorldError: the actions have another shape or are not finite; the sessions are unchanged.
+        """
+        array = self.world.check_actions(actions, (len(self), self.world.action_dim), "actions")
+        action = torch.from_numpy(array).to(self.world.device)
+        with one_thread(self._is_small):
+            action = self.world.action_normalizer.normalize(action)
+            return self._advance(action.unsqueeze(1), decode, judge)
+
+    @property
+    def _is_small(self) -> bool:
+        return self.world.device.type == "cpu" and len(self) <= FEW_SESSIONS
+
+    def _advance(self, action: Float[Tensor, "B 1 A"], decode: bool, judge: bool) -> Step:
+        world, found = self._networks, None
+        compiled = self._compiled
+        if compiled is not None and compiled.can_step(len(self), self.num_denoising_steps):
+            found = compiled.next_frame(self._cache, action, self._noise)
+        if found is None:
+            with world.autocast():
+                found = next_frame(world, self._cache, action, self._noise, self.num_denoising_steps)
+        frame, doubt = found
+        if doubt is not None:
+            self._doubt = self._doubt + (doubt - 1.0).clamp_min(0.0)
+        reward = termination = None
+        with world.autocast():
+            if judge and world.heads is not None:
+                before = (self._cache.last_latents, self._cache.last_proprio)
+                after = (frame.latents[:, 0], frame.proprio[:, 0])
+                judged = world.heads.judge(before, after, frame.action[:, 0])
+                reward, termination = (part.cpu().numpy() for part in judged)
+            world.dynamics.keep(frame, world.tau(len(self), 1, action_tau=1.0), self._cache)
+        self.num_steps += 1
+        self._remember()
+        step = self.look(decode=decode)
+        return dataclasses.replace(step, reward=reward, termination=termination)
+
+    @torch.inference_mode()
+    def look(self, *, decode: bool = True) -> Step:
+        """The present frame of every session, as the last step gave it, or the last given one as the
+        tokenizer has it."""
+        world = self._networks
+        latents, known = self._cache.last_latents, self._cache.last_proprio
+        proprio = world.proprio_normalizer.restore(known).cpu().numpy() if world.proprio_dim else None
+        trust = None
+        if world.manifold is not None:
+            trust = (1.0 / (1.0 + self._doubt)).cpu().numpy()
+        frame, compiled = None, self._compiled
+        if decode and compiled is not None and compiled.can_draw(len(self)):
+            frame = compiled.draw(latents, known)
+        elif decode:
+            frame = world.decode(latents, known)
+        return Step(frame=frame, proprio=proprio, trust=trust)
+
+    def change(self, *, seeds: Sequence[int] | None = None, num_denoising_steps: int | None = None) -> None:
+        """Go on with other noise, or with another number of network calls for a frame.
+
+        Raises:
+            WorldError: not one seed for each session, or a number below 1.
+        """
+        if num_denoising_steps is not None:
+            self.num_denoising_steps = _at_least_one(num_denoising_steps)
+        if seeds is not None:
+            if len(seeds) != len(self):
+                raise WorldError(f"seeds: {len(self)} sessions need {len(self)}, got {len(seeds)}")
+            self._seeds = list(seeds)
+
+    @torch.inference_mode()
+    def act(
+        self, goal: Any = None, chunk: int | None = None, *, num_denoising_steps: int = ACT_STEPS
+    ) -> Float[np.ndarray, "B C A"]:
+        """The next actions of every session, in the units of the dataset, as the network itself finds them:
+        the same ones in sessions that are alike and have the same noise. The sessions stay as they are.
+
+        Args:
+            goal: what they shall lead to: a picture ``H W 3``, several by camera, proprioception ``P`` in a
+                world without cameras, or what ``kinema.model.goals.encode_goal`` made of one. Without a
+                goal they are what the recordings might have done.
+            chunk: actions, no more than are found together (all of them by default).
+            num_denoising_steps: network calls. With one they are the middle of what the recordings might have
+                done, with several they vary as that does.
+
+        Raises:
+            WorldError: this world was not taught to act, the goal does not fit it, or a longer chunk.
+        """
+        world, acting = self.world, self.world.require_acting()
+        most = acting.config.chunk
+        if chunk is not None and not 1 <= chunk <= most:
+            raise WorldError(f"chunk={chunk}: from 1 to {most} actions are found together")
+        target = goal if goal is None or isinstance(goal, Tensor) else encode_goal(world, goal)
+        num_denoising_steps = _at_least_one(num_denoising_steps)
+        now = world.place(self.latents, self.normalized_proprio)
+        has_goal = torch.full((len(self), 1), target is not None, device=world.device)
+        aims = Aims(
+            before=world.place(*self.frame_before).unsqueeze(1),
+            now=now.unsqueeze(1),
+            goal=(now if target is None else target.expand_as(now)).unsqueeze(1),
+            has_goal=has_goal,
+        )
+        shape = (most, world.action_dim)
+        noise = self._noise(most * world.action_dim, stream=ACT_STREAM).unflatten(-1, shape)
+        with self._networks.autocast():
+            memory = world.dynamics.memory_of(self._cache)
+
+            def model(noised: Tensor, tau: float) -> Tensor:
+                taus = torch.full_like(has_goal, tau, dtype=noised.dtype)
+                return acting(world.dynamics.blocks, memory, aims, noised, taus)
+
+            actions = solve(model, noise, num_denoising_steps)[:, 0, :chunk].clamp(-1.0, 1.0)
+        return world.action_normalizer.restore(actions).cpu().numpy()
+
+    @property
+    def latents(self) -> Float[Tensor, "B L Z"]:
+        """Latents of the present frame of every session."""
+        return self._cache.last_latents.clone()
+
+    @property
+    def normalized_proprio(self) -> Float[Tensor, "B P"]:
+        """Proprioception of the present frame of every session, as the networks have it."""
+        return self._cache.last_proprio.clone()
+
+    @property
+    def frame_before(self) -> tuple[Float[Tensor, "B L Z"], Float[Tensor, "B P"]]:
+        """Latents and normalised proprioception of the frame before the present one of every session; of the
+        present one where there is no other."""
+        frames, _ = self._cache.past()
+        index = max(0, frames.latents.shape[1] - 2)
+        return frames.latents[:, index].clone(), frames.proprio[:, index].clone()
+
+    def select(self, indices: Sequence[int], seeds: Sequence[int]) -> "SimulationBatch":
+        """Sessions that go on from where some of these are, each with noise of its own seed; they cannot be
+        rewound."""
+        assert len(indices) == len(seeds)
+        return self._copy(torch.tensor(list(indices)), list(seeds), max_rewind=0)
+
+    def fork(self, num: int, *, max_rewind: int | None = None) -> "SimulationBatch":
+        """``num`` futures of every session, ``B * num`` in all, each with its own noise from here on.
+
+        Args:
+            num: futures of each.
+            max_rewind: most steps that they shall be able to go back; less is cheaper, and by default it is
+                as many as here.
+        """
+        if num < 1:
+            raise WorldError(f"fork({num}): at least 1 future is needed")
+        _check_rewind(max_rewind)
+        indices = torch.arange(len(self)).repeat_interleave(num)
+        ages = self._ages()
+        seeds = [
+            _mix(seed, age, child + 1)
+            for seed, age in zip(self._seeds, ages, strict=True)
+            for child in range(num)
+        ]
+        return self._copy(indices, seeds, max_rewind)
+
+    def replace(self, indices: Sequence[int], others: "SimulationBatch") -> None:
+        """Let the sessions of another batch of the same world, in their order, take the place of some here.
+
+        What was before cannot be gone back to, by any session here. Each new one goes on as it would alone.
+
+        Raises:
+            WorldError: not as many sessions as places, or some session was shown fewer frames than attention
+                sees, so that the two cannot stand side by side.
+        """
+        if len(others) != len(indices) or len(set(indices)) != len(indices):
+            raise WorldError(f"replace: {len(others)} sessions for the places {list(indices)}")
+        if not (self._cache.is_full and others._cache.is_full):
+            least = self.world.config.dynamics.frames_to_fill
+            raise WorldError(
+                f"replace: all sessions must have seen {least} frames or more; start them with that many"
+            )
+        places = torch.tensor(list(indices))
+        self._cache.replace(places, others._cache)
+        self._doubt = self._doubt.index_copy(0, places.to(self._doubt.device), others._doubt)
+        for place, seed, born in zip(indices, others._seeds, others._born, strict=True):
+            self._seeds[place], self._born[place] = seed, self.num_steps - (others.num_steps - born)
+        self._history.clear()
+        self._remember()
+
+    @property
+    def num_rewindable(self) -> int:
+        """Steps that ``rewind`` can go back."""
+        return min(self.num_steps, self._max_rewind, len(self._history) - 1, self._cache.num_rewindable)
+
+    def rewind(self, num_steps: int) -> None:
+        """Undo the last steps: what follows is as if they had not been made.
+
+        Raises:
+            WorldError: more than were made, or than the kept past allows: ``MAX_REWIND`` in all, counted from
+                the furthest step.
+        """
+        possible = self.num_rewindable
+        if not 0 <= num_steps <= possible:
+            raise WorldError(f"rewind({num_steps}): this session can go back by 0 to {possible} steps")
+        self._cache.rewind(num_steps)
+        self._history.pop(num_steps)
+        self.num_steps -= num_steps
+        self._doubt = self._history[-1:][2][0]
+
+    def pictures(self, index: int, rows: slice = slice(None)) -> np.ndarray | dict[str, np.ndarray] | None:
+        """The kept pictures of one session, or some rows of them, ``T H W C``, the last given frame first
+        while it is kept."""
+        dtype = self.world.dynamics.token_bias.dtype
+        latents, proprio, _ = self._history[rows]
+        return self._networks.decode(latents[:, index].to(dtype), proprio[:, index])
+
+    @property
+    def num_pictures(self) -> int:
+        """Pictures of each session that are kept."""
+        return len(self._history)
+
+    def save(self, path: str | Path, index: int = 0) -> None:
+        """Write the kept pictures of one session as a video, by the suffix ``.mp4`` or ``.gif``; several
+        cameras stand side by side."""
+        pictures = self.pictures(index)
+        if pictures is None:
+            raise WorldError(f"world '{self.world.name}' has no camera, so there is nothing to save")
+        if isinstance(pictures, dict):
+            pictures = np.concatenate(list(pictures.values()), axis=2)
+        write_video(path, pictures, fps=self.world.fps, scale=max(1, 256 // pictures.shape[1]))
+
+    def _noise(self, size: int, stream: int = 0) -> Tensor:
+        """Noise ``B 1 size``, a function of each session's seed, step and stream alone: the same whatever the
+        batch, and again after a rewind."""
+        rows = []
+        for seed, num_steps in zip(self._seeds, self._ages(), strict=True):
+            self._generator.manual_seed(_mix(seed, num_steps, -stream))
+            rows.append(torch.randn(1, size, generator=self._generator))
+        return torch.stack(rows).to(self.world.device)
+
+    def _ages(self) -> list[int]:
+        """Steps that each session has made."""
+        return [self.num_steps - born for born in self._born]
+
+    def _history_length(self) -> int:
+        bytes_per_step = len(self._seeds) * moment_bytes(self.world)
+        return max(2, min(self.max_pictures or KEPT_PICTURES, HISTORY_BYTES // bytes_per_step))
+
+    def _remember(self) -> None:
+        latents = self._cache.last_latents.to(torch.float16)
+        self._history.append(latents, self._cache.last_proprio, self._doubt)
+
+    def _copy(self, indices: Tensor, seeds: list[int], max_rewind: int | None = None) -> "SimulationBatch":
+        other = SimulationBatch(
+            self.world,
+            seeds,
+            self.num_denoising_steps,
+            self._max_rewind if max_rewind is None else max_rewind,
+            self.max_pictures,
+            self._cache.select(indices, max_rewind),
+        )
+        other.num_steps = self.num_steps
+        other._born = [self._born[index] for index in indices.tolist()]
+        other._doubt = self._doubt[indices]
+        last = len(self._history) if max_rewind is None else 1 + max_rewind
+        other._history = self._history.select(indices, other._history_length(), last)
+        return other
+
+
+class Simulation:
+    """One session of a world."""
+
+    def __init__(self, batch: SimulationBatch):
+        assert len(batch) == 1
+        self._batch = batch
+
+    @property
+    def world(self) -> WorldModel:
+        return self._batch.world
+
+    @property
+    def num_steps(self) -> int:
+        """Steps simulated so far."""
+        return self._batch.num_steps
+
+    def step(self, action: Any, *, decode: bool = True) -> Step:
+        """Advance by one action ``(A,)`` in the units of the dataset.
+
+        Raises:
+            WorldError: the action has another shape or is not finite; the session is unchanged.
+        """
+        array = self.world.check_actions(action, (self.world.action_dim,), "action")
+        return self._batch.step(array[None], decode=decode).of_session(0)
+
+    def act(
+        self, goal: Any = None, chunk: int | None = None, *, num_denoising_steps: int = ACT_STEPS
+    ) -> Float[np.ndarray, "C A"]:
+        """The next actions, in the units of the dataset, as the network itself finds them: see
+        ``SimulationBatch.act``."""
+        return self._batch.act(goal, chunk, num_denoising_steps=num_denoising_steps)[0]
+
+    def look(self, *, decode: bool = True) -> Step:
+        """The present frame, as the last step gave it, or the last given one as the tokenizer has it."""
+        return self._batch.look(decode=decode).of_session(0)
+
+    def change(self, *, seed: int | None = None, num_denoising_steps: int | None = None) -> None:
+        """Go on with other noise, or with another number of network calls for a frame."""
+        seeds = None if seed is None else [seed]
+        self._batch.change(seeds=seeds, num_denoising_steps=num_denoising_steps)
+
+    def copy(self) -> "Simulation":
+        """Another session that goes on from here with the same noise."""
+        return self._batch[0]
+
+    @torch.inference_mode()
+    def last_places(self, num: int) -> list[Float[Tensor, "1 G"]]:
+        """The last ``num`` frames as heads and policies read them (``World.place``), oldest first; where
+        fewer are kept, the oldest stands for those before it."""
+        batch = self._batch
+        latents, proprio, _ = batch._history[-num:]
+        places = batch.world.place(latents[:, 0].to(batch._cache.last_latents.dtype), proprio[:, 0]).split(1)
+        return [*places[:1] * (num - len(places)), *places]
+
+    def future(self, index: int) -> "Simulation":
+        """The future that stands at ``index`` in every fork of more than ``index``."""
+        return Simulation(
+            self._batch._copy(torch.tensor([0]), [_mix(self.seed, self._batch._ages()[0], index + 1)])
+        )
+
+    @property
+    def seed(self) -> int:
+        """Of the noise to come."""
+        return self._batch._seeds[0]
+
+    @property
+    def num_denoising_steps(self) -> int:
+        """Network calls for a frame."""
+        return self._batch.num_denoising_steps
+
+    def fork(self, num: int, *, max_rewind: int | None = None) -> SimulationBatch:
+        """``num`` futures from here, batched, each with its own noise; they can go back by as many steps as
+        this session, or by ``max_rewind``, which is cheaper where it is less."""
+        return self._batch.fork(num, max_rewind=max_rewind)
+
+    def rewind(self, num_steps: int) -> None:
+        """Undo the last steps, at most ``MAX_REWIND``: what follows is as if they had not been made."""
+        self._batch.rewind(num_steps)
+
+    @property
+    def num_rewindable(self) -> int:
+        """Steps that ``rewind`` can go back."""
+        return self._batch.num_rewindable
+
+    @property
+    def num_pictures(self) -> int:
+        """Pictures so far, as many of them as are kept."""
+        return self._batch.num_pictures
+
+    def pictures(self, rows: slice = slice(None)) -> np.ndarray | dict[str, np.ndarray] | None:
+        """The pictures so far, or some rows of them, ``T H W C``, the last given frame first; very old ones
+        are forgotten."""
+        return self._batch.pictures(0, rows)
+
+    def save(self, path: str | Path) -> None:
+        """Write the pictures so far as a video, by the suffix ``.mp4`` or ``.gif``."""
+        self._batch.save(path)
+
+
+class World(WorldModel):
+    """A world to simulate in. ``kinema.load`` gives one."""
+
+    uses_graphs = False
+    """Whether few sessions step by graphs."""
+
+    @property
+    def networks(self) -> WorldModel:
+        """What sessions run: this world; or a copy that computes by packed weights, where there are such, and
+        in bfloat16, where it is to run in that. It is made anew when the weights have changed since."""
+        dtype = dtype_of(self.precision, self.device)
+        if dtype == torch.float32 and not can_pack(dtype, self.device.type):
+            return self
+        version = (dtype, self._weights_version())
+        found, its_version = self.__dict__.pop("_networks", (None, None))
+        if found is None or version != its_version:
+            found = copy.deepcopy(self)
+            pack(found, dtype)
+        # Not as a module of this one: it is saved and moved by itself.
+        self.__dict__["_networks"] = (found, version)
+        return found
+
+    @property
+    def compiled(self) -> CompiledSteps | None:
+        """The graphs, where the world ``uses_graphs`` and can be traced. They are made anew when the weights
+        have changed since."""
+        if not self.uses_graphs:
+            return None
+        version = (self.precision, self._weights_version())
+        found, its_version = self.__dict__.get("_compiled", (None, None))
+        if found is None or version != its_version:
+            try:
+                found = CompiledSteps(self)
+            except WorldError as error:
+                # They were not asked for, and what they gain is time alone.
+                warnings.warn(f"{error}; sessions step without a graph", stacklevel=2)
+                self.uses_graphs = False
+                return None
+            self.__dict__["_compiled"] = (found, version)
+        return found
+
+    def _weights_version(self) -> list[tuple[int, object]]:
+        """What is another once a weight was changed."""
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        return [(tensor.data_ptr(), _version(tensor)) for tensor in tensors]
+
+    def start_batch(
+        self,
+        frames: Pictures,
+        actions: np.ndarray | None = None,
+        *,
+        proprio: np.ndarray | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+        seeds: Sequence[int] | None = None,
+        num_denoising_steps: int | None = None,
+        max_rewind: int | None = None,
+        max_pictures: int | None = None,
+    ) -> SimulationBatch:
+        """Begin sessions from ``B`` recordings of ``T`` frames each.
+
+        Args:
+            frames: ``uint8 B T H W C``, or a dict of such arrays by camera; None where the world has no
+                camera.
+            actions: ``B T-1 A``, the actions between the frames, in the units of the dataset.
+            proprio: ``B T P`` where the world knows it and the recording has it.
+            generators: one for each session, each asked once for a seed; by default sessions have seeds
+                0, 1, ...
+            seeds: those seeds themselves, in place of generators.
+            num_denoising_steps: network calls for a frame; the world's own by default.
+            max_rewind: most steps that the sessions shall be able to go back, ``MAX_REWIND`` by default; with
+                less they take less memory, which matters for hundreds.
+            max_pictures: most past pictures to keep, which is also as far as ``rewind`` goes;
+                ``KEPT_PICTURES`` by default, and no more than ``HISTORY_BYTES`` hold.
+
+        Raises:
+            WorldError: what is given does not fit the world.
+        """
+        _check_rewind(max_rewind)
+        if frames is None:
+            self.by_camera(None)
+            if proprio is None or np.ndim(proprio) != 3 or not np.size(proprio):
+                raise WorldError(
+                    f"world '{self.name}' has no camera: give proprio (sessions, T, {self.proprio_dim}), T "
+                    "at least 1, to start from"
+                )
+            batch, time = np.asarray(proprio).shape[:2]
+            latents = torch.zeros(batch, time, 0, self.config.dynamics.latent_dim)
+        else:
+            by_camera = frames if isinstance(frames, Mapping) else {"": frames}
+            arrays = {key: np.asarray(f) for key, f in by_camera.items()}
+            wrong = [
+                f"{key or 'frames'} {f.shape}"
+                for key, f in arrays.items()
+                if f.ndim != 5 or not f.shape[0] * f.shape[1]
+            ]
+            if wrong:
+                raise WorldError(
+                    f"frames must be (sessions, T, height, width, 3), T at least 1; got {', '.join(wrong)}"
+                )
+            if len({f.shape[:2] for f in arrays.values()}) != 1:
+                sizes = ", ".join(f"{key} {f.shape[:2]}" for key, f in arrays.items()) or "none"
+                raise WorldError(f"the cameras differ in sessions and frames: {sizes}")
+            batch, time = next(iter(arrays.values())).shape[:2]
+            flat = {key: f.reshape(-1, *f.shape[2:]) for key, f in arrays.items()}
+            latents = self.encode(flat.get("", flat)).unflatten(0, (batch, time))
+        normalized = None
+        if actions is not None:
+            array = self.check_actions(actions, (batch, time - 1, self.action_dim), "actions")
+            normalized = self.action_normalizer.normalize(torch.from_numpy(array).to(self.device))
+        for name, given in (("generators", generators), ("seeds", seeds)):
+            if given is not None and len(given) != batch:
+                raise WorldError(f"{name}: {batch} sessions need {batch}, got {len(given)}")
+        if seeds is None:
+            seeds = [draw_seed(g) for g in generators] if generators is not None else list(range(batch))
+        simulation = SimulationBatch(self, seeds, num_denoising_steps, max_rewind, max_pictures)
+        known, is_known = self.known_proprio(proprio, latents)
+        simulation.begin(latents, known, is_known, normalized)
+        return simulation
+
+    def start(
+        self,
+        frames: Pictures,
+        actions: np.ndarray | None = None,
+        *,
+        proprio: np.ndarray | None = None,
+        generator: torch.Generator | None = None,
+        num_denoising_steps: int | None = None,
+    ) -> Simulation:
+        """Begin one session from a recording of ``T`` frames, one at least.
+
+        Args:
+            frames: ``uint8 T H W C``, or a dict of such arrays by camera; None where the world has no camera.
+            actions: ``T-1 A``, the actions between the frames, in the units of the dataset.
+            proprio: ``T P`` where the world knows it and the recording has it.
+            generator: asked once for the session's seed; seed 0 by default.
+            num_denoising_steps: network calls for a frame; the world's own by default.
+
+        Raises:
+            WorldError: what is given does not fit the world.
+        """
+        if isinstance(frames, Mapping):
+            batched: Pictures = {key: _one_session(f) for key, f in frames.items()}
+        else:
+            batched = None if frames is None else _one_session(frames)
+        return Simulation(
+            self.start_batch(
+                batched,
+                None if actions is None else np.asarray(actions, dtype=np.float32)[None],
+                proprio=None if proprio is None else np.asarray(proprio)[None],
+                generators=None if generator is None else [generator],
+                num_denoising_steps=num_denoising_steps,
+            )
+        )
+
+    def act(
+        self,
+        frames: Pictures,
+        goal: Any = None,
+        actions: np.ndarray | None = None,
+        *,
+        proprio: np.ndarray | None = None,
+        chunk: int | None = None,
+        num_denoising_steps: int = ACT_STEPS,
+        generator: torch.Generator | None = None,
+    ) -> Float[np.ndarray, "C A"]:
+        """What the network itself would do next: the actions ``chunk A``, in the units of the dataset, that
+        lead from the last of the frames to a goal.
+
+        ``frames``, ``actions``, ``proprio`` and ``generator`` are those of ``start``, the others those of
+        ``SimulationBatch.act``; it raises what they raise.
+        """
+        session = self.start(frames, actions, proprio=proprio, generator=generator)
+        return session.act(goal, chunk, num_denoising_steps=num_denoising_steps)
+
+
+def load(source: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "auto") -> World:
+    """A world by the name of a bundled one (``pusht``), by its folder, or by its Hub id (``owner/name``).
+
+    On a CPU the process then keeps the memory that tensors free: see ``hardware.keep_freed_memory``.
+
+    Args:
+        source: name, folder or Hub id.
+        device: where it runs.
+        precision: of the large matrix products of simulated frames; ``auto`` takes bfloat16 where the
+            hardware multiplies it faster.
+
+    Raises:
+        WorldError: there is none of that name, or a file of it is missing or corrupt.
+        ImportError: a Hub id, and ``huggingface_hub`` is not installed.
+    """
+    folder = Path(source)
+    bundled = BUNDLED_WORLDS / str(source)
+    if not folder.is_dir() and bundled.is_dir() and bundled.parent == BUNDLED_WORLDS:
+        folder = bundled
+    if not folder.is_dir():
+        if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+            names = ", ".join(sorted(path.parent.name for path in BUNDLED_WORLDS.glob(f"*/{CONFIG_FILE}")))
+            raise WorldError(
+                f"no world '{source}': neither a bundled one ({names or 'there is none'}), nor a folder, nor "
+                "a Hub id (owner/name)"
+            )
+        folder = _download(str(source))
+    world = World.from_folder(folder).to(device)
+    world.precision = precision
+    if world.device.type == "cpu":
+        keep_freed_memory()
+        world.uses_graphs = True
+    return world
+
+
+def _download(hub_id: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        raise ImportError(
+            f"'{hub_id}' looks like a Hub id, which needs an extra: pip install 'kinema[hub]'"
+        ) from error
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(WORLD_FILES)))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise WorldError(f"the world '{hub_id}' could not be downloaded: {error}") from error
+
+
+def _version(tensor: Tensor) -> object:
+    """What is another once a tensor was changed; always, where it was made in inference mode: nobody counts
+    its changes."""
+    return object() if tensor.is_inference() else tensor._version
+
+
+def _at_least_one(num_denoising_steps: int) -> int:
+    if num_denoising_steps < 1:
+        raise WorldError(f"num_denoising_steps={num_denoising_steps}: at least 1 is needed")
+    return num_denoising_steps
+
+
+def _one_session(frames: Any) -> np.ndarray:
+    array = np.asarray(frames)
+    if array.ndim != 4 or not len(array):
+        raise WorldError(
+            f"frames must be (T, height, width, 3), T at least 1 (one picture is picture[None]); "
+            f"got {array.shape}"
+        )
+    return array[None]
+
+
+def moment_bytes(world: WorldModel) -> int:
+    """What one past picture of a session takes."""
+    config = world.config.dynamics
+    return 2 * config.num_latents * config.latent_dim + 4 * (config.proprio_dim + 1)
+
+
+def _check_rewind(max_rewind: int | None) -> None:
+    if max_rewind is not None and not 0 <= max_rewind <= MAX_REWIND:
+        raise WorldError(f"max_rewind={max_rewind}: it must be from 0 to {MAX_REWIND}")
+
+
+def draw_seed(generator: torch.Generator) -> int:
+    """The seed of a session that is given this generator."""
+    return int(torch.randint(2**62, (1,), generator=generator, device=generator.device).item())
+
+
+def _mix(*numbers: int) -> int:
+    """One well-spread 63-bit seed from several numbers (splitmix64 steps, Steele et al. 2014)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) % 2**64
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
+        state ^= state >> 31
+    return state >> 1

@@ -1,0 +1,350 @@
+"""``kinema imagine``: a policy learns inside a world, and is then asked what it is worth in the real
+environment.
+
+It never acts for real while it learns: it begins as the cloned policy, and starts from recorded frames. As it
+goes on, a curve of its imagined return beside its real one shows whether it gets better, or only better at
+finding what the world has wrong; that rollouts which lose trust are worth nothing is against the latter.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from jaxtyping import Float
+
+from kinema.data.lerobot import Dataset
+from kinema.data.options import JsonObject
+from kinema.data.view import read_picture
+from kinema.evaluation import bootstrap
+from kinema.evaluation.result import Result, Series, plain
+from kinema.evaluation.table import Row, write_text
+from kinema.model.goals import encode_goal, encode_place
+from kinema.model.parts import save_part
+from kinema.model.world import CONFIG_FILE
+from kinema.policies.cloned import ClonedPolicy, load_clone
+from kinema.policies.imagined import (
+    IMAGINED_FILE,
+    ImaginedConfig,
+    ImaginedObjective,
+    ImaginedPolicy,
+    Reward,
+    RewardKind,
+    check_trust,
+    imagine,
+)
+from kinema.recipes import Phase, Schedule
+from kinema.simulation.real_env import Arena
+from kinema.simulation.session import SimulationBatch, World, load
+from kinema.simulation.starts import Starts, begin
+from kinema.train.loop import LoopConfig, Stage, Stopped, check_same_run, find_device, open_loop, tell_stopped
+from kinema.types import Seen
+
+VALUE_SHARE, VALUE_PASSES = 0.1, 8
+"""Share of the updates, at first, in which only the value learns, and how often it then learns from the
+rollouts of each: the policy stays as it is, so they stay right."""
+STAGE, FREE_STAGE = "imagine", "imagine-free"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImagineConfig(LoopConfig):
+    world: Annotated[str, tyro.conf.Positional]
+    """Name of a bundled world (pusht), folder of one, or its Hub id; it needs heads."""
+    data: str
+    """Recorded episodes to start from: a LeRobot folder or Hub id."""
+    out: Path = Path()
+    """Folder of the world, where the policy goes too; an unfinished run in it is resumed. By default the
+    world's."""
+    reward: RewardKind = "recorded"
+    """What is wanted: the recorded rewards, or to come nearer to --goal, in steps as the heads tell them."""
+    goal: Path | None = None
+    """File of a picture of what is wanted, of which the policy is told."""
+    clone: str | None = None
+    """Folder of the cloned policy to begin with; by default the world's."""
+    learning: ImaginedConfig = dataclasses.field(default_factory=ImaginedConfig)
+    """How it learns."""
+    updates: int = 300
+    """Updates of policy and value, each from new rollouts."""
+    learning_rate: float = 3e-4
+    """Of both."""
+    starts: int = 128
+    """Places in the recordings at which rollouts start."""
+    min_trust: float | None = None
+    """Rollouts end where trust falls under this, and are worth nothing from there on: the world may say
+    anything where it knows nothing. Choose what few rollouts of the recordings' own actions fall under in as
+    many steps. By default all counts."""
+    compare: bool = False
+    """With --min-trust: let a second policy learn without it, and show both curves."""
+    env: str | None = None
+    """The real environment, to ask what the policy is worth: a Gymnasium id, or MODULE:ID."""
+    env_args: JsonObject = dataclasses.field(default_factory=dict)
+    """Arguments of the environment."""
+    episodes: int = 20
+    """Episodes of an evaluation."""
+    steps: int = 100
+    """Steps of an episode, fewer where it ends."""
+    evaluate_every: int = 50
+    """Updates from one point of the curve to the next."""
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "starts", "episodes", "steps", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        if (self.reward == "goal") and self.goal is None:
+            raise ValueError("--reward goal: give a picture of the goal as --goal")
+        if self.compare and self.min_trust is None:
+            raise ValueError("--compare: it compares with and without --min-trust, which is not given")
+
+    @property
+    def schedule(self) -> Schedule:
+        """Of the updates; first only the value learns."""
+        updates = max(2, round(self.update_share * self.updates))
+        num_value = max(1, round(VALUE_SHARE * updates))
+        batch, length = self.learning.batch, self.learning.horizon + 1
+        phases = (
+            Phase(updates=num_value, batch=batch, length=length),
+            Phase(updates=updates - num_value, batch=batch, length=length),
+        )
+        rate = self.learning_rate
+        return Schedule(phases=phases, learning_rate=rate, warmup=max(1, updates // 20), ema=0.99)
+
+    def run(self) -> dict[str, Any]:
+        """What decides what is learned, as JSON holds it."""
+        names = ("data", "seed", "reward", "updates", "learning_rate", "starts", "min_trust", "update_share")
+        fields = {name: getattr(self, name) for name in names}
+        return {**fields, "goal": str(self.goal), "learning": dataclasses.asdict(self.learning)}
+
+
+class Judge:
+    """What policies are worth, imagined and real, always from the same starts."""
+
+    def __init__(self, world: World, reward: Reward, starts: Starts, config: ImagineConfig):
+        """Raises RecordError where the real environment cannot be made, or does not fit the world."""
+        self.world, self.reward, self.config = world, reward, config
+        self.arena = None if config.env is None else Arena(world, config.env, config.env_args)
+        self._starts = starts
+
+    def real(self, policy: ClonedPolicy) -> Float[np.ndarray, " E"]:
+        """Returns of episodes in the real environment."""
+        assert self.arena is not None
+        config, is_for_goal = self.config, self.reward.kind == "goal"
+        returns = np.zeros(config.episodes)
+        for index in range(config.episodes):
+            seen, _ = self.arena.reset(config.seed + index)
+            policy.begin(np.random.default_rng(config.seed + index))
+            far = self._distance(seen) if is_for_goal else None
+            for _ in range(config.steps):
+                outcome = self.arena.step(policy.choose(seen))
+                seen = outcome.seen
+                returns[index] += outcome.reward
+                if outcome.terminated or outcome.truncated:
+                    break
+            if far is not None:
+                returns[index] = far - self._distance(seen)
+        return returns
+
+    @torch.inference_mode()
+    def _distance(self, seen: Seen) -> float:
+        """Steps from what is seen to the goal, by the heads."""
+        assert self.reward.goal is not None
+        here = encode_place(self.world, seen)
+        return float(self.world.require_heads().distance(here, self.reward.goal)[0])
+
+    def imagined(self, objective: ImaginedObjective) -> Float[np.ndarray, " E"]:
+        """Expected returns of as many imagined episodes: from where the real ones begin, or from recorded
+        frames where there is no real environment."""
+        config = self.config
+        rng = np.random.default_rng(config.seed)
+        found = imagine(objective, self._sessions(), num_steps=config.steps, rng=rng, is_greedy=True)
+        reached = torch.cat([torch.ones_like(found.continues[:1]), found.continues[:-1]]).cumprod(0)
+        return (reached * found.rewards).sum(0).double().numpy()
+
+    def _sessions(self) -> SimulationBatch:
+        config = self.config
+        seeds = list(range(config.episodes))
+        if self.arena is None:
+            chosen = [self._starts.starts[index % len(self._starts.starts)] for index in seeds]
+            return begin(self.world, chosen, seeds)
+        seen = [self.arena.reset(config.seed + index)[0] for index in seeds]
+        proprio = [one.proprio for one in seen if one.proprio is not None]
+        return self.world.start_batch(
+            {key: np.stack([one.frames[key] for one in seen])[:, None] for key in self.world.cameras} or None,
+            proprio=np.stack(proprio)[:, None] if proprio else None,
+            seeds=seeds,
+            max_rewind=0,
+        )
+
+    def close(self) -> None:
+        if self.arena is not None:
+            self.arena.close()
+
+
+def learn(config: ImagineConfig) -> int:
+    """Learn, ask, write and print; 0 when done, 130 where it was stopped, with a checkpoint.
+
+    Raises:
+        ValueError: the world has no heads or clone, or data, goal or environment do not fit it.
+        CheckpointError: the folder holds another run.
+    """
+    started = time.monotonic()
+    if config.out == Path():
+        config = dataclasses.replace(config, out=Path(config.world))
+        if not (config.out / CONFIG_FILE).is_file():
+            raise ValueError(
+                f"{config.world}: it is no folder of a world; name one for the policy with --out"
+            )
+    world = load(config.world, device=find_device(config.device), precision=config.precision)
+    world.require_heads()
+    check_trust(world, config.min_trust)
+    clone_folder = config.clone or config.world
+    load_clone(world, clone_folder)
+    picture = None if config.goal is None else read_picture(config.goal)
+    goal = None if picture is None else encode_goal(world, picture).clone()
+    reward = Reward(kind=config.reward, goal=goal)
+    starts = Starts(world, Dataset.open(config.data), num=config.starts, seed=config.seed)
+    judge = Judge(world, reward, starts, config)
+    if not (config.out / CONFIG_FILE).is_file():
+        world.save(config.out)
+    check_same_run(config.out, "imagine.json", config.run())
+    try:
+        with open_loop(config, started) as loop:
+            trusts = {STAGE: config.min_trust} | ({FREE_STAGE: None} if config.compare else {})
+            sessions = begin(world, starts.starts, list(range(config.starts)))
+            for name, min_trust in trusts.items():
+                torch.manual_seed(config.seed)
+                clone = load_clone(world, clone_folder)
+                objective = ImaginedObjective(clone, world, config.learning, reward).to(world.device)
+                loop.run(_stage(name, objective, sessions, min_trust, judge, picture, config))
+                if name == STAGE:
+                    save_part(config.out / IMAGINED_FILE, objective.policy.config, objective.policy)
+            cloned = ClonedPolicy(world, load_clone(world, clone_folder), goal=picture)
+            result = _result(world, config, None if judge.arena is None else judge.real(cloned), list(trusts))
+    except Stopped:
+        return tell_stopped(config)
+    finally:
+        judge.close()
+    paths = result.write(config.out / "imagination")
+    print(result.table() + "\n\n" + "\n".join(map(str, [config.out / IMAGINED_FILE, *paths])))
+    return 0
+
+
+def _stage(
+    name: str,
+    objective: ImaginedObjective,
+    sessions: SimulationBatch,
+    min_trust: float | None,
+    judge: Judge,
+    picture: np.ndarray | None,
+    config: ImagineConfig,
+) -> Stage:
+    """What the loop runs: each update draws its own rollouts from the sessions, which stay where they are."""
+    schedule = config.schedule
+
+    def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
+        chosen = sessions.select(
+            rng.integers(0, len(sessions), config.learning.batch).tolist(),
+            rng.integers(0, 2**62, config.learning.batch).tolist(),
+        )
+        return (
+            imagine(
+                objective,
+                chosen,
+                num_steps=config.learning.horizon,
+                rng=rng,
+                min_trust=min_trust,
+                is_value_only=phase is schedule.phases[0],
+            ),
+        )
+
+    def split(drawn: tuple[Any, ...], rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
+        (batch,) = drawn
+        learning = config.learning
+        for _ in range(VALUE_PASSES if batch.is_value_only else learning.passes):
+            for part in np.array_split(rng.permutation(learning.batch), learning.minibatches):
+                yield (batch.select(torch.from_numpy(part).to(batch.rewards.device)),)
+
+    def evaluate(update: int) -> dict[str, float]:
+        point = {"imagined": judge.imagined(objective).tolist()}
+        if judge.arena is not None:
+            policy = ImaginedPolicy(judge.world, objective.policy, goal=picture)
+            point["real"] = judge.real(policy).tolist()
+        curve = _curve(config, name)
+        _write_curve(config, name, curve | {update: point})
+        return {f"{key}_return": float(np.mean(values)) for key, values in point.items()}
+
+    return Stage(
+        name=name,
+        objective=objective,
+        schedule=schedule,
+        draw=draw,
+        split=split,
+        evaluate=evaluate,
+        evaluate_every=config.evaluate_every,
+    )
+
+
+def _curve(config: ImagineConfig, name: str) -> dict[int, dict[str, list[float]]]:
+    """Returns by update, as far as they were measured."""
+    path = config.out / "imagination" / f"{name}-curve.json"
+    return {int(key): point for key, point in json.loads(path.read_text()).items()} if path.is_file() else {}
+
+
+def _write_curve(config: ImagineConfig, name: str, curve: dict[int, dict[str, list[float]]]) -> None:
+    ordered = {str(update): curve[update] for update in sorted(curve)}
+    write_text(config.out / "imagination" / f"{name}-curve.json", json.dumps(ordered) + "\n")
+
+
+def _result(
+    world: World, config: ImagineConfig, cloned: Float[np.ndarray, " E"] | None, names: list[str]
+) -> Result:
+    """Rows of what came of it, and the curves."""
+    rng = np.random.default_rng(config.seed)
+    rows: list[Row] = []
+    series: list[Series] = []
+
+    def add(key: str, what: str, values: np.ndarray) -> None:
+        low, high = bootstrap.interval(_mean, values, rng=rng)
+        rows.append(Row(key=key, what=what, value=_mean(values), unit="", low=low, high=high))
+
+    if cloned is not None:
+        add("cloned/real", "cloned policy, real return", cloned)
+    for name in names:
+        curve = _curve(config, name)
+        updates = sorted(curve)
+        trusts = ", without trust" if name == FREE_STAGE else ""
+        last = {key: np.array(values) for key, values in curve[updates[-1]].items()}
+        for kind in sorted(last, reverse=True):
+            add(f"{name}/{kind}", f"learned policy{trusts}, {kind} return", last[kind])
+            values = [np.array(curve[update][kind]) for update in updates]
+            what = f"{kind}{trusts}"
+            series.append(
+                Series.measure(f"{name}/{kind}", what, "", "return", updates, _mean, values, rng=rng)
+            )
+        if cloned is not None:
+            gain = last["real"] - cloned
+            add(f"{name}/gain", f"learned policy{trusts}, real return over the cloned one's", gain)
+    begins = "first observations of the real environment" if config.env else "recorded frames"
+    return Result(
+        name="imagine",
+        world=world.name,
+        data=config.data,
+        axis="update",
+        protocol=plain(config),
+        rows=rows,
+        series=series,
+        notes=[
+            f"{config.episodes} episodes of {config.steps} steps at most, from {begins}, the same for all. "
+            "Intervals are 95%, over episodes. Policies take their likeliest actions.",
+            "At update 0 the learned policy is the cloned one, but looking again after each action.",
+            *([] if config.env else ["Real returns were not asked for: --env does that."]),
+        ],
+    )
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean())

@@ -1,0 +1,96 @@
+"""What a training run shows of itself: its numbers, and pictures of real against simulated."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kinema.data.lerobot import Dataset
+from kinema.data.view import contact_sheet, write_png
+from kinema.simulation.session import World
+
+
+class MetricsLog:
+    """Numbers as lines of JSON in ``metrics.jsonl``, and to TensorBoard where it is installed."""
+
+    def __init__(self, folder: Path):
+        self._lines = (folder / "metrics.jsonl").open("a")
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            print(
+                "TensorBoard is not installed (pip install 'kinema[train]'); numbers go to metrics.jsonl",
+                file=sys.stderr,
+            )
+            self._board = None
+        else:
+            self._board = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, stage: str, update: int, numbers: dict[str, float]) -> None:
+        """Add the numbers of an update."""
+        self._lines.write(json.dumps({"stage": stage, "update": update, **numbers}) + "\n")
+        self._lines.flush()
+        if self._board is not None:
+            for key, value in numbers.items():
+                self._board.add_scalar(f"{stage}/{key}", value, update)
+
+    def close(self) -> None:
+        self._lines.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def evaluate_progress(
+    world: World,
+    dataset: Dataset,
+    episodes: Sequence[int],
+    picture: Path,
+    *,
+    context: int = 4,
+    horizon: int = 48,
+) -> dict[str, float]:
+    """Simulate a few held-out episodes; write real above simulated, return the error as PSNR.
+
+    Args:
+        world: as it stands in training.
+        dataset: where the episodes are.
+        episodes: their indices; three at most are used.
+        picture: where the contact sheet goes (worlds with a camera).
+        context: frames given.
+        horizon: steps simulated, fewer where an episode is shorter.
+    """
+    rows, numbers = [], []
+    for index in list(episodes)[:3]:
+        episode = dataset.episode(index, cameras=world.cameras)
+        first = min(context, len(episode) - 1)
+        if first < 1:
+            continue
+        proprio = episode.columns[world.config.proprio_key] if world.config.proprio_key else None
+        frames = {key: pictures[:first] for key, pictures in episode.frames.items()}
+        simulation = world.start(
+            frames or None,
+            episode.columns["action"][: first - 1],
+            proprio=None if proprio is None else proprio[:first],
+        )
+        steps = [simulation.step(a) for a in episode.columns["action"][first - 1 : -1][:horizon]]
+        stop = first + len(steps)
+        if not world.cameras:
+            assert proprio is not None
+            simulated = np.stack([step.proprio for step in steps if step.proprio is not None])
+            scale = np.maximum(proprio.std(0), 1e-6)
+            numbers.append(float(np.sqrt(np.mean(((simulated - proprio[first:stop]) / scale) ** 2))))
+            continue
+        for key in world.cameras:
+            real = world.by_camera(episode.frames)[key][first:stop]
+            made = np.stack([step.frame[key] if len(world.cameras) > 1 else step.frame for step in steps])
+            rows += [real, made]
+            error = np.mean((real.astype(np.float64) - made) ** 2)
+            numbers.append(float(10 * np.log10(255.0**2 / max(error, 1e-9))))
+    if rows:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        write_png(picture, contact_sheet(rows))
+    if not numbers:
+        return {}
+    return {"held_out_psnr" if world.cameras else "held_out_error": float(np.mean(numbers))}
