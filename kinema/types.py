@@ -6,9 +6,59 @@ P proprioception.
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
-import torch
+
+
+class KinemaError(ValueError):
+    """A mistake that the user of kinema can mend: the message says what is wrong, where, and what to do."""
+
+
+class WorldError(KinemaError):
+    """A world cannot be loaded, or is asked for what it does not know."""
+
+
+class DataError(KinemaError):
+    """A dataset is missing, incomplete or damaged; says where: file, episode, key."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: Path | str | None = None,
+        episode: int | None = None,
+        key: str | None = None,
+    ) -> None:
+        places = [str(path)] if path is not None else []
+        places += [f"episode {episode}"] if episode is not None else []
+        places += [key] if key is not None else []
+        super().__init__(f"{', '.join(places)}: {message}" if places else message)
+        self.message = message
+        self.path = path
+        self.episode = episode
+        self.key = key
+
+
+class RecordError(KinemaError):
+    """Recording cannot start or go on, and what to do about it."""
+
+
+class CheckpointError(KinemaError):
+    """A checkpoint is corrupt, belongs to another run, or cannot be written."""
+
+
+class PartError(KinemaError):
+    """A part of a world cannot be read or written, or does not fit the world."""
+
+
+class ServerError(ConnectionError, KinemaError):
+    """The server cannot be reached, or refuses: what it said, with ``status`` where it is an HTTP answer."""
+
+    def __init__(self, message: str, status: int | None = None):
+        super().__init__(message)
+        self.status = status
+
 
 Frames = Mapping[str, np.ndarray]
 """Pictures by camera name, each ``uint8``, mostly with shape ``T H W C``."""
@@ -45,20 +95,3 @@ class Seen:
     """Pictures by feature key, each ``uint8`` ``H W C``."""
     proprio: np.ndarray | None
     """``P`` in the units of the dataset, where it is known."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Stacked segments, shifted once: ``prev_action[:, t]`` is the action that led to frame ``t``.
-
-    What is missing is absent (no camera, no proprioception) or masked (no action before the first frame).
-    """
-
-    frames: dict[str, torch.Tensor]
-    """By camera: ``uint8`` ``B T H W C``."""
-    proprio: torch.Tensor | None
-    """``B T P`` float32 in the units of the dataset."""
-    prev_action: torch.Tensor
-    """``B T A`` float32 in the units of the dataset."""
-    has_action: torch.Tensor
-    """``B T`` bool: False where no action is known."""

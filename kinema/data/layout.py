@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kinema.types import DataError
+
 VERSION = "v3.0"
 INFO_PATH = "meta/info.json"
 STATS_PATH = "meta/stats.json"
@@ -49,27 +51,6 @@ INFO_DEFAULTS: dict[str, Any] = {
     "video_path": VIDEO_PATH,
 }
 """What holds where ``info.json`` does not say."""
-
-
-class DataError(ValueError):
-    """A dataset is missing, incomplete or damaged; says where: file, episode, key."""
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        path: Path | str | None = None,
-        episode: int | None = None,
-        key: str | None = None,
-    ) -> None:
-        places = [str(path)] if path is not None else []
-        places += [f"episode {episode}"] if episode is not None else []
-        places += [key] if key is not None else []
-        super().__init__(f"{', '.join(places)}: {message}" if places else message)
-        self.message = message
-        self.path = path
-        self.episode = episode
-        self.key = key
 
 
 def format_path(template: str, *, chunk: int, file: int, key: str = "") -> str:

@@ -16,7 +16,23 @@ from PIL import Image
 from tqdm import tqdm
 
 from kinema.data.lerobot import DataError, Dataset
-from kinema.types import Batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Stacked segments, shifted once: ``prev_action[:, t]`` is the action that led to frame ``t``.
+
+    What is missing is absent (no camera, no proprioception) or masked (no action before the first frame).
+    """
+
+    frames: dict[str, torch.Tensor]
+    """By camera: ``uint8`` ``B T H W C``."""
+    proprio: torch.Tensor | None
+    """``B T P`` float32 in the units of the dataset."""
+    prev_action: torch.Tensor
+    """``B T A`` float32 in the units of the dataset."""
+    has_action: torch.Tensor
+    """``B T`` bool: False where no action is known."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,8 @@ import numpy as np
 from gymnasium import Space, spaces
 from PIL import Image
 
+from kinema.types import RecordError
+
 IMAGE_PREFIX = "observation.images."
 RENDER_KEY = IMAGE_PREFIX + "render"
 """The camera that an environment draws apart from its observation."""
@@ -15,10 +17,6 @@ STATE = "observation.state"
 ENVIRONMENT_STATE = "observation.environment_state"
 SMALLEST_PICTURE = 16
 """uint8 arrays with a shorter side than this are numbers (a board, a symbolic grid), not pictures."""
-
-
-class RecordError(ValueError):
-    """Recording cannot start or go on, and what to do about it."""
 
 
 @dataclasses.dataclass(frozen=True)

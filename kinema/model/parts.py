@@ -11,14 +11,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from kinema.types import PartError
+
 FORMAT = 1
 
 Config = TypeVar("Config")
 Module = TypeVar("Module", bound=nn.Module)
-
-
-class PartError(ValueError):
-    """A part of a world cannot be read or written, or does not fit the world."""
 
 
 def save_part(path: Path, config: Any, module: nn.Module) -> None:

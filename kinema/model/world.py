@@ -26,6 +26,7 @@ from kinema.model.parts import load_part, save_part
 from kinema.model.sampler import session_noise, solve
 from kinema.model.support import Support
 from kinema.tokenizers import ConvTokenizer, ConvTokenizerConfig, to_pixels
+from kinema.types import WorldError
 
 FORMAT = 2
 CONFIG_FILE = "config.json"
@@ -43,10 +44,6 @@ looked at again without a guess."""
 
 Pictures = np.ndarray | Mapping[str, np.ndarray] | None
 """One array where a world has one camera, else arrays by camera."""
-
-
-class WorldError(ValueError):
-    """A world cannot be loaded, or is asked for what it does not know."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

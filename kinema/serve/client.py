@@ -22,16 +22,9 @@ from websockets.sync.client import connect as connect_stream
 from kinema.data.view import write_video
 from kinema.model.world import Pictures, WorldError
 from kinema.simulation.session import Step, draw_seed
+from kinema.types import ServerError
 
 TOKEN_VARIABLE = "KINEMA_TOKEN"
-
-
-class ServerError(ConnectionError):
-    """The server cannot be reached, or refuses: what it said, with ``status`` where it is an HTTP answer."""
-
-    def __init__(self, message: str, status: int | None = None):
-        super().__init__(message)
-        self.status = status
 
 
 def connect(url: str, *, token: str | None = None, timeout: float = 60.0) -> "RemoteWorld":

@@ -701,6 +701,11 @@ class World(WorldModel):
         return session.act(goal, chunk, num_denoising_steps=num_denoising_steps)
 
 
+def worlds() -> list[str]:
+    """Names of the worlds that are part of kinema, for ``load``."""
+    return sorted(path.parent.name for path in BUNDLED_WORLDS.glob(f"*/{CONFIG_FILE}"))
+
+
 def load(source: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "auto") -> World:
     """A world by the name of a bundled one (``pusht``), by its folder, or by its Hub id (``owner/name``).
 
@@ -722,10 +727,9 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", precision: P
         folder = bundled
     if not folder.is_dir():
         if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-            names = ", ".join(sorted(path.parent.name for path in BUNDLED_WORLDS.glob(f"*/{CONFIG_FILE}")))
             raise WorldError(
-                f"no world '{source}': neither a bundled one ({names or 'there is none'}), nor a folder, nor "
-                "a Hub id (owner/name)"
+                f"no world '{source}': neither a bundled one ({', '.join(worlds()) or 'there is none'}), nor "
+                "a folder, nor a Hub id (owner/name)"
             )
         folder = _download(str(source))
     world = World.from_folder(folder).to(device)

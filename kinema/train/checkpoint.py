@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from kinema.types import CheckpointError
+
 
 @runtime_checkable
 class Stateful(Protocol):
@@ -22,10 +24,6 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is corrupt, belongs to another run, or cannot be written."""
 
 
 def save_checkpoint(
