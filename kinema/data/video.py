@@ -69,6 +69,14 @@ CODECS = {
 }
 
 
+def ffmpeg_path(path: str | os.PathLike[str]) -> str:
+    """The path as FFmpeg opens it, so that a colon, as in ``10:22/a.mp4``, does not read as a protocol.
+
+    Every path that is given to ``av.open`` goes through here.
+    """
+    return f"file:{os.fspath(path)}"
+
+
 def choose_codec(codec: str, height: int, width: int) -> str:
     """Name of the codec that ``auto`` stands for at this picture size."""
     if codec != "auto":
@@ -165,7 +173,7 @@ class VideoInfo:
 def probe(path: Path) -> VideoInfo:
     """Read a video file's header. Raises DataError when there is no video in it."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(ffmpeg_path(path)) as container:
             if not container.streams.video:
                 raise DataError("holds no video stream", path=path)
             stream = container.streams.video[0]
@@ -198,7 +206,7 @@ def concatenate(
     with av.open(target, "w", format="mp4") as output:
         joined = None
         for number, source in enumerate(sources):
-            with av.open(str(source)) as container:
+            with av.open(ffmpeg_path(source)) as container:
                 stream = container.streams.video[0]
                 time_base = Fraction(stream.time_base or Fraction(1, 1000))
                 if joined is None:
@@ -232,7 +240,7 @@ class VideoReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._container = av.open(str(path))
+            self._container = av.open(ffmpeg_path(path))
             if not self._container.streams.video:
                 raise DataError("holds no video stream", path=path)
         except (FFmpegError, OSError) as error:

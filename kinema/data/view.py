@@ -9,6 +9,8 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from kinema.data.video import ffmpeg_path
+
 Colour = tuple[int, int, int]
 
 GAP = 2
@@ -288,7 +290,7 @@ def _enlarge(picture: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _write_mp4(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+    with av.open(ffmpeg_path(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "16", "preset": "veryfast"}
