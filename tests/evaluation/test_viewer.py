@@ -11,8 +11,8 @@ from PIL import Image
 rerun = pytest.importorskip("rerun", reason="rerun-sdk is not installed")
 from rerun.chunk import RrdReader  # noqa: E402
 
-from kinema import cli, view  # noqa: E402
-from kinema.data import Dataset  # noqa: E402
+from kinema import cli  # noqa: E402
+from kinema.data import Dataset, view  # noqa: E402
 from kinema.evaluation.simulate import SimulateConfig, compare_episode  # noqa: E402
 from kinema.evaluation.viewer import ViewConfig  # noqa: E402
 from kinema.simulation.session import load  # noqa: E402

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from kinema.model import decoder_objective as objective_module
 from kinema.model.decoder_objective import DecoderObjective
 from kinema.model.manifold import Manifold, ManifoldConfig
 from kinema.tokenizers import (
@@ -9,7 +10,6 @@ from kinema.tokenizers import (
     TokenizerObjective,
     TokenizerObjectiveConfig,
 )
-from kinema.tokenizers import objective as objective_module
 from kinema.tokenizers.objective import motion_mask
 
 from ..worlds import randomize
