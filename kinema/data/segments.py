@@ -19,23 +19,6 @@ from kinema.data.lerobot import DataError, Dataset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Stacked segments, shifted once: ``prev_action[:, t]`` is the action that led to frame ``t``.
-
-    What is missing is absent (no camera, no proprioception) or masked (no action before the first frame).
-    """
-
-    frames: dict[str, torch.Tensor]
-    """By camera: ``uint8`` ``B T H W C``."""
-    proprio: torch.Tensor | None
-    """``B T P`` float32 in the units of the dataset."""
-    prev_action: torch.Tensor
-    """``B T A`` float32 in the units of the dataset."""
-    has_action: torch.Tensor
-    """``B T`` bool: False where no action is known."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentsConfig:
     cameras: tuple[str, ...] | None = None
     """Feature keys of the cameras to learn, in order; all of the dataset's by default."""
@@ -192,18 +175,6 @@ class Segments:
         pairs = [self.frames[cameras[c]][[a, b]] for a, b, c in zip(first, second, drawn, strict=True)]
         rows = np.stack([first, second], axis=1)
         return Pairs(pictures=torch.from_numpy(np.stack(pairs)), rows=rows, cameras=drawn)
-
-    def batch(self, rows: np.ndarray) -> Batch:
-        """The segments of given rows, actions shifted: ``prev_action[:, t]`` led to frame ``t``.
-
-        The action before the first frame is known where the segment does not begin its episode.
-        """
-        return Batch(
-            frames={key: torch.from_numpy(frames[rows]) for key, frames in self.frames.items()},
-            proprio=None if self.proprio is None else torch.from_numpy(self.proprio[rows]),
-            prev_action=torch.from_numpy(self.prev_action[rows]),
-            has_action=torch.from_numpy(self.has_action[rows]),
-        )
 
 
 def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:

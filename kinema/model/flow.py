@@ -28,12 +28,6 @@ def euler_step(x_tau: Tensor, x_predicted: Tensor, tau: float, next_tau: float) 
     return x_tau + (next_tau - tau) * velocity(x_tau, x_predicted, tau)
 
 
-def ramp_weight(tau: Tensor) -> Tensor:
-    """Weight of the loss that grows with ``tau`` (Dreamer 4, 2509.24527, equation 8): at low ``tau`` there
-    is little to learn from."""
-    return 0.9 * tau + 0.1
-
-
 def sample_tau(
     shape: tuple[int, ...],
     *,

@@ -42,22 +42,21 @@ def make_segments(lengths: list[int]) -> Segments:
 def test_prev_action_is_what_the_frame_shows(exact: Dataset, tmp_path: Path, length: int) -> None:
     segments = load(exact, tmp_path)
     rows = segments.draw_rows(np.random.default_rng(0), 50, length)
-    batch = segments.batch(rows)
-    shown = read(batch.frames[CAMERA].flatten(0, 1).numpy()).reshape(50, length, 2)
-    known = batch.has_action.numpy()
-    assert (np.abs(batch.prev_action.numpy() - shown)[known] <= HALF_A_PIXEL).all()
-    assert batch.proprio is not None
-    assert (np.abs(batch.proprio.numpy() - shown) <= HALF_A_PIXEL).all()
+    frames = segments.frames[CAMERA][rows]
+    shown = read(frames.reshape(-1, *frames.shape[2:])).reshape(50, length, 2)
+    known = segments.has_action[rows]
+    assert (np.abs(segments.prev_action[rows] - shown)[known] <= HALF_A_PIXEL).all()
+    assert segments.proprio is not None
+    assert (np.abs(segments.proprio[rows] - shown) <= HALF_A_PIXEL).all()
     # The test would see a shift by one: the action of the same row is another one.
     assert not (np.abs(segments.actions[rows] - shown)[known] <= HALF_A_PIXEL).all()
 
 
 def test_the_action_is_unknown_only_where_an_episode_begins(exact: Dataset, tmp_path: Path) -> None:
     segments = load(exact, tmp_path)
-    batch = segments.batch(np.arange(segments.num_rows)[None])
     first = np.cumsum([0, *LENGTHS[:-1]])
-    assert np.flatnonzero(~batch.has_action[0].numpy()).tolist() == first.tolist()
-    assert (batch.prev_action[0, first] == 0).all()
+    assert np.flatnonzero(~segments.has_action).tolist() == first.tolist()
+    assert (segments.prev_action[first] == 0).all()
 
 
 @settings(deadline=None)
@@ -75,10 +74,9 @@ def test_segments_stay_within_their_episode(lengths: list[int], length: int, see
     assert (np.diff(rows, axis=1) == 1).all()
     episodes = np.repeat(np.arange(len(lengths)), lengths)[rows]
     assert (episodes == episodes[:, :1]).all()
-    batch = segments.batch(rows)
-    assert np.array_equal(batch.frames[CAMERA][:, :, 0, 0, 0].numpy(), rows.astype(np.uint8))
-    known = batch.has_action.numpy()
-    assert np.array_equal(batch.prev_action[..., 0].numpy()[known], (rows - 1)[known])
+    assert np.array_equal(segments.frames[CAMERA][rows][:, :, 0, 0, 0], rows.astype(np.uint8))
+    known = segments.has_action[rows]
+    assert np.array_equal(segments.prev_action[rows][..., 0][known], (rows - 1)[known])
     assert np.array_equal(known, np.isin(rows, segments.starts, invert=True))
 
 
@@ -173,7 +171,7 @@ def test_from_a_file_as_from_memory(exact: Dataset, tmp_path: Path) -> None:
     assert isinstance(on_disk.frames[CAMERA], np.memmap)
     assert np.array_equal(in_memory.frames[CAMERA], on_disk.frames[CAMERA])
     rows = in_memory.draw_rows(np.random.default_rng(0), 4, 3)
-    assert np.array_equal(in_memory.batch(rows).frames[CAMERA], on_disk.batch(rows).frames[CAMERA])
+    assert np.array_equal(in_memory.frames[CAMERA][rows], on_disk.frames[CAMERA][rows])
 
 
 def test_a_complete_file_is_used_again_and_another_is_made_anew(exact: Dataset, tmp_path: Path) -> None:
@@ -214,7 +212,7 @@ def test_proprioception_alone_is_enough(exact: Dataset, tmp_path: Path) -> None:
     segments = load(exact, tmp_path, cameras=())
     assert segments.frames == {}
     assert segments.num_rows == sum(LENGTHS)
-    assert segments.batch(np.array([[1, 2]])).frames == {}
+    assert segments.frames == {}
 
 
 @pytest.mark.parametrize(

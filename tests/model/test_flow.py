@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinema.model.flow import euler_step, interpolate, ramp_weight, sample_tau, velocity
+from kinema.model.flow import euler_step, interpolate, sample_tau, velocity
 
 TAUS = st.floats(0.0, 0.95)
 
@@ -50,10 +50,6 @@ def test_an_euler_step_with_the_right_prediction_stays_on_the_path(tau: float, s
 def test_the_last_step_gives_the_prediction_exactly(ends: tuple[torch.Tensor, torch.Tensor]) -> None:
     prediction, x = ends
     assert torch.equal(euler_step(x, prediction, 2.0 / 3.0, 1.0), prediction)
-
-
-def test_the_ramp_grows_from_a_tenth_to_one() -> None:
-    torch.testing.assert_close(ramp_weight(torch.tensor([0.0, 0.5, 1.0])), torch.tensor([0.1, 0.55, 1.0]))
 
 
 def test_noise_times_are_pure_as_often_as_asked_and_else_uniform() -> None:
