@@ -22,8 +22,8 @@ Render = Literal["auto", "always", "never"]
 POLICIES = {
     "random": "kinema.policies.open_loop:RandomPolicy",
     "zero": "kinema.policies.open_loop:ZeroPolicy",
-    "pusht-play": "kinema.policies.pusht_play:make",
-    "cartpole-swing": "kinema.policies.cartpole_swing:make",
+    "pusht-play": "kinema.kits.pusht.play:make",
+    "cartpole-swing": "kinema.kits.dmc.cartpole_swing:make",
     "act": "kinema.policies.acting:make",
     "cloned": "kinema.policies.cloned:make",
     "imagined": "kinema.policies.imagined:make",

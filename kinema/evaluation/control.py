@@ -15,7 +15,7 @@ import tyro
 from tqdm import tqdm
 
 from kinema.evaluation import bootstrap, rollout
-from kinema.evaluation.probe import Probe, Quantity, Target, find_probe
+from kinema.kits import Probe, Quantity, Target, find_probe
 from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.rollout import PICTURE, PROPRIO, Clip, Sweep, by_camera, load_clips, open_recordings
 from kinema.evaluation.table import Row, tell
@@ -69,7 +69,7 @@ def control(config: ControlConfig) -> int:
     """
     world = load(config.world, device=config.device)
     dataset = open_recordings(config.world, config.data)
-    probe = find_probe(world.name, world.cameras, dataset)
+    probe = find_probe(world.name, world.cameras, dataset.features)
     clips = load_clips(world, dataset, num=config.rollouts, length=config.context + config.steps, probe=probe)
     result = measure_control(world, clips, config, source=str(dataset.root), probe=probe)
     paths = result.write(config.out)

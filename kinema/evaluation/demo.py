@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from kinema.data import view
 from kinema.data.lerobot import Dataset
-from kinema.evaluation.probe import PushTProbe
+from kinema.kits.pusht.probe import PushTProbe
 from kinema.evaluation.simulate import Comparison, SimulateConfig, compare_episode
 from kinema.evaluation.speed import measure_speed
 from kinema.evaluation.table import align

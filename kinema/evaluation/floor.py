@@ -11,8 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from kinema.data.lerobot import Dataset
-from kinema.evaluation.probe import Probe, PushTProbe, Reading
-from kinema.evaluation.pusht_state import PUSHT, advance, agent_velocity, set_bodies
+from kinema.kits import Probe, Reading
+from kinema.kits.pusht.probe import PushTProbe
+from kinema.kits.pusht.simulator import PUSHT, advance, agent_velocity, set_bodies
 from kinema.evaluation.reality import Moment
 from kinema.types import Episode
 

@@ -19,7 +19,7 @@ from kinema.evaluation import bootstrap
 from kinema.evaluation.detector import Detector
 from kinema.evaluation.floor import Floor, find_floor
 from kinema.evaluation.image_distance import Slices, mean_square, psnr, sliced_frechet, ssim
-from kinema.evaluation.probe import Probe, Quantity, Reading, Target, errors, find_probe
+from kinema.kits import Probe, Quantity, Reading, Target, errors, find_probe
 from kinema.evaluation.reality import Moment, Reality, RecordedEpisodes
 from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.rollout import (
@@ -111,7 +111,7 @@ def horizon(config: HorizonConfig) -> int:
     if not world.cameras:
         raise ValueError(f"world '{world.name}' has no camera: its horizon is told by pictures")
     dataset = open_recordings(config.world, config.data)
-    probe = find_probe(world.name, world.cameras, dataset)
+    probe = find_probe(world.name, world.cameras, dataset.features)
     detector = Detector.train(world, dataset, seed=config.seed)
     schedule = Schedule(config.steps)
     is_needed = np.concatenate([np.ones(config.context, dtype=bool), schedule.is_needed])

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from kinema.data.lerobot import DataError, Dataset
-from kinema.evaluation.probe import Probe, Reading
+from kinema.kits import Probe, Reading
 from kinema.evaluation.rollout import concatenate, find_places
 from kinema.simulation.session import World
 from kinema.simulation.starts import check_dataset

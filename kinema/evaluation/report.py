@@ -15,7 +15,7 @@ from kinema.data.lerobot import Dataset
 from kinema.evaluation import bootstrap, rollout, validity
 from kinema.evaluation.page import write_files
 from kinema.evaluation.plot import Line, Panel, Theme, paint
-from kinema.evaluation.probe import Probe, Quantity, Target, errors, find_probe
+from kinema.kits import Probe, Quantity, Target, errors, find_probe
 from kinema.evaluation.rollout import PICTURE, PROPRIO, Clip, Sweep
 from kinema.evaluation.speed import measure_speed
 from kinema.evaluation.table import Curve, Report, Row, psnr
@@ -66,7 +66,7 @@ def measure(
     Raises:
         DataError: the dataset does not fit the world, or no episode is long enough.
     """
-    probe = find_probe(world.name, world.cameras, dataset)
+    probe = find_probe(world.name, world.cameras, dataset.features)
     clips = rollout.load_clips(
         world, dataset, num=config.episodes, length=context + config.steps, probe=probe
     )

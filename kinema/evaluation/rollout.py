@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from kinema.data.lerobot import DataError, Dataset
-from kinema.evaluation.probe import Probe, Quantity, Reading, errors
+from kinema.kits import Probe, Quantity, Reading, errors
 from kinema.simulation.session import BUNDLED_WORLDS, Step, World
 from kinema.simulation.starts import check_dataset
 from kinema.types import Episode, Frames

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from kinema.data import view
 from kinema.data.lerobot import DataError, Dataset
-from kinema.evaluation.probe import Probe, Quantity, errors, find_probe
+from kinema.kits import Probe, Quantity, errors, find_probe
 from kinema.evaluation.report import ReportConfig, measure, write
 from kinema.evaluation.rollout import (
     PICTURE,
@@ -140,7 +140,7 @@ def compare_episode(world: World, dataset: Dataset, config: SimulateConfig) -> C
             episode=config.episode,
         )
     steps = min(config.steps, recorded - config.context)
-    probe = find_probe(world.name, world.cameras, dataset)
+    probe = find_probe(world.name, world.cameras, dataset.features)
     episode = dataset.episode(config.episode, cameras=world.cameras)
     clip = cut_clip(world, episode, 0, config.context + steps, probe)
     first = config.context - 1

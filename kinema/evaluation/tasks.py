@@ -9,8 +9,8 @@ from jaxtyping import Float
 
 from kinema.data.environment import make_environment
 from kinema.data.lerobot import DataError, Dataset
-from kinema.evaluation.probe import PushTProbe
-from kinema.evaluation.pusht_state import PUSHT, advance, agent_velocity, get_bodies, set_bodies
+from kinema.kits.pusht.probe import PushTProbe
+from kinema.kits.pusht.simulator import PUSHT, advance, agent_velocity, get_bodies, set_bodies
 from kinema.planners.scores import worth
 from kinema.simulation.real_env import Arena
 from kinema.simulation.session import World

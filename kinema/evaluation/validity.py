@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kinema.evaluation.probe import Probe
+from kinema.kits import Probe
 from kinema.evaluation.rollout import Clip, Sweep, by_camera
 from kinema.simulation.session import World
 

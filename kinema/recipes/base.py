@@ -105,3 +105,18 @@ def _size(dataset: Dataset, key: str) -> int:
     for number in dataset.features[key]["shape"]:
         size *= number
     return size
+
+
+def check_one_camera(dataset: Dataset, recipe: str) -> None:
+    """Whether a dataset has just one camera, and what else a recipe of this name learns. Raises DataError."""
+    if len(dataset.cameras) != 1:
+        raise DataError(
+            f"{dataset.root}: the recipe '{recipe}' learns one camera, this dataset has "
+            f"{len(dataset.cameras)} ({', '.join(dataset.cameras) or 'none'}); use the recipe 'base'"
+        )
+    for key in ("action", PROPRIO):
+        if key not in dataset.features:
+            raise DataError(
+                f"{dataset.root}: the recipe '{recipe}' learns '{key}', which this dataset lacks; record "
+                f"anew, or use the recipe 'base'; it has {', '.join(sorted(dataset.features))}"
+            )

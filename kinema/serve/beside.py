@@ -7,7 +7,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import numpy as np
 
 from kinema.evaluation.floor import PUSHT, agent_velocity, set_bodies
-from kinema.evaluation.probe import PushTProbe
+from kinema.kits.pusht.probe import PushTProbe
 from kinema.simulation.session import MAX_REWIND, World
 from kinema.types import Episode, Frames
 

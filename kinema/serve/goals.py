@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from kinema.evaluation.probe import Probe, PushTProbe, Quantity, errors
-from kinema.evaluation.pusht import SCALE, pose_from_state
+from kinema.kits import Probe, Quantity, errors
+from kinema.kits.pusht.probe import PushTProbe
+from kinema.kits.pusht.detect import SCALE, pose_from_state
 from kinema.model.world import WorldError
 from kinema.types import Frames
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from kinema.data import Dataset
 from kinema.data.view import write_video
-from kinema.evaluation.probe import find_probe
-from kinema.evaluation.pusht import UNITS
+from kinema.kits import find_probe
+from kinema.kits.pusht.detect import UNITS
 from kinema.model.goals import encode_place
 from kinema.policies.cloned import Clone, ClonedPolicy
 from kinema.serve import images, schema
@@ -60,7 +60,8 @@ class Service:
         self.metrics = Metrics()
         self.engine = Engine(limits, self.metrics, num_threads)
         self.sessions = Sessions(limits, self.metrics, session_bytes=session_bytes(world, limits))
-        self.reader = StateReader(find_probe(world.name, world.cameras, dataset))
+        columns = () if dataset is None else dataset.features
+        self.reader = StateReader(find_probe(world.name, world.cameras, columns))
         self.planning = Planning(world, self.engine, self.reader, limits)
         self._policy = None if clone is None else ClonedPolicy(world, clone)
         self._dataset = dataset

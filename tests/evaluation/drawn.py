@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kinema.data import Dataset, DatasetWriter
-from kinema.evaluation import pusht
+from kinema.kits.pusht import detect as pusht
 from kinema.model.dynamics import DynamicsConfig
 from kinema.model.world import CameraConfig, WorldConfig
 from kinema.simulation.session import SimulationBatch, Step, World

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from kinema.evaluation.control import ControlConfig, driven_actions, explained, measure_control
-from kinema.evaluation.probe import find_probe
+from kinema.kits import find_probe
 from kinema.evaluation.result import Result
 from kinema.evaluation.rollout import load_clips
 
@@ -14,7 +14,7 @@ CONFIG = ControlConfig(world="drawn", steps=STEPS, rollouts=4, seeds=2, delay=2,
 
 def run(recording: Recording, mistakes: Mistakes | None = None) -> Result:
     world = DrawnWorld(recording, mistakes)
-    probe = find_probe(world.name, world.cameras, recording.dataset)
+    probe = find_probe(world.name, world.cameras, recording.dataset.features)
     clips = load_clips(world, recording.dataset, num=4, length=4 + STEPS, probe=probe)
     return measure_control(world, clips, CONFIG, source="drawn", probe=probe)
 

@@ -8,7 +8,8 @@ import pytest
 from kinema.data import Dataset
 from kinema.data.record import EpisodeRecorder, RecordConfig
 from kinema.evaluation.floor import BLUR, PushTFloor, find_floor
-from kinema.evaluation.probe import PushTProbe, errors
+from kinema.kits import errors
+from kinema.kits.pusht.probe import PushTProbe
 from kinema.evaluation.reality import Moment
 
 CAMERA = "observation.images.pixels"
@@ -67,7 +68,7 @@ def divergence(moments: list[Moment], *, blur: float, first: int = 0, context: i
 
 
 def _pose(columns: dict[str, np.ndarray]) -> tuple:
-    from kinema.evaluation import pusht
+    from kinema.kits.pusht import detect as pusht
 
     return (pusht.pose_from_state(*(columns[key] for key in PushTProbe.COLUMNS)),)
 

@@ -12,7 +12,7 @@ from kinema.data.record import EpisodeRecorder, RecordConfig
 from kinema.evaluation.detector import Detector
 from kinema.evaluation.horizon import Horizon, HorizonConfig, Schedule
 from kinema.evaluation.live import LiveEnvironments
-from kinema.evaluation.probe import find_probe
+from kinema.kits import find_probe
 from kinema.evaluation.reality import RecordedEpisodes
 from kinema.evaluation.result import Result
 from kinema.simulation.session import World, load
@@ -31,7 +31,7 @@ def run(recording: Recording, mistakes: Mistakes | None = None, *, steps: int = 
     world = DrawnWorld(recording, mistakes)
     dataset = recording.dataset
     config = HorizonConfig(world="drawn", steps=steps, rollouts=4, seeds=2, floor_restarts=0)
-    probe = find_probe(world.name, world.cameras, dataset)
+    probe = find_probe(world.name, world.cameras, dataset.features)
     schedule = Schedule(steps)
     is_needed = np.concatenate([np.ones(CONTEXT, dtype=bool), schedule.is_needed])
     measurement = Horizon(

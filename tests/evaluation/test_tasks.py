@@ -7,7 +7,7 @@ import pytest
 
 from kinema.data import DataError, Dataset
 from kinema.data.record import RecordConfig, record
-from kinema.evaluation.pusht_state import advance, get_bodies, set_bodies
+from kinema.kits.pusht.simulator import advance, get_bodies, set_bodies
 from kinema.evaluation.tasks import (
     PushTReality,
     SimulatorScore,

@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from kinema.evaluation.pusht import detect
+from kinema.kits.pusht.detect import detect
 from kinema.serve.limits import Limits
 from kinema.serve.service import Service, find_recordings
 from kinema.simulation.session import load

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kinema.data.environment import make_environment
-from kinema.policies.cartpole_swing import CartpoleSwing, CartpoleSwingConfig, make
+from kinema.kits.dmc.cartpole_swing import CartpoleSwing, CartpoleSwingConfig, make
 
 NUM_EPISODES = 6
 ONLY = {

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinema.evaluation import pusht
+from kinema.kits.pusht import detect as pusht
 
-from .drawn import FAR, draw
+from ...evaluation.drawn import FAR, draw
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Simulator:
 
     def play(self, episodes: int, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pictures and states under the policy that records the bundled world's data."""
-        from kinema.policies.pusht_play import PushTPlay, PushTPlayConfig
+        from kinema.kits.pusht.play import PushTPlay, PushTPlayConfig
 
         frames, agents, blocks = [], [], []
         for seed in range(episodes):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kinema.policies.pusht_play import PushTPlay, PushTPlayConfig, make
+from kinema.kits.pusht.play import PushTPlay, PushTPlayConfig, make
 
 gymnasium = pytest.importorskip("gymnasium", reason="needs kinema[pusht]")
 pytest.importorskip("gym_pusht", reason="needs kinema[pusht]")

@@ -1,15 +1,13 @@
 """The bundled world: PushT at 64x64, learned from 2,000 episodes of scripted play."""
 
-from kinema.data.lerobot import DataError, Dataset
+from kinema.data.lerobot import Dataset
 from kinema.data.segments import SegmentsConfig
 from kinema.model.dynamics import DynamicsConfig
 from kinema.model.manifold import ManifoldConfig
 from kinema.model.objective import DynamicsObjectiveConfig
+from kinema.recipes.base import PROPRIO, check_one_camera
 from kinema.recipes.recipe import Phase, Recipe, Schedule
 from kinema.tokenizers import ConvTokenizerConfig, TokenizerObjectiveConfig
-
-PROPRIO = "observation.state"
-"""The position of the agent: what a robot knows of itself."""
 
 
 def pusht(dataset: Dataset) -> Recipe:
@@ -77,18 +75,3 @@ def pusht(dataset: Dataset) -> Recipe:
         surprising_share=0.5,
         context_tau=0.985,
     )
-
-
-def check_one_camera(dataset: Dataset, recipe: str) -> None:
-    """Whether a dataset has just one camera, and what else a recipe of this name learns. Raises DataError."""
-    if len(dataset.cameras) != 1:
-        raise DataError(
-            f"{dataset.root}: the recipe '{recipe}' learns one camera, this dataset has "
-            f"{len(dataset.cameras)} ({', '.join(dataset.cameras) or 'none'}); use the recipe 'base'"
-        )
-    for key in ("action", PROPRIO):
-        if key not in dataset.features:
-            raise DataError(
-                f"{dataset.root}: the recipe '{recipe}' learns '{key}', which this dataset lacks; record "
-                f"anew, or use the recipe 'base'; it has {', '.join(sorted(dataset.features))}"
-            )

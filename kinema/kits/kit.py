@@ -1,0 +1,66 @@
+"""A kit: all that kinema knows of one world, in parts of which each is optional."""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from importlib.metadata import entry_points
+
+from kinema.kits.probe import Probe
+
+GROUP = "kinema.kits"
+"""Group of the entry points by which kits are found."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kit:
+    """One world's own parts. A protocol of evaluation that needs a part is left out where a kit lacks it."""
+
+    name: str
+    """Name of the kit; a world of this name is the kit's."""
+    columns: tuple[str, ...] = ()
+    """Columns of recordings that only this world has, such as its state; they say that a recording is the
+    kit's, and they are what ``simulator`` is set from."""
+    probe: Callable[[tuple[str, ...]], Probe | None] | None = None
+    """Makes the probe for a world's cameras; None for cameras that the probe cannot read."""
+
+    def matches(self, world_name: str, columns: Collection[str] = ()) -> bool:
+        """Tell whether a world, by its name or by the columns of its recordings, is the kit's."""
+        return world_name == self.name or bool(self.columns) and set(self.columns) <= set(columns)
+
+
+@functools.cache
+def kits() -> tuple[Kit, ...]:
+    """List the kits that are installed, by name: those of kinema and those of other packages."""
+    found: dict[str, Kit] = {}
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        try:
+            kit = entry.load()
+        except Exception as error:
+            # One package that is broken must not keep all worlds from being evaluated.
+            warnings.warn(f"kit {entry.name!r} cannot be imported from {entry.value}: {error}", stacklevel=2)
+            continue
+        found[entry.name] = kit
+    return tuple(found.values())
+
+
+def find_kit(
+    world_name: str, columns: Collection[str] = (), candidates: Sequence[Kit] | None = None
+) -> Kit | None:
+    """Find the kit of a world; None for most worlds.
+
+    Args:
+        world_name: name of the world.
+        columns: keys of the features of its recordings.
+        candidates: kits to choose from; by default those that are installed.
+    """
+    for kit in kits() if candidates is None else candidates:
+        if kit.matches(world_name, columns):
+            return kit
+    return None
+
+
+def find_probe(world_name: str, cameras: tuple[str, ...], columns: Collection[str] = ()) -> Probe | None:
+    """Make the probe of a world's kit; None where the world has none."""
+    kit = find_kit(world_name, columns)
+    return None if kit is None or kit.probe is None else kit.probe(cameras)

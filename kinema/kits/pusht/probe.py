@@ -1,0 +1,73 @@
+"""Reads the state of PushT from its frames."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+
+from kinema.kits.probe import Quantity, Reading, Target
+from kinema.kits.pusht import detect
+from kinema.types import Episode, Frames
+
+
+class PushTProbe:
+    """Agent and block of PushT. Lengths are in 64ths of the picture, angles in degrees."""
+
+    quantities = (
+        Quantity(key="agent", label="agent position", unit="px", largest=64.0 * 2**0.5),
+        Quantity(key="block", label="block position", unit="px", largest=64.0 * 2**0.5, moved=2.0),
+        Quantity(key="angle", label="block angle", unit="°", largest=180.0, is_angle=True, moved=10.0),
+    )
+    things = "one agent and one block"
+    targets: Mapping[str, Target] = MappingProxyType(
+        {
+            "tokenizer/found": Target(must=0.999, aim=1.0),
+            "tokenizer/agent": Target(must=0.5, aim=0.2),
+            "tokenizer/block": Target(must=0.5, aim=0.2),
+            "simulate/agent": Target(must=1.0, aim=0.5),
+            "simulate/block": Target(must=3.0, aim=1.5),
+            "simulate/angle": Target(must=20.0, aim=8.0),
+            "obey/agent": Target(must=5.0, aim=15.0),
+            "valid": Target(must=0.97, aim=0.999),
+            "speed": Target(must=30.0, aim=100.0),
+            "size": Target(must=20.0, aim=8.0),
+        }
+    )
+    CERTAIN = 0.6
+    """A block of which no more than this share is seen may look the same in two poses."""
+    COLUMNS = ("info.pos_agent", "info.block_pose")
+
+    def __init__(self, camera: str) -> None:
+        self.camera = camera
+
+    def read(self, frames: Frames) -> Reading:
+        found = detect.detect(frames[self.camera])
+        return self._reading(
+            detect.Pose(found.agent, found.block, found.angle),
+            has_agent=found.has_agent,
+            has_block=found.has_block,
+            visible=found.block_visible,
+        )
+
+    def recorded(self, episode: Episode) -> Reading | None:
+        if any(key not in episode.columns for key in self.COLUMNS):
+            return None
+        agent, block = (np.asarray(episode.columns[key], dtype=np.float64) for key in self.COLUMNS)
+        everywhere = np.ones(len(agent), dtype=bool)
+        return self._reading(
+            detect.pose_from_state(agent, block),
+            has_agent=everywhere,
+            has_block=everywhere,
+            visible=detect.visible_share(block),
+        )
+
+    def _reading(
+        self, pose: detect.Pose, *, has_agent: np.ndarray, has_block: np.ndarray, visible: np.ndarray
+    ) -> Reading:
+        is_certain = has_block & (visible > self.CERTAIN)
+        return Reading(
+            values={"agent": pose.agent, "block": pose.block, "angle": np.degrees(pose.angle)[:, None]},
+            is_found={"agent": has_agent, "block": has_block, "angle": has_block},
+            is_certain={"agent": has_agent, "block": is_certain, "angle": is_certain},
+            is_valid=has_agent & has_block,
+        )

@@ -1,0 +1,3 @@
+"""The drawn recording of the tests of evaluation."""
+
+from ...evaluation.conftest import recording as recording
