@@ -1,12 +1,13 @@
 """How good a world is: recorded episodes against simulated ones, by protocols that anyone can run again.
 
-A kit's probe says what is measured in pictures (``kinema.kits``), ``rollout`` drives a world with recorded actions, ``report`` is the protocol, ``simulate`` the command.
+A kit's probe says what is measured in frames (``kinema.kits``), ``rollout`` drives a world with recorded
+actions, ``report`` is the protocol, ``simulate`` the command.
 """
 
-from kinema.kits import Probe, Quantity, Reading, Target, find_probe
 from kinema.evaluation.report import ReportConfig, measure
 from kinema.evaluation.rollout import Clip, Sweep, compare, load_clips, repeat_last, roll_out
 from kinema.evaluation.table import Curve, Report, Row
+from kinema.kits import Probe, Quantity, Reading, Target, find_probe
 
 __all__ = [
     "Clip",

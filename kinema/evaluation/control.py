@@ -15,10 +15,10 @@ import tyro
 from tqdm import tqdm
 
 from kinema.evaluation import bootstrap, rollout
-from kinema.kits import Probe, Quantity, Target, find_probe
 from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.rollout import PICTURE, PROPRIO, Clip, Sweep, by_camera, load_clips, open_recordings
 from kinema.evaluation.table import Row, tell
+from kinema.kits import Probe, Quantity, Target, find_probe
 from kinema.simulation.session import World, load
 from kinema.types import Frames
 

@@ -8,10 +8,10 @@ from tqdm import tqdm
 
 from kinema.data import view
 from kinema.data.lerobot import Dataset
-from kinema.kits.pusht.probe import PushTProbe
 from kinema.evaluation.simulate import Comparison, SimulateConfig, compare_episode
 from kinema.evaluation.speed import measure_speed
 from kinema.evaluation.table import align
+from kinema.kits.pusht.probe import PushTProbe
 from kinema.simulation.session import BUNDLED_WORLDS, load
 
 RECORDING = BUNDLED_WORLDS / "pusht" / "recording"

@@ -11,10 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from kinema.data.lerobot import Dataset
+from kinema.evaluation.reality import Moment
 from kinema.kits import Probe, Reading
 from kinema.kits.pusht.probe import PushTProbe
 from kinema.kits.pusht.simulator import PUSHT, advance, agent_velocity, set_bodies
-from kinema.evaluation.reality import Moment
 from kinema.types import Episode
 
 BLUR = 4.0

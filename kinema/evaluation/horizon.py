@@ -19,7 +19,6 @@ from kinema.evaluation import bootstrap
 from kinema.evaluation.detector import Detector
 from kinema.evaluation.floor import Floor, find_floor
 from kinema.evaluation.image_distance import Slices, mean_square, psnr, sliced_frechet, ssim
-from kinema.kits import Probe, Quantity, Reading, Target, errors, find_probe
 from kinema.evaluation.reality import Moment, Reality, RecordedEpisodes
 from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.rollout import (
@@ -32,6 +31,7 @@ from kinema.evaluation.rollout import (
 )
 from kinema.evaluation.table import Row, tell
 from kinema.evaluation.trust import trust_rows
+from kinema.kits import Probe, Quantity, Reading, Target, errors, find_probe
 from kinema.simulation.session import SimulationBatch, Step, World, load
 from kinema.types import Frames
 

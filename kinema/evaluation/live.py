@@ -7,9 +7,9 @@ import numpy as np
 
 from kinema.data.lerobot import DataError
 from kinema.data.record import EpisodeRecorder, RecordConfig
+from kinema.evaluation.reality import Moment
 from kinema.kits import Probe, Reading
 from kinema.kits.pusht.simulator import PUSHT, draw_where
-from kinema.evaluation.reality import Moment
 from kinema.simulation.session import World
 from kinema.types import Episode, Frames
 

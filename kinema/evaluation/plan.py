@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from kinema.data import view
 from kinema.data.options import JsonObject
-from kinema.kits import errors, find_probe
 from kinema.evaluation.table import align
+from kinema.kits import errors, find_probe
 from kinema.model.goals import encode_goal
 from kinema.planners import (
     PLANNER_NAMES,

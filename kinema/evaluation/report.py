@@ -15,10 +15,10 @@ from kinema.data.lerobot import Dataset
 from kinema.evaluation import bootstrap, rollout, validity
 from kinema.evaluation.page import write_files
 from kinema.evaluation.plot import Line, Panel, Theme, paint
-from kinema.kits import Probe, Quantity, Target, errors, find_probe
 from kinema.evaluation.rollout import PICTURE, PROPRIO, Clip, Sweep
 from kinema.evaluation.speed import measure_speed
 from kinema.evaluation.table import Curve, Report, Row, psnr
+from kinema.kits import Probe, Quantity, Target, errors, find_probe
 from kinema.model.world import CONFIG_FILE, WEIGHTS_FILE
 from kinema.simulation.session import BUNDLED_WORLDS, World
 

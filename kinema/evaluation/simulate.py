@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from kinema.data import view
 from kinema.data.lerobot import DataError, Dataset
-from kinema.kits import Probe, Quantity, errors, find_probe
 from kinema.evaluation.report import ReportConfig, measure, write
 from kinema.evaluation.rollout import (
     PICTURE,
@@ -29,6 +28,7 @@ from kinema.evaluation.rollout import (
     session_generator,
 )
 from kinema.evaluation.table import align, psnr, tell, to_json, write_text
+from kinema.kits import Probe, Quantity, errors, find_probe
 from kinema.simulation.session import World, load
 
 FILM_WIDTH = 768

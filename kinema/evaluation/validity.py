@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kinema.kits import Probe
 from kinema.evaluation.rollout import Clip, Sweep, by_camera
+from kinema.kits import Probe
 from kinema.simulation.session import World
 
 WINDOW = 100

@@ -26,7 +26,7 @@ class Kit:
 
     def matches(self, world_name: str, columns: Collection[str] = ()) -> bool:
         """Tell whether a world, by its name or by the columns of its recordings, is the kit's."""
-        return world_name == self.name or bool(self.columns) and set(self.columns) <= set(columns)
+        return world_name == self.name or (bool(self.columns) and set(self.columns) <= set(columns))
 
 
 @functools.cache

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from kinema.kits import Probe, Quantity, errors
-from kinema.kits.pusht.probe import PushTProbe
 from kinema.kits.pusht.detect import SCALE, pose_from_state
+from kinema.kits.pusht.probe import PushTProbe
 from kinema.model.world import WorldError
 from kinema.types import Frames
 

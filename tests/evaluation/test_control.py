@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from kinema.evaluation.control import ControlConfig, driven_actions, explained, measure_control
-from kinema.kits import find_probe
 from kinema.evaluation.result import Result
 from kinema.evaluation.rollout import load_clips
+from kinema.kits import find_probe
 
 from .drawn import DrawnWorld, Mistakes, Recording
 

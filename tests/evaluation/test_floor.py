@@ -8,9 +8,9 @@ import pytest
 from kinema.data import Dataset
 from kinema.data.record import EpisodeRecorder, RecordConfig
 from kinema.evaluation.floor import BLUR, PushTFloor, find_floor
+from kinema.evaluation.reality import Moment
 from kinema.kits import errors
 from kinema.kits.pusht.probe import PushTProbe
-from kinema.evaluation.reality import Moment
 
 CAMERA = "observation.images.pixels"
 NUM_STEPS = 120

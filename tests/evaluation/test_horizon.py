@@ -12,9 +12,9 @@ from kinema.data.record import EpisodeRecorder, RecordConfig
 from kinema.evaluation.detector import Detector
 from kinema.evaluation.horizon import Horizon, HorizonConfig, Schedule
 from kinema.evaluation.live import LiveEnvironments
-from kinema.kits import find_probe
 from kinema.evaluation.reality import RecordedEpisodes
 from kinema.evaluation.result import Result
+from kinema.kits import find_probe
 from kinema.simulation.session import World, load
 
 from .drawn import CAMERA, DrawnWorld, Mistakes, Recording, record

@@ -7,7 +7,6 @@ import pytest
 
 from kinema.data import DataError, Dataset
 from kinema.data.record import RecordConfig, record
-from kinema.kits.pusht.simulator import advance, get_bodies, set_bodies
 from kinema.evaluation.tasks import (
     PushTReality,
     SimulatorScore,
@@ -16,6 +15,7 @@ from kinema.evaluation.tasks import (
     is_met,
     pose_errors,
 )
+from kinema.kits.pusht.simulator import advance, get_bodies, set_bodies
 from kinema.simulation.session import World
 
 from .drawn import tiny_config
