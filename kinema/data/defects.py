@@ -4,7 +4,7 @@ Each check goes on after a defect, so that one run reports all of them.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -64,6 +64,86 @@ class Defect:
         return f"{self.severity}: {', '.join(place for place in places if place)}: {self.message}"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingCheck:
+    """Result of ``training_problems``."""
+
+    fatal: list[Defect]
+    """Reasons not to train: nothing is learned until each is mended."""
+    left_out: list[Defect]
+    """Reasons for episodes that are missing or are not used."""
+    usable_episodes: np.ndarray
+    """Positions in the dataset of the episodes to learn from, ``N`` int64, ascending."""
+
+
+LEFT_OUT_KINDS = ("length", "data", "video", "timestamps", "order")
+"""Kinds of defects that make an episode unreadable; the others can still be used."""
+FATAL_KINDS = ("not-finite", "missing-values", "shape", "column", "empty")
+"""Kinds of defects that concern how a dataset was made, or that would spoil the weights unnoticed."""
+
+
+def training_problems(
+    dataset: Dataset, *, segment_length: int, columns: Sequence[str], episodes: Sequence[int] | None = None
+) -> TrainingCheck:
+    """List the defects that would spoil a training, before anything is learned.
+
+    Reads the columns in use and the headers of videos; no frame is decoded.
+
+    Args:
+        dataset: to be learned from.
+        segment_length: rows of the longest segments; shorter episodes are left out.
+        columns: keys of all features that are used: actions, proprioception, rewards, cameras.
+        episodes: positions of the episodes in question; all by default.
+    """
+    table = dataset.table
+    asked = np.arange(dataset.num_episodes) if episodes is None else np.unique(episodes).astype(np.int64)
+    if not dataset.num_episodes:
+        empty = Defect(severity="error", kind="empty", file=INFO_PATH, message="the dataset has no episodes")
+        return TrainingCheck(fatal=[empty], left_out=[], usable_episodes=asked)
+    left_out = [defect for defect in _check_totals(dataset) if defect.key != "total_tasks"]
+    found = list(_check_rows(dataset, None, keys=columns))
+    for camera in dataset.cameras:
+        if camera in columns and dataset.features[camera]["dtype"] == "video":
+            found += _check_videos(dataset, camera, None, is_decoding=False)
+    fatal, is_usable = [], np.isin(np.arange(dataset.num_episodes), asked)
+    for defect in found:
+        positions = np.intersect1d(_positions(dataset, defect), asked)
+        if defect.severity == "warning" or not len(positions):
+            continue
+        if defect.kind in FATAL_KINDS:
+            fatal.append(defect)
+        elif defect.kind in LEFT_OUT_KINDS and defect.key not in ("index", "episode_index"):
+            left_out.append(defect)
+            is_usable[positions] = False
+    is_short = is_usable & (table.lengths < segment_length)
+    longest = int(table.lengths[is_usable].max(initial=0))
+    for number in np.flatnonzero(is_short).tolist():
+        message = f"has {table.lengths[number]} rows, fewer than the {segment_length} of a segment"
+        left_out.append(_table_defect("short", int(table.ids[number]), "length", message))
+    is_usable &= ~is_short
+    if not is_usable.any() and not fatal:
+        message = f"no episode can be learned from ({len(asked)} are left out)"
+        if is_short.any():
+            message = (
+                f"segments of {segment_length} rows are needed, but the longest episode has {longest}; "
+                "record longer episodes or choose a recipe with shorter segments"
+            )
+        fatal.append(Defect(severity="error", kind="empty", file="meta/episodes", message=message))
+    return TrainingCheck(fatal=fatal, left_out=left_out, usable_episodes=np.flatnonzero(is_usable))
+
+
+def _positions(dataset: Dataset, defect: Defect) -> np.ndarray:
+    """Positions of the episodes that a defect concerns: the one that it names, or all of its file."""
+    if defect.episode is not None:
+        return np.flatnonzero(dataset.table.ids == defect.episode)
+    spans = dataset.table.videos.get(defect.key or "")
+    paths = spans.paths if isinstance(spans, VideoSpans) else dataset.table.data_paths
+    files = [_relative(path, dataset.root) for path in paths]
+    if defect.file not in files:
+        return np.arange(dataset.num_episodes)
+    return np.flatnonzero([file == defect.file for file in files])
+
+
 def find_defects(
     root: Path | str, *, is_decoding: bool = True, is_showing_progress: bool = False
 ) -> list[Defect]:
@@ -110,15 +190,7 @@ def _check_tables(dataset: Dataset) -> Iterator[Defect]:
         )
     if not dataset.num_episodes:
         yield Defect(severity="error", kind="empty", file=INFO_PATH, message="the dataset has no episodes")
-    totals = {
-        "total_episodes": dataset.num_episodes,
-        "total_frames": dataset.num_frames,
-        "total_tasks": len(dataset.tasks),
-    }
-    for key, counted in totals.items():
-        if dataset.info.get(key, counted) != counted:
-            message = f"says {dataset.info[key]}, but the tables hold {counted}"
-            yield Defect(severity="error", kind="totals", file=INFO_PATH, key=key, message=message)
+    yield from _check_totals(dataset)
     if "action" not in dataset.features:
         message = "there is no such feature; without actions a world cannot be controlled"
         yield Defect(severity="warning", kind="no-action", file=INFO_PATH, key="action", message=message)
@@ -148,6 +220,19 @@ def _check_tables(dataset: Dataset) -> Iterator[Defect]:
             yield _table_defect("order", int(ids[number + 1]), "dataset_from_index", message)
 
 
+def _check_totals(dataset: Dataset) -> Iterator[Defect]:
+    """Counts in ``info.json`` against the tables."""
+    totals = {
+        "total_episodes": dataset.num_episodes,
+        "total_frames": dataset.num_frames,
+        "total_tasks": len(dataset.tasks),
+    }
+    for key, counted in totals.items():
+        if dataset.info.get(key, counted) != counted:
+            message = f"says {dataset.info[key]}, but the tables hold {counted}"
+            yield Defect(severity="error", kind="totals", file=INFO_PATH, key=key, message=message)
+
+
 def _table_defect(kind: str, episode: int, key: str, message: str) -> Defect:
     return Defect(
         severity="error", kind=kind, file="meta/episodes", episode=episode, key=key, message=message
@@ -168,7 +253,7 @@ class _Values:
 
     def add(self, number: int, key: str, values: np.ndarray) -> None:
         """Values ``T ...`` of the episode at a position."""
-        self._parts[key].append((number, values.reshape(len(values), -1)))
+        self._parts.setdefault(key, []).append((number, values.reshape(len(values), -1)))
 
     def check(self) -> Iterator[Defect]:
         for key, parts in self._parts.items():
@@ -261,15 +346,23 @@ class _Values:
                 yield self._defect("error", "range", key, number, message)
 
 
-def _check_rows(dataset: Dataset, values: _Values) -> Iterator[Defect]:
-    """Every data file, episode by episode; the numbers go to ``values``."""
+def _check_rows(
+    dataset: Dataset, values: _Values | None, *, keys: Sequence[str] | None = None
+) -> Iterator[Defect]:
+    """Check every data file, episode by episode; numbers are added to ``values``.
+
+    ``keys``: features to check besides the positions of rows; all by default.
+    """
     root, table = dataset.root, dataset.table
+    columns = None
+    if keys is not None:
+        columns = {*POSITION_FEATURES, *(key for key in keys if key not in dataset.cameras)}
     numbers: dict[Path, list[int]] = {}
     for number, path in enumerate(table.data_paths):
         numbers.setdefault(path, []).append(number)
     for path, its_numbers in numbers.items():
         try:
-            rows, slices = load_data_file(path)
+            rows, slices = load_data_file(path, columns)
         except DataError as error:
             message = f"{error.message} (episodes {_ranges([int(table.ids[n]) for n in its_numbers])})"
             episode = int(table.ids[its_numbers[0]]) if len(its_numbers) == 1 else error.episode
@@ -280,6 +373,8 @@ def _check_rows(dataset: Dataset, values: _Values) -> Iterator[Defect]:
             message = "has rows here, but the episodes table does not know it"
             yield Defect(severity="error", kind="length", file=file, episode=episode, message=message)
         for key, feature in dataset.features.items():
+            if columns is not None and key not in columns:
+                continue
             if feature["dtype"] != "video" and key not in rows.column_names:
                 message = f"is a feature in {INFO_PATH}, but the file has no such column"
                 yield Defect(severity="error", kind="column", file=file, key=key, message=message)
@@ -296,7 +391,7 @@ def _check_rows(dataset: Dataset, values: _Values) -> Iterator[Defect]:
 
 
 def _check_episode(
-    dataset: Dataset, number: int, file: str, rows: pa.Table, values: _Values
+    dataset: Dataset, number: int, file: str, rows: pa.Table, values: _Values | None
 ) -> Iterator[Defect]:
     """The rows of one episode."""
     episode, length = int(dataset.table.ids[number]), len(rows)
@@ -345,8 +440,8 @@ def _check_episode(
         if len(wrong):
             message = f"is {tasks[wrong[0]]}, but there are {len(dataset.tasks)} tasks"
             yield defect("task", "task_index", message)
-    for key in values.keys:
-        if key not in columns:
+    for key in columns:
+        if key in POSITION_FEATURES or columns[key].dtype.kind not in "biuf":
             continue
         column = columns[key].reshape(length, -1)
         if column.dtype.kind == "f" and not np.isfinite(column).all():
@@ -355,8 +450,12 @@ def _check_episode(
                 f"dimension {dimension} is {column[row, dimension]} in row {row} "
                 f"({int((~np.isfinite(column)).sum())} values)"
             )
-            yield defect("not-finite", key, message)
-        values.add(number, key, column)
+            is_last = key == "action" and np.isfinite(column[:-1]).all()
+            yield dataclasses.replace(
+                defect("not-finite", key, message), severity="warning" if is_last else "error"
+            )
+        if values is not None:
+            values.add(number, key, column)
     for key in ("next.terminated", "next.truncated", "next.done"):
         early = np.flatnonzero(columns[key].ravel()[:-1]) if key in columns else []
         if len(early):
@@ -364,7 +463,7 @@ def _check_episode(
             yield dataclasses.replace(defect("order", key, message), severity="warning")
 
 
-def _check_videos(dataset: Dataset, camera: str, bar: tqdm, *, is_decoding: bool) -> Iterator[Defect]:
+def _check_videos(dataset: Dataset, camera: str, bar: tqdm | None, *, is_decoding: bool) -> Iterator[Defect]:
     """The video files of one camera, and in each the spans of its episodes."""
     root, table, spans = dataset.root, dataset.table, dataset.table.videos[camera]
     if not isinstance(spans, VideoSpans):
@@ -386,13 +485,15 @@ def _check_videos(dataset: Dataset, camera: str, bar: tqdm, *, is_decoding: bool
             yield dataclasses.replace(
                 Defect.of(error, root, kind="video"), message=message, key=camera, episode=episode
             )
-            bar.update(int(table.lengths[its_numbers].sum()))
+            if bar is not None:
+                bar.update(int(table.lengths[its_numbers].sum()))
             continue
         yield from _check_spans(dataset, camera, path, its_numbers, header)
         if is_decoding:
             for number in its_numbers:
                 yield from _check_frames(dataset, camera, number, reader)
-                bar.update(int(table.lengths[number]))
+                if bar is not None:
+                    bar.update(int(table.lengths[number]))
         reader.close()
 
 

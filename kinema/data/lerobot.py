@@ -3,7 +3,7 @@
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -280,10 +280,14 @@ class Dataset:
             return {}
 
 
-def load_data_file(path: Path) -> tuple[pa.Table, dict[int, slice]]:
-    """A data file, and where in it each episode lies. Raises DataError."""
+def load_data_file(path: Path, columns: Iterable[str] | None = None) -> tuple[pa.Table, dict[int, slice]]:
+    """Read a data file, or those of some columns that it has, and the rows of each episode in it.
+
+    Raises DataError.
+    """
     try:
-        table = pq.read_table(path).combine_chunks()
+        names = None if columns is None else [key for key in pq.read_schema(path).names if key in columns]
+        table = pq.read_table(path, columns=names).combine_chunks()
     except FileNotFoundError as error:
         raise DataError("is missing; download or copy the dataset again", path=path) from error
     except (OSError, pa.ArrowException) as error:

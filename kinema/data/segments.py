@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from kinema.data.layout import picture_shape
 from kinema.data.lerobot import DataError, Dataset
 
 
@@ -30,6 +31,8 @@ class SegmentsConfig:
     """Pictures are brought to this width in pixels."""
     episodes: tuple[int, int] | None = None
     """First and one past the last episode to use; all by default."""
+    left_out: tuple[int, ...] = ()
+    """Positions of episodes in that range that are not used."""
     memory_limit_gb: float = 8.0
     """Decoded pictures beyond this many gigabytes go to a memory-mapped file."""
 
@@ -60,6 +63,7 @@ class Segments:
         proprio: np.ndarray | None,
         lengths: np.ndarray,
         native_sizes: dict[str, tuple[int, int]],
+        episodes: np.ndarray | None = None,
     ):
         self.frames = frames
         self.actions = actions
@@ -67,6 +71,8 @@ class Segments:
         self.lengths = lengths
         self.native_sizes = native_sizes
         """Height and width of each camera as recorded."""
+        self.episodes = np.arange(len(lengths)) if episodes is None else episodes
+        """Positions of the episodes in the dataset."""
         self.starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
         self._episode_of_row = np.repeat(np.arange(len(lengths)), lengths)
         self.has_action = np.ones(len(actions), dtype=bool)
@@ -92,6 +98,7 @@ class Segments:
             else np.concatenate([self.proprio, other.proprio]),
             lengths=np.concatenate([self.lengths, other.lengths]),
             native_sizes=self.native_sizes,
+            episodes=np.concatenate([self.episodes, other.episodes]),
         )
 
     def draw_rows(
@@ -211,30 +218,30 @@ def load_segments(
         raise DataError(
             f"{dataset.root}: neither a camera nor proprioception to learn; name one of each at least"
         )
-    lengths = dataset.lengths()[first:stop].astype(np.int64)
+    chosen = np.setdiff1d(np.arange(first, stop), config.left_out)
+    if not len(chosen):
+        raise DataError(f"{dataset.root}: all of the episodes {first}:{stop} are left out")
+    lengths = dataset.lengths()[chosen].astype(np.int64)
     store = _FrameStore(dataset, config, cameras, int(lengths.sum()), cache)
     actions, proprio = [], []
     row = 0
-    sizes: dict[str, tuple[int, int]] = {}
-    bar = tqdm(range(first, stop), desc="decoding episodes", unit="episode", disable=not progress)
-    for index in bar:
+    for index in tqdm(chosen.tolist(), desc="decoding episodes", unit="episode", disable=not progress):
         episode = dataset.episode(index, cameras=() if store.is_complete else cameras)
-        actions.append(_vectors(episode.columns["action"]))
+        actions.append(_finite(dataset, index, "action", _actions(episode.columns["action"])))
         if config.proprio:
-            proprio.append(_vectors(episode.columns[config.proprio]))
+            values = _vectors(episode.columns[config.proprio])
+            proprio.append(_finite(dataset, index, config.proprio, values))
         for key, frames in episode.frames.items():
             store.frames[key][row : row + len(frames)] = resize(frames, config.height, config.width)
         row += len(actions[-1])
     store.finish()
-    for key in cameras:
-        height, width, _ = dataset.features[key]["shape"]
-        sizes[key] = (height, width)
     return Segments(
         frames=store.frames,
         actions=np.concatenate(actions),
         proprio=np.concatenate(proprio) if proprio else None,
         lengths=lengths,
-        native_sizes=sizes,
+        native_sizes={key: picture_shape(dataset.features[key])[:2] for key in cameras},
+        episodes=chosen,
     )
 
 
@@ -284,3 +291,25 @@ def _require_keys(dataset: Dataset, keys: Sequence[str]) -> None:
 
 def _vectors(column: np.ndarray) -> np.ndarray:
     return np.asarray(column, dtype=np.float32).reshape(len(column), -1)
+
+
+def _actions(column: np.ndarray) -> np.ndarray:
+    """Actions ``T A``. A last one that is not finite leads to no frame: it repeats the one before it."""
+    actions = _vectors(column)
+    if len(actions) > 1 and not np.isfinite(actions[-1]).all():
+        actions = np.concatenate([actions[:-1], actions[-2:-1]])
+    return actions
+
+
+def _finite(dataset: Dataset, index: int, key: str, values: np.ndarray) -> np.ndarray:
+    """The same values. Raises DataError where one is NaN or infinite."""
+    if not np.isfinite(values).all():
+        row, dimension = np.argwhere(~np.isfinite(values))[0].tolist()
+        raise DataError(
+            f"dimension {dimension} is {values[row, dimension]} in row {row}; correct it, or delete the "
+            "episode",
+            path=dataset.table.data_paths[index],
+            episode=int(dataset.table.ids[index]),
+            key=key,
+        )
+    return values

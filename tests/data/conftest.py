@@ -88,6 +88,22 @@ def edit_parquet(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
     pq.write_table(change(pq.read_table(path)), path)
 
 
+def edit_column(path: Path, key: str, change: Callable[[np.ndarray], object]) -> None:
+    """Change a column of numbers in place."""
+    table = pq.read_table(path)
+    values = np.array(table[key].to_pylist())
+    changed = change(values)
+    values = values if changed is None else np.asarray(changed)
+    number = table.column_names.index(key)
+    pq.write_table(
+        table.set_column(number, table.field(key), pa.array(values.tolist(), table.field(key).type)), path
+    )
+
+
+def put(path: Path, key: str, row: Any, value: Any) -> None:
+    edit_column(path, key, lambda values: values.__setitem__(row, value))
+
+
 def drop_columns(path: Path, name: str) -> None:
     """Drop the columns with this in their names, except statistics."""
 

@@ -16,27 +16,11 @@ from kinema.data import DatasetWriter, video
 from kinema.data.check import DataConfig, inspect
 from kinema.data.defects import Defect, find_defects
 
-from .conftest import DATA, EPISODES, FPS, SIDE, TOP, VIDEO, edit_json, make_recording
+from .conftest import DATA, EPISODES, FPS, SIDE, TOP, VIDEO, edit_column, edit_json, make_recording, put
 
 
 def edit_info(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
     edit_json(root / "meta/info.json", change)
-
-
-def edit_column(path: Path, key: str, change: Callable[[np.ndarray], object]) -> None:
-    """Change a column of numbers in place."""
-    table = pq.read_table(path)
-    values = np.array(table[key].to_pylist())
-    changed = change(values)
-    values = values if changed is None else np.asarray(changed)
-    number = table.column_names.index(key)
-    pq.write_table(
-        table.set_column(number, table.field(key), pa.array(values.tolist(), table.field(key).type)), path
-    )
-
-
-def put(path: Path, key: str, row: Any, value: Any) -> None:
-    edit_column(path, key, lambda values: values.__setitem__(row, value))
 
 
 def find(root: Path, kind: str, **options: Any) -> list[Defect]:

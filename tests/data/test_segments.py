@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from kinema.data import DataError, Dataset, DatasetWriter
 from kinema.data.segments import Segments, SegmentsConfig, load_segments, resize
 
 from ..worlds import CAMERA, HIGH, LOW, PROPRIO, SIZE, read, write_exact_world
+from .conftest import DATA, put
 
 LENGTHS = (5, 9, 2, 12)
 HALF_A_PIXEL = 0.5 / 20 * (HIGH - LOW) + 1e-6
@@ -242,3 +244,28 @@ def test_a_dataset_without_episodes_is_refused(tmp_path: Path) -> None:
         pass
     with pytest.raises(DataError, match="episodes 0:0 asked, but it holds 0"):
         load(Dataset.open(tmp_path / "empty"), tmp_path)
+
+
+def test_an_action_that_is_not_finite_is_named(exact: Dataset, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(exact.root, tmp_path / "d"))
+    put(root / DATA, "action", (int(exact.lengths()[0]) + 3, 0), np.nan)
+    with pytest.raises(DataError, match="episode 1, action: dimension 0 is nan in row 3; correct it"):
+        load(Dataset.open(root), tmp_path / "cache")
+
+
+def test_a_last_action_that_is_not_finite_changes_nothing(exact: Dataset, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(exact.root, tmp_path / "d"))
+    put(root / DATA, "action", np.cumsum(exact.lengths()) - 1, np.nan)
+    expected, found = load(exact, tmp_path / "a"), load(Dataset.open(root), tmp_path / "b")
+    assert np.isfinite(found.actions).all()
+    assert np.array_equal(found.prev_action, expected.prev_action)
+
+
+def test_episodes_that_are_left_out_are_not_read(exact: Dataset, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(exact.root, tmp_path / "d"))
+    put(root / DATA, "action", 1, np.nan)
+    found = load(Dataset.open(root), tmp_path / "cache", left_out=(0,))
+    assert found.episodes.tolist() == list(range(1, exact.num_episodes))
+    assert found.lengths.tolist() == exact.lengths()[1:].tolist()
+    with pytest.raises(DataError, match="left out"):
+        load(exact, tmp_path / "cache", left_out=tuple(range(exact.num_episodes)))
