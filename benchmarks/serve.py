@@ -78,7 +78,7 @@ def rate(sims: list[RemoteSimulation], steps: int, *, together: bool) -> float:
 
 def batched(world: RemoteWorld) -> tuple[float, float]:
     """Steps that the server has made so far, and the batches that it made them in."""
-    text = world.request("GET", "/metrics").text
+    text = world.connection.request("GET", "/metrics").text
     (steps,) = re.findall(r"^kinema_batch_sessions_sum (\S+)", text, re.M)
     (batches,) = re.findall(r"^kinema_batch_sessions_count (\S+)", text, re.M)
     return float(steps), float(batches)

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import kinema
-from kinema.model.world import WorldError
-from kinema.serve.client import RemoteWorld, ServerError
+from kinema.serve.client import RemoteWorld
 from kinema.serve.limits import Limits
 from kinema.serve.service import Service
 from kinema.simulation.session import World
+from kinema.types import ServerError, WorldError
 
 from ..worlds import CAMERA, SECOND_CAMERA, SIZE, random_actions, random_frames, random_world
 from .running import running, small_service
@@ -123,7 +123,7 @@ def test_mistakes_are_those_of_a_local_world(worlds: tuple[RemoteWorld, World]) 
     with pytest.raises(WorldError, match="num_denoising_steps=99: at most 16"):
         remote.start(frames, num_denoising_steps=99)
     sim.close()
-    with pytest.raises(ServerError, match="no stream of the session"):
+    with pytest.raises(ServerError, match="no such session: it was closed"):
         sim.step(np.zeros(2))
     assert sim.num_steps == 0
 
@@ -200,7 +200,7 @@ def test_a_server_killed_in_mid_step_is_a_clear_error(tmp_path: Path) -> None:
         stepping = threading.Thread(target=step_on)
         stepping.start()
         # Killed while a step runs in the networks, as the server itself tells.
-        while b"kinema_queue 1.0" not in remote.request("GET", "/metrics").content:
+        while b"kinema_queue 1.0" not in remote.connection.request("GET", "/metrics").content:
             assert stepping.is_alive(), problems
         os.kill(server.pid, signal.SIGKILL)
         server.wait(30)

@@ -14,17 +14,15 @@ import torch
 
 import kinema
 from kinema.model.parts import save_part
-from kinema.model.world import WorldError
 from kinema.planners import MPPI, CrossEntropy, Goal, SearchConfig, WorldScore
 from kinema.planners.scores import normalize_actions, restore_actions
 from kinema.policies.cloned import CLONE_FILE, CloneConfig, ClonedPolicy, encode_goal, load_clone, new_clone
 from kinema.serve import images
-from kinema.serve.client import ServerError
 from kinema.serve.command import ServeConfig, make_service
 from kinema.serve.limits import Limits
 from kinema.serve.service import Service, find_recordings
 from kinema.simulation.session import load
-from kinema.types import Seen
+from kinema.types import Seen, ServerError, WorldError
 
 from ..worlds import CAMERA, random_frames, random_heads, random_world, randomize
 from .running import running, small_service
@@ -85,12 +83,12 @@ def test_plans_for_reward_and_steps_need_heads(tmp_path: Path) -> None:
     service = small_service(tmp_path, world=random_heads(random_world()))
     with running(service) as url, kinema.connect(url) as world, world.start_episode() as sim:
         path = f"/v1/sessions/{sim.id}/plan"
-        reward = world.ask("POST", path, {"reward_weight": 1.0, **SMALL})
+        reward = world.connection.request("POST", path, {"reward_weight": 1.0, **SMALL}).json()
         assert reward["measure"] == "reward"
-        steps = world.ask("POST", path, {"goal": {"episode": 1, "row": 9}, **SMALL})
+        steps = world.connection.request("POST", path, {"goal": {"episode": 1, "row": 9}, **SMALL}).json()
         assert steps["measure"] == "steps"
         # Rewards are to be sought, not shunned.
-        shunned = world.ask("POST", path, {"reward_weight": -1.0, **SMALL})
+        shunned = world.connection.request("POST", path, {"reward_weight": -1.0, **SMALL}).json()
         assert -shunned["score"] < reward["score"]
 
 
@@ -173,7 +171,7 @@ def test_plans_are_bounded_and_end_with_the_server(tmp_path: Path) -> None:
 def test_the_agent_of_pusht_is_planned_to_a_state() -> None:
     service = Service(load("pusht"), find_recordings("pusht", None), Limits())
     with running(service) as url, kinema.connect(url) as world, world.start_episode() as sim:
-        quantities = world.ask("GET", "/v1/world")["quantities"]
+        quantities = world.connection.request("GET", "/v1/world").json()["quantities"]
         assert quantities["angle"] == "degrees"
         goal = [400.0, 120.0]
         actions = sim.plan(
