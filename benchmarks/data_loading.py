@@ -18,8 +18,9 @@ import tyro
 
 from kinema.data import Dataset, DatasetWriter
 from kinema.data.segments import Segments, load_segments
-from kinema.model.dynamics import Dynamics, Values
 from kinema.model.objective import DynamicsObjective
+from kinema.model.tokens import Values
+from kinema.model.transformer import Dynamics
 from kinema.recipes import base
 from kinema.tokenizers import ConvTokenizer, TokenizerObjective
 

@@ -27,7 +27,8 @@ from kinema import World, load
 from kinema.evaluation.rollout import Clip, load_clips, open_recordings
 from kinema.evaluation.speed import start_streams, stream_actions
 from kinema.hardware.machine import Precision
-from kinema.model.dynamics import NUM_BEFORE, Dynamics, Values
+from kinema.model.tokens import NUM_BEFORE, Values
+from kinema.model.transformer import Dynamics
 
 CONTEXT = 4
 """Recorded frames to start from."""

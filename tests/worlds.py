@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from kinema.data import DatasetWriter
-from kinema.model.dynamics import Dynamics, DynamicsConfig, Values
 from kinema.model.heads import HeadsConfig
 from kinema.model.manifold import ManifoldConfig
+from kinema.model.tokens import DynamicsConfig, Values
+from kinema.model.transformer import Dynamics
 from kinema.model.world import CameraConfig, WorldConfig
 from kinema.simulation.session import World
 from kinema.tokenizers import ConvTokenizerConfig

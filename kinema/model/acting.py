@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kinema.model.blocks import norm
-from kinema.model.dynamics import Dynamics, Memory, TokenInput, Values, combine
 from kinema.model.embeddings import FourierFeatures
 from kinema.model.flow import interpolate, sample_tau
 from kinema.model.heads import PlaceFeatures, PlaceSizes
+from kinema.model.tokens import Memory, TokenInput, Values, combine
+from kinema.model.transformer import Dynamics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

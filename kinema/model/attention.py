@@ -9,6 +9,9 @@ from torch import Tensor
 
 from kinema.hardware.machine import exact
 
+KeysValues = tuple[Tensor, Tensor]
+"""Keys, rotated, and values of frames, each ``R H S E`` for ``R`` tokens of all sessions or segments."""
+
 FEW_QUERIES = 4
 """For so few queries plain products of matrices are faster on a CPU than the fused kernel, which makes each
 row and head a task of its own."""

@@ -7,12 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kinema.model.attention import attend
+from kinema.model.attention import KeysValues, attend
 from kinema.model.cache import LayerCache
 from kinema.model.embeddings import rotate
-
-KeysValues = tuple[Tensor, Tensor]
-"""Keys, rotated, and values of frames, each ``R H S E`` for ``R`` tokens of all sessions or segments."""
 
 
 def norm(x: Tensor) -> Tensor:

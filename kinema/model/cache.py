@@ -5,11 +5,12 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kinema.model.attention import attend
-from kinema.model.embeddings import rotate
+from kinema.model.embeddings import rotary_table, rotate
+from kinema.model.tokens import NUM_BEFORE, DynamicsConfig, Values
 
 
 class Ring:
@@ -170,3 +171,138 @@ class LayerCache(Ring):
         if any(num_missing):
             other._num_missing = torch.tensor(num_missing, device=other.buffer.device)
         return other
+
+
+class Cache:
+    """What streaming sessions remember: keys and values of each block that sees time, and the last frames."""
+
+    def __init__(self, config: DynamicsConfig, batch: int, max_rewind: int, like: Tensor):
+        self.layers = [
+            LayerCache(
+                batch=batch,
+                tokens=config.num_tokens,
+                num_heads=config.num_heads,
+                head_dim=config.width // config.num_heads,
+                window=config.window,
+                max_rewind=max_rewind,
+                like=like,
+            )
+            for _ in range(config.depth // config.time_every)
+        ]
+        self.latents = (config.num_latents, config.latent_dim)
+        self.sizes = config.frame_sizes
+        self.frames = Ring(
+            (batch, 1, sum(self.sizes)),
+            window=NUM_BEFORE,
+            max_rewind=self._frames_rewind(config.window, max_rewind),
+            like=like,
+        )
+        self.holds_next = False
+        """Whether the layers have the next frame already, as it will be remembered."""
+        self.num_frames = torch.zeros(batch, dtype=torch.long, device=like.device)
+        """Frames that each session has kept so far."""
+
+    @staticmethod
+    def _frames_rewind(window: int, max_rewind: int) -> int:
+        """How far the frames must be able to go back: as far as the layers, whose window is another."""
+        return max_rewind + max(window - NUM_BEFORE, 0)
+
+    def rotary(self) -> tuple[Tensor, Tensor]:
+        """Rotation ``B 1 1 1 E`` of the next frame, by its number in its session."""
+        cos, sin = rotary_table(self.num_frames[:, None], self.layers[0].buffer.shape[-1])
+        return cos[:, None, None], sin[:, None, None]
+
+    def past(self) -> tuple[Values, Float[Tensor, "B T M"]]:
+        """The frames kept last, ``NUM_BEFORE`` if there are as many, and their noise levels."""
+        latents, proprio, action, tau = self.frames.past().split(self.sizes, dim=-1)
+        return Values(latents.unflatten(-1, self.latents), proprio, action), tau
+
+    @property
+    def last_latents(self) -> Float[Tensor, "B L Z"]:
+        """Latents of the frame kept last."""
+        return self.frames.past()[:, -1, : self.sizes[0]].unflatten(-1, self.latents)
+
+    @property
+    def last_proprio(self) -> Float[Tensor, "B P"]:
+        """Proprioception of the frame kept last."""
+        return self.frames.past()[:, -1, self.sizes[0] : self.sizes[0] + self.sizes[1]]
+
+    def keep(self, frame: Values, tau: Float[Tensor, "B 1 M"]) -> None:
+        """Keep a frame that the layers have."""
+        assert self.holds_next
+        self.frames.with_frame(torch.cat([frame.pack(), tau], dim=-1))
+        for ring in self.rings:
+            ring.keep()
+        self.num_frames = self.num_frames + 1
+        self.holds_next = False
+
+    @property
+    def rings(self) -> list[Ring]:
+        return [*self.layers, self.frames]
+
+    @property
+    def num_rewindable(self) -> int:
+        """Frames that ``rewind`` can take back."""
+        return min(ring.num_rewindable for ring in self.rings)
+
+    def rewind(self, num_frames: int) -> None:
+        """Take back the frames kept last."""
+        for ring in self.rings:
+            ring.rewind(num_frames)
+        self.num_frames = self.num_frames - num_frames
+        self.holds_next = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the window of every block that sees time is full."""
+        return all(ring.end >= ring.window for ring in self.rings)
+
+    def select(self, indices: Tensor, max_rewind: int | None = None) -> "Cache":
+        """The past of some of the sessions; with ``max_rewind`` in a cache made for that, which is cheaper
+        where it is less."""
+        other = object.__new__(Cache)
+        other.__dict__.update(self.__dict__)
+        other.layers = [layer.select(indices, 1, max_rewind) for layer in self.layers]
+        of_frames = None if max_rewind is None else self._frames_rewind(self.layers[0].window, max_rewind)
+        other.frames = self.frames.select(indices, 0, of_frames)
+        other.num_frames = self.num_frames[indices.to(self.num_frames.device)]
+        other.holds_next = False
+        return other
+
+    def replace(self, indices: Tensor, other: "Cache") -> None:
+        """Give some sessions the past of those of another cache, in their order; both must be full."""
+        assert self.is_full
+        assert other.is_full
+        for layer, new in zip(self.layers, other.layers, strict=True):
+            layer.replace(indices, new, 1)
+        self.frames.replace(indices, other.frames, 0)
+        places = indices.to(self.num_frames.device)
+        self.num_frames = self.num_frames.index_copy(0, places, other.num_frames)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes."""
+        return sum(ring.buffer.nbytes for ring in self.rings)
+
+    @classmethod
+    def gather(cls, caches: "Sequence[Cache]") -> "Cache":
+        """What sessions with a cache each need for their next frame, as one cache. The caches stay as they
+        are until ``scatter``."""
+        other = object.__new__(cls)
+        other.__dict__.update(caches[0].__dict__)
+        layers = zip(*(cache.layers for cache in caches), strict=True)
+        other.layers = [LayerCache.of_sessions(of_sessions) for of_sessions in layers]
+        other.frames = Ring.gather([cache.frames for cache in caches], 0)
+        other.num_frames = torch.cat([cache.num_frames for cache in caches])
+        other.holds_next = False
+        return other
+
+    def scatter(self, caches: "Sequence[Cache]") -> None:
+        """Keep in each of the caches that were gathered the frame that was kept here last."""
+        for layer, of_sessions in zip(
+            self.layers, zip(*(c.layers for c in caches), strict=True), strict=True
+        ):
+            layer.scatter(of_sessions, 1)
+        self.frames.scatter([cache.frames for cache in caches], 0)
+        for cache in caches:
+            cache.num_frames = cache.num_frames + 1

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from kinema.model.dynamics import Dynamics, Values
 from kinema.model.flow import interpolate, sample_tau
+from kinema.model.tokens import Values
+from kinema.model.transformer import Dynamics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

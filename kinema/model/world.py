@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from kinema.data.segments import resize
 from kinema.hardware.machine import Precision, uses_bfloat16
 from kinema.model.acting import Acting, ActingConfig
-from kinema.model.dynamics import Dynamics, DynamicsConfig, Values
 from kinema.model.heads import Heads, HeadsConfig, PlaceSizes
 from kinema.model.manifold import Manifold, ManifoldConfig
 from kinema.model.parts import load_part, save_part
 from kinema.model.sampler import session_noise, solve
 from kinema.model.support import Support
+from kinema.model.tokens import DynamicsConfig, Values
+from kinema.model.transformer import Dynamics
 from kinema.tokenizers import ConvTokenizer, ConvTokenizerConfig, to_pixels
 from kinema.types import WorldError
 

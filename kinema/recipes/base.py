@@ -4,9 +4,9 @@ import dataclasses
 
 from kinema.data.lerobot import DataError, Dataset
 from kinema.data.segments import SegmentsConfig
-from kinema.model.dynamics import DynamicsConfig
 from kinema.model.manifold import ManifoldConfig
 from kinema.model.objective import DynamicsObjectiveConfig
+from kinema.model.tokens import DynamicsConfig
 from kinema.recipes.recipe import Phase, Recipe, Schedule
 from kinema.tokenizers import ConvTokenizerConfig, TokenizerObjectiveConfig
 

@@ -4,9 +4,9 @@ import dataclasses
 from typing import Literal
 
 from kinema.data.segments import SegmentsConfig
-from kinema.model.dynamics import DynamicsConfig
 from kinema.model.manifold import ManifoldConfig
 from kinema.model.objective import DynamicsObjectiveConfig
+from kinema.model.tokens import DynamicsConfig
 from kinema.tokenizers import ConvTokenizerConfig, TokenizerObjectiveConfig
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kinema.model.dynamics import Cache
+from kinema.model.cache import Cache
 from kinema.model.world import WorldError
 from kinema.simulation.session import Simulation, SimulationBatch, Step
 

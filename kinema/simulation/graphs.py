@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from kinema.hardware.machine import dtype_of, exact
 from kinema.hardware.packed import pack
-from kinema.model.dynamics import Cache, Values
+from kinema.model.cache import Cache
 from kinema.model.embeddings import rotate
 from kinema.model.manifold import NUM_RECALLED
 from kinema.model.recorded import RecordedCodes
+from kinema.model.tokens import Values
 from kinema.model.world import WorldError, WorldModel
 from kinema.simulation.next_frame import LATENTS_STREAM, PROPRIO_STREAM, Noise, foreseen_frame
 

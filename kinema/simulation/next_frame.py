@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kinema.model.dynamics import Cache, Values
+from kinema.model.cache import Cache
 from kinema.model.sampler import solve
+from kinema.model.tokens import Values
 from kinema.model.world import WorldModel
 
 LATENTS_STREAM, PROPRIO_STREAM = 1, 2

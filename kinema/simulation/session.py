@@ -21,9 +21,10 @@ from kinema.data.view import write_video
 from kinema.hardware.machine import Precision, dtype_of, keep_freed_memory, one_thread
 from kinema.hardware.packed import can_pack, pack
 from kinema.model.acting import Aims
-from kinema.model.dynamics import Cache, Values
+from kinema.model.cache import Cache
 from kinema.model.goals import encode_goal
 from kinema.model.sampler import solve
+from kinema.model.tokens import Values
 from kinema.model.world import CONFIG_FILE, WORLD_FILES, Pictures, WorldError, WorldModel
 from kinema.simulation.graphs import CompiledSteps
 from kinema.simulation.history import Moments

@@ -16,11 +16,11 @@ from kinema.data.segments import Segments, SegmentsConfig, load_segments
 from kinema.hardware.machine import uses_bfloat16
 from kinema.model.acting import ActingConfig, ActingObjective
 from kinema.model.decoder_objective import DecoderObjective
-from kinema.model.dynamics import Values
 from kinema.model.heads import HeadsConfig, HeadsObjective
 from kinema.model.manifold import Manifold, ManifoldObjective
 from kinema.model.objective import DynamicsObjective
 from kinema.model.parts import save_part
+from kinema.model.tokens import Values
 from kinema.model.world import CONFIG_FILE, CameraConfig, WorldConfig
 from kinema.policies.cloned import CLONE_FILE, CloneConfig, CloneObjective, new_clone
 from kinema.recipes import RECIPES, Phase, Recipe, Schedule

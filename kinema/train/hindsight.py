@@ -8,8 +8,8 @@ from torch import Tensor
 from kinema.data.lerobot import DataError, Dataset
 from kinema.data.segments import Segments
 from kinema.model.acting import ActingBatch, ActingConfig, Aims
-from kinema.model.dynamics import Values
 from kinema.model.heads import Frame, HeadsBatch, HeadsConfig
+from kinema.model.tokens import Values
 from kinema.policies.cloned import CloneBatch, CloneConfig
 from kinema.simulation.session import SimulationBatch, World
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kinema.data.segments import Segments
-from kinema.model.dynamics import NUM_BEFORE, Values
 from kinema.model.parts import add_weights
+from kinema.model.tokens import NUM_BEFORE, Values
 from kinema.model.world import Normalizer
 from kinema.simulation.session import World
 from kinema.tokenizers import to_pixels

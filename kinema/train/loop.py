@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from kinema.hardware.machine import Precision, uses_bfloat16
-from kinema.model.dynamics import Values
+from kinema.model.tokens import Values
 from kinema.recipes import Phase, Schedule
 from kinema.train.checkpoint import CheckpointError, load_checkpoint, read_state, save_checkpoint
 from kinema.train.optim import Optimizer, build_optimizer

@@ -11,7 +11,7 @@ import torch
 
 from kinema.data import Dataset, DatasetWriter
 from kinema.kits.pusht import detect as pusht
-from kinema.model.dynamics import DynamicsConfig
+from kinema.model.tokens import DynamicsConfig
 from kinema.model.world import CameraConfig, WorldConfig
 from kinema.simulation.session import SimulationBatch, Step, World
 from kinema.tokenizers import ConvTokenizerConfig

@@ -10,9 +10,9 @@ import torch
 from kinema.data import Dataset
 from kinema.data.segments import SegmentsConfig, load_segments
 from kinema.model.acting import Acting, ActingBatch, ActingConfig, ActingObjective, Aims
-from kinema.model.dynamics import Dynamics
 from kinema.model.goals import encode_goal
 from kinema.model.heads import PlaceSizes
+from kinema.model.transformer import Dynamics
 from kinema.model.world import ACTING_FILE, WEIGHTS_FILE, WorldError
 from kinema.policies.acting import ActingPolicy, ActProposer
 from kinema.simulation.session import World, load

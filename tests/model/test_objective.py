@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 import torch
 
-from kinema.model.dynamics import Dynamics, DynamicsConfig, Values
 from kinema.model.objective import LEAST_ERROR, DynamicsObjective, DynamicsObjectiveConfig
+from kinema.model.tokens import DynamicsConfig, Values
+from kinema.model.transformer import Dynamics
 
 from ..worlds import dynamics_config, random_dynamics, random_values
 

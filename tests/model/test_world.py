@@ -218,7 +218,7 @@ def test_infer_knows_no_seams(world: World) -> None:
 
 @torch.inference_mode()
 def _infer_in_one_pass(world: World, latents: torch.Tensor, noise: torch.Tensor) -> np.ndarray:
-    from kinema.model.dynamics import Values
+    from kinema.model.tokens import Values
 
     values = Values(latents, torch.zeros(1, 150, 0), torch.zeros(1, 150, 2))
     return world._infer_chunk(values, noise, False, 4)

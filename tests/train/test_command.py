@@ -14,7 +14,7 @@ from torch import nn
 
 from kinema.data import DataError, Dataset, DatasetWriter
 from kinema.data.segments import Segments, SegmentsConfig, load_segments
-from kinema.model.dynamics import Values
+from kinema.model.tokens import Values
 from kinema.model.world import CONFIG_FILE, WEIGHTS_FILE
 from kinema.recipes import RECIPES, Phase, Recipe, Schedule
 from kinema.simulation.session import load

@@ -2,9 +2,9 @@
 
 from kinema.data.lerobot import Dataset
 from kinema.data.segments import SegmentsConfig
-from kinema.model.dynamics import DynamicsConfig
 from kinema.model.manifold import ManifoldConfig
 from kinema.model.objective import DynamicsObjectiveConfig
+from kinema.model.tokens import DynamicsConfig
 from kinema.recipes.base import PROPRIO, check_one_camera
 from kinema.recipes.recipe import Phase, Recipe, Schedule
 from kinema.tokenizers import ConvTokenizerConfig, TokenizerObjectiveConfig

@@ -5,15 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinema.model.dynamics import (
-    EXACT_PROPRIO,
-    NUM_BEFORE,
-    Dynamics,
-    DynamicsConfig,
-    Values,
-    combine,
-    two_stream_mask,
-)
+from kinema.model.tokens import NUM_BEFORE, DynamicsConfig, Values, combine
+from kinema.model.transformer import EXACT_PROPRIO, Dynamics, two_stream_mask
 
 from ..worlds import dynamics_config, random_dynamics, random_tau, random_values
 

@@ -12,359 +12,31 @@ to be remembered.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from kinema.model.blocks import Block, KeysValues, norm
-from kinema.model.cache import LayerCache, Ring
+from kinema.model.attention import KeysValues
+from kinema.model.blocks import Block, norm
+from kinema.model.cache import Cache
 from kinema.model.embeddings import FourierFeatures, rotary_table
 from kinema.model.response import UNFORESEEN_ERROR, LinearResponse
-
-NUM_BEFORE = 2
-"""Frames before its own that a token is given at the input: with two it knows where things are and how fast
-they move."""
+from kinema.model.tokens import (
+    NUM_BEFORE,
+    DynamicsConfig,
+    Memory,
+    Past,
+    TokenInput,
+    Values,
+    VectorInput,
+    combine,
+)
 
 EXACT_PROPRIO = 1e-3
 """Errors of proprioception, in halves of its range, that do not matter."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DynamicsConfig:
-    grids: tuple[tuple[int, int], ...]
-    """Rows and columns of latents of each camera; empty for a world of vectors alone."""
-    latent_dim: int
-    """Channels Z of a latent."""
-    action_dim: int
-    """Numbers A in an action."""
-    proprio_dim: int = 0
-    """Numbers P of proprioception; 0 for none."""
-    patch: int = 1
-    """Latents are joined into tokens of ``patch`` by ``patch``."""
-    width: int = 256
-    """Width D of the network."""
-    depth: int = 6
-    """Blocks."""
-    num_heads: int = 4
-    """Heads of each attention."""
-    time_every: int = 2
-    """Every how many blocks there is attention over time."""
-    window: int = 8
-    """Past frames that attention over time sees."""
-    num_registers: int = 1
-    """Tokens without input, for the network's own use and for the heads."""
-    num_octaves: int = 6
-    """Octaves of the Fourier features of actions and proprioception."""
-    num_directions: int = 96
-    """Random directions of the same."""
-    motion_directions: int = 0
-    """Random features of the motion of the robot, in which its response is linear; 0 where it follows its
-    commands linearly, as under position control."""
-
-    def __post_init__(self) -> None:
-        for rows, columns in self.grids:
-            if rows % self.patch or columns % self.patch:
-                raise ValueError(f"patch={self.patch}: it must divide the latent grid, here {rows}x{columns}")
-        if not self.grids and not self.proprio_dim:
-            raise ValueError("grids=() and proprio_dim=0: a world needs a camera or proprioception")
-        if self.width % (2 * self.num_heads):
-            raise ValueError(
-                f"width={self.width}: it must be a multiple of 2 * num_heads={2 * self.num_heads}"
-            )
-        if self.window < NUM_BEFORE:
-            raise ValueError(f"window={self.window}: at least {NUM_BEFORE} is needed")
-        if self.depth < self.time_every:
-            raise ValueError(f"time_every={self.time_every}: no block of depth={self.depth} would see time")
-
-    @property
-    def num_latents(self) -> int:
-        """L, latents of all cameras."""
-        return sum(rows * columns for rows, columns in self.grids)
-
-    @property
-    def num_patches(self) -> int:
-        """Tokens that carry latents."""
-        return self.num_latents // self.patch**2
-
-    @property
-    def num_tokens(self) -> int:
-        """N, tokens of a block."""
-        return self.num_patches + (self.proprio_dim > 0) + 1 + self.num_registers
-
-    @property
-    def num_agent_tokens(self) -> int:
-        """K, tokens of a block that do not carry latents: those of vectors, and registers. They come last."""
-        return self.num_tokens - self.num_patches
-
-    @property
-    def num_modalities(self) -> int:
-        """M: cameras, proprioception if there is any, action."""
-        return len(self.grids) + (self.proprio_dim > 0) + 1
-
-    @property
-    def frame_sizes(self) -> list[int]:
-        """Numbers of a frame that is kept: latents, proprioception, action, and noise levels by modality."""
-        num_latents = self.num_latents * self.latent_dim
-        return [num_latents, self.proprio_dim, self.action_dim, self.num_modalities]
-
-    @property
-    def frames_to_fill(self) -> int:
-        """Frames to show a session until its windows are full."""
-        return self.window
-
-    @property
-    def num_observed(self) -> int:
-        """Modalities, the first ones, that a frame is remembered without: the cameras, or proprioception in a
-        world without them."""
-        return len(self.grids) or 1
-
-    @property
-    def reach(self) -> int:
-        """Past frames that can matter: each block that sees time hands on what the one before it saw, and
-        the oldest frame seen was given those before it."""
-        return self.window * (self.depth // self.time_every) + NUM_BEFORE
-
-
-@dataclasses.dataclass(frozen=True)
-class Values:
-    """What the tokens of some frames hold, clean or noised or predicted."""
-
-    latents: Float[Tensor, "B T L Z"]
-    """Latents of all cameras, one after the other."""
-    proprio: Float[Tensor, "B T P"]
-    """Normalised proprioception; P may be 0."""
-    action: Float[Tensor, "B T A"]
-    """Normalised action that led to the frame."""
-
-    def pack(self) -> Float[Tensor, "B T V"]:
-        """All parts of a frame as one vector."""
-        return torch.cat([self.latents.flatten(2), self.proprio, self.action], dim=-1)
-
-    def unpack(self, packed: Float[Tensor, "B T V"]) -> "Values":
-        """The parts of packed frames, sized as these are; what is packed behind them is left out."""
-        sizes = [self.latents.shape[2] * self.latents.shape[3], self.proprio.shape[2], self.action.shape[2]]
-        latents, proprio, action = packed[..., : sum(sizes)].split(sizes, dim=-1)
-        return Values(latents.unflatten(2, self.latents.shape[2:]), proprio, action)
-
-    def followed_by(self, other: "Values") -> "Values":
-        """These frames, then others."""
-        latents = torch.cat([self.latents, other.latents], dim=1)
-        proprio = torch.cat([self.proprio, other.proprio], dim=1)
-        return Values(latents, proprio, torch.cat([self.action, other.action], dim=1))
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Values":
-        """The same function of each part."""
-        return Values(function(self.latents), function(self.proprio), function(self.action))
-
-
-@dataclasses.dataclass(frozen=True)
-class Past:
-    """What is known of some frames from those before them."""
-
-    frames: Sequence[Values]
-    """The frames before, the last first."""
-    foreseen: Values
-    """The frames themselves as the linear response has them; where too little is known for that, the last."""
-    proprio_error: Float[Tensor, "B T P"]
-    """About how far the foreseen proprioception is off."""
-    action_error: Float[Tensor, "B T A"]
-    """About how far the foreseen action is off, which is 0 where nothing is known of it."""
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Past":
-        """The same function of each part."""
-        return Past(
-            [frame.map(function) for frame in self.frames],
-            self.foreseen.map(function),
-            function(self.proprio_error),
-            function(self.action_error),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """What is left of frames for who chooses what to do after each of them: see ``kinema.model.acting``.
-    ``K`` are the tokens of a frame that do not carry latents, ``R`` those of all sessions or segments."""
-
-    tokens: Float[Tensor, "B T K D"]
-    """Tokens of the frame that comes next, as far as the network knows them."""
-    last_action: Float[Tensor, "B T A"]
-    """Normalised action that led to the frame; zero where it is not known."""
-    keys_values: Sequence[KeysValues]
-    """In each block that sees time."""
-    rotary: tuple[Tensor, Tensor]
-    """Rotation of the frame that comes next."""
-    mask: Bool[Tensor, "T S"] | None
-    """Which of the frames, and of the next ones, it sees; None for all."""
-
-
-class VectorInput(nn.Module):
-    """A token from a vector and those of the frames before, and how it changed last."""
-
-    CHANGE_SCALE = 10.0
-    """Changes from frame to frame are about this much smaller than values."""
-
-    def __init__(self, num_values: int, config: DynamicsConfig):
-        super().__init__()
-        self.features = FourierFeatures(num_values, config.num_octaves, config.num_directions)
-        self.linear = nn.Linear((1 + NUM_BEFORE) * self.features.size + num_values, config.width)
-
-    def forward(self, seen: Sequence[Float[Tensor, "B T V"]]) -> Float[Tensor, "B T D"]:
-        """``seen``: the vector, the one before, the one before that."""
-        change = self.CHANGE_SCALE * (seen[1] - seen[2])
-        features = self.features(torch.stack(list(seen), dim=-2)).flatten(-2)
-        return self.linear(torch.cat([features, change], dim=-1))
-
-
-class TokenInput(nn.Module):
-    """What every token is given of the vectors: each weighs the same features of them in its own way, so that
-    what is near it can matter to it alone (a bilinear map)."""
-
-    def __init__(self, num_values: int, num_tokens: int, width: int):
-        super().__init__()
-        self.features = nn.Linear(num_values, 4 * width, bias=False)
-        self.weights = nn.Parameter(torch.randn(num_tokens, 4 * width))
-        self.out = nn.Linear(4 * width, width, bias=False)
-
-    def forward(self, vectors: Float[Tensor, "B T V"]) -> Float[Tensor, "B T N D"]:
-        return self.out(self.features(vectors).unsqueeze(2) * self.weights)
-
-
-class Cache:
-    """What streaming sessions remember: keys and values of each block that sees time, and the last frames."""
-
-    def __init__(self, config: DynamicsConfig, batch: int, max_rewind: int, like: Tensor):
-        self.layers = [
-            LayerCache(
-                batch=batch,
-                tokens=config.num_tokens,
-                num_heads=config.num_heads,
-                head_dim=config.width // config.num_heads,
-                window=config.window,
-                max_rewind=max_rewind,
-                like=like,
-            )
-            for _ in range(config.depth // config.time_every)
-        ]
-        self.latents = (config.num_latents, config.latent_dim)
-        self.sizes = config.frame_sizes
-        self.frames = Ring(
-            (batch, 1, sum(self.sizes)),
-            window=NUM_BEFORE,
-            max_rewind=self._frames_rewind(config.window, max_rewind),
-            like=like,
-        )
-        self.holds_next = False
-        """Whether the layers have the next frame already, as it will be remembered."""
-        self.num_frames = torch.zeros(batch, dtype=torch.long, device=like.device)
-        """Frames that each session has kept so far."""
-
-    @staticmethod
-    def _frames_rewind(window: int, max_rewind: int) -> int:
-        """How far the frames must be able to go back: as far as the layers, whose window is another."""
-        return max_rewind + max(window - NUM_BEFORE, 0)
-
-    def rotary(self) -> tuple[Tensor, Tensor]:
-        """Rotation ``B 1 1 1 E`` of the next frame, by its number in its session."""
-        cos, sin = rotary_table(self.num_frames[:, None], self.layers[0].buffer.shape[-1])
-        return cos[:, None, None], sin[:, None, None]
-
-    def past(self) -> tuple[Values, Float[Tensor, "B T M"]]:
-        """The frames kept last, ``NUM_BEFORE`` if there are as many, and their noise levels."""
-        latents, proprio, action, tau = self.frames.past().split(self.sizes, dim=-1)
-        return Values(latents.unflatten(-1, self.latents), proprio, action), tau
-
-    @property
-    def last_latents(self) -> Float[Tensor, "B L Z"]:
-        """Latents of the frame kept last."""
-        return self.frames.past()[:, -1, : self.sizes[0]].unflatten(-1, self.latents)
-
-    @property
-    def last_proprio(self) -> Float[Tensor, "B P"]:
-        """Proprioception of the frame kept last."""
-        return self.frames.past()[:, -1, self.sizes[0] : self.sizes[0] + self.sizes[1]]
-
-    def keep(self, frame: Values, tau: Float[Tensor, "B 1 M"]) -> None:
-        """Keep a frame that the layers have."""
-        assert self.holds_next
-        self.frames.with_frame(torch.cat([frame.pack(), tau], dim=-1))
-        for ring in self.rings:
-            ring.keep()
-        self.num_frames = self.num_frames + 1
-        self.holds_next = False
-
-    @property
-    def rings(self) -> list[Ring]:
-        return [*self.layers, self.frames]
-
-    @property
-    def num_rewindable(self) -> int:
-        """Frames that ``rewind`` can take back."""
-        return min(ring.num_rewindable for ring in self.rings)
-
-    def rewind(self, num_frames: int) -> None:
-        """Take back the frames kept last."""
-        for ring in self.rings:
-            ring.rewind(num_frames)
-        self.num_frames = self.num_frames - num_frames
-        self.holds_next = False
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the window of every block that sees time is full."""
-        return all(ring.end >= ring.window for ring in self.rings)
-
-    def select(self, indices: Tensor, max_rewind: int | None = None) -> "Cache":
-        """The past of some of the sessions; with ``max_rewind`` in a cache made for that, which is cheaper
-        where it is less."""
-        other = object.__new__(Cache)
-        other.__dict__.update(self.__dict__)
-        other.layers = [layer.select(indices, 1, max_rewind) for layer in self.layers]
-        of_frames = None if max_rewind is None else self._frames_rewind(self.layers[0].window, max_rewind)
-        other.frames = self.frames.select(indices, 0, of_frames)
-        other.num_frames = self.num_frames[indices.to(self.num_frames.device)]
-        other.holds_next = False
-        return other
-
-    def replace(self, indices: Tensor, other: "Cache") -> None:
-        """Give some sessions the past of those of another cache, in their order; both must be full."""
-        assert self.is_full
-        assert other.is_full
-        for layer, new in zip(self.layers, other.layers, strict=True):
-            layer.replace(indices, new, 1)
-        self.frames.replace(indices, other.frames, 0)
-        places = indices.to(self.num_frames.device)
-        self.num_frames = self.num_frames.index_copy(0, places, other.num_frames)
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that it takes."""
-        return sum(ring.buffer.nbytes for ring in self.rings)
-
-    @classmethod
-    def gather(cls, caches: "Sequence[Cache]") -> "Cache":
-        """What sessions with a cache each need for their next frame, as one cache. The caches stay as they
-        are until ``scatter``."""
-        other = object.__new__(cls)
-        other.__dict__.update(caches[0].__dict__)
-        layers = zip(*(cache.layers for cache in caches), strict=True)
-        other.layers = [LayerCache.of_sessions(of_sessions) for of_sessions in layers]
-        other.frames = Ring.gather([cache.frames for cache in caches], 0)
-        other.num_frames = torch.cat([cache.num_frames for cache in caches])
-        other.holds_next = False
-        return other
-
-    def scatter(self, caches: "Sequence[Cache]") -> None:
-        """Keep in each of the caches that were gathered the frame that was kept here last."""
-        for layer, of_sessions in zip(
-            self.layers, zip(*(c.layers for c in caches), strict=True), strict=True
-        ):
-            layer.scatter(of_sessions, 1)
-        self.frames.scatter([cache.frames for cache in caches], 0)
-        for cache in caches:
-            cache.num_frames = cache.num_frames + 1
 
 
 class Dynamics(nn.Module):
@@ -747,12 +419,6 @@ class Dynamics(nn.Module):
         if not parts:
             return patches.new_zeros(*patches.shape[:2], 0, self.config.latent_dim)
         return torch.cat(parts, dim=2)
-
-
-def combine(expected: Tensor, error: Tensor, noised: Tensor, tau: Tensor) -> Tensor:
-    """The mean of what is expected with some error and is seen noised, were both normally distributed."""
-    gain = error**2 * tau / (error**2 * tau**2 + (1.0 - tau) ** 2).clamp_min(1e-6)
-    return expected + gain * (noised - tau * expected)
 
 
 def two_stream_mask(
