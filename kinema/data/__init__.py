@@ -1,7 +1,8 @@
 """Episodes on disk: LeRobotDataset v3.0 read, written and checked."""
 
+from kinema.data.fold import recover
 from kinema.data.layout import DataError
 from kinema.data.lerobot import Dataset
 from kinema.data.writer import DatasetWriter
 
-__all__ = ["DataError", "Dataset", "DatasetWriter"]
+__all__ = ["DataError", "Dataset", "DatasetWriter", "recover"]

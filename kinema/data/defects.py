@@ -186,7 +186,7 @@ def _check_tables(dataset: Dataset) -> Iterator[Defect]:
             kind="interrupted",
             file=fold.STAGING,
             message=f"{len(fold.staged_episodes(root))} episodes of an interrupted or running recording wait "
-            "here; opening the dataset folds them in once the recording has ended",
+            f"here; the same `kinema record` command, or kinema.data.recover({str(root)!r}), adds them",
         )
     if not dataset.num_episodes:
         yield Defect(severity="error", kind="empty", file=INFO_PATH, message="the dataset has no episodes")

@@ -11,11 +11,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from kinema.data import video
 from kinema.data.fold import episode_files
-from kinema.data.layout import DATA_PATH, INFO_PATH, VIDEO_PATH, DataError, format_path, from_arrow
+from kinema.data.layout import (
+    DATA_PATH,
+    INFO_PATH,
+    VIDEO_PATH,
+    DataError,
+    format_path,
+    from_arrow,
+    read_parquet,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,8 +96,7 @@ def read_columns(root: Path) -> dict[str, np.ndarray]:
     tables = []
     for path in episode_files(root):
         try:
-            names = [name for name in pq.read_schema(path).names if not name.startswith("stats/")]
-            tables.append(pq.read_table(path, columns=names))
+            tables.append(read_parquet(path, with_statistics=False))
         except (OSError, pa.ArrowException) as error:
             raise DataError(
                 f"cannot be read as parquet ({error}); restore it from a copy", path=path
@@ -116,7 +122,7 @@ def _rows_of_files(root: Path) -> Iterator[tuple[Path, np.ndarray]]:
     """Data files with the ``episode_index`` of each of their rows."""
     for path in _data_files(root):
         try:
-            yield path, from_arrow(pq.read_table(path, columns=["episode_index"])["episode_index"])
+            yield path, from_arrow(read_parquet(path, ["episode_index"])["episode_index"])
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             raise DataError(
                 f"its rows cannot be told apart ({error})", path=path, key="episode_index"

@@ -1,16 +1,18 @@
 """Folding staged episodes into the final files of a dataset.
 
-Recording writes each finished episode into a folder of its own, ``.staging/00000012/``, and renames that
-folder into place: from then on the episode survives a kill. Folding moves staged episodes into the files of
-the format. Each step can be killed as well, because nothing written earlier is ever changed in place:
+Recording writes each finished episode into a folder of its own, ``.staging/00000012.part``, and renames that
+folder to ``.staging/00000012``: from then on the episode survives a kill. Folding moves staged episodes into
+the files of the format. Each step can be killed as well, because no file written earlier is changed in place:
 
 1. Data and video files are written whole beside their place and renamed. A file that is continued is replaced
    by one that begins with the same rows and packets, so that the old metadata stays true.
-2. The episodes table is renamed into place. That is the commit: before it the new rows are nobody's, and
-   folding again overwrites them; after it the staged episodes count as folded.
-3. ``stats.json`` and ``info.json`` are computed from the episodes table, and the staged folders deleted.
+2. The episodes table is renamed into place. That is the commit: before it the new rows belong to no episode,
+   and folding again overwrites them; after it the staged episodes count as folded.
+3. ``stats.json`` and ``info.json`` are computed from the episodes table. The staged folders are renamed to
+   ``00000012.folded`` and deleted.
 
-A killed recording is folded by whoever opens the dataset next, to read or to record (``recover``).
+Nothing else is ever deleted: where a staged episode cannot be read, folding stops with an error that names
+it, and changes nothing. Reading a dataset does not fold; the next ``DatasetWriter`` does, and ``recover``.
 """
 
 import contextlib
@@ -40,7 +42,9 @@ from kinema.data.layout import (
     arrow_schema,
     format_path,
     from_arrow,
+    open_parquet,
     read_json,
+    read_parquet,
     read_tasks,
     replacing,
     write_json,
@@ -53,39 +57,60 @@ if sys.platform != "win32":
 STAGING = ".staging"
 COLUMNS_FILE = "columns.parquet"
 SUMMARY_FILE = "episode.json"
+"""Written last: a folder that has it holds a whole episode."""
+PART, FOLDED = ".part", ".folded"
+"""Suffixes of the folders of an episode that is being written, and of one that is being deleted."""
 
 COLUMNS_TO_CONTINUE = ("episode_index", "length", "dataset_to_index", "data/chunk_index", "data/file_index")
-"""What the episodes table must say about the last episode for another one to follow."""
+"""Columns of the episodes table that must be there for another episode to follow."""
 
 Location = tuple[int, int]
 """Chunk index and file index."""
+Summary = dict[str, Any]
+"""``length``, ``task`` and ``stats`` of a staged episode."""
 
 
 @contextlib.contextmanager
-def lock(root: Path) -> Iterator[bool]:
-    """Hold the right to write to a dataset; gives False when another process holds it.
+def lock(root: Path) -> Iterator[None]:
+    """Hold the right to write to a dataset; the system releases it when the process ends, however it ends.
 
-    The system releases the lock when its process ends, however it ends.
+    Raises DataError where another writer holds it, and OSError where the folder cannot be written to.
     """
+    is_new = not root.exists()
     staging = root / STAGING
-    staging.mkdir(parents=True, exist_ok=True)
     path = staging / "lock"
-    with open(path, "a") as file:
+    busy = DataError("another process is recording into this dataset; wait for it to end", path=root)
+    try:
+        staging.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a")  # noqa: SIM115
+    except FileNotFoundError as error:
+        raise busy from error  # Its holder removes the folder just now.
+    with file:
         if sys.platform != "win32":
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
+            except BlockingIOError as error:
+                raise busy from error
             # The last holder may have removed the file between our opening and our locking it.
             if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
-                yield False
-                return
+                raise busy
         try:
-            yield True
+            yield
         finally:
-            if not staged_episodes(root):
-                shutil.rmtree(staging, ignore_errors=True)
+            # Each removes an empty folder only: whatever waits in them stays.
+            with contextlib.suppress(OSError):
+                path.unlink()
+                staging.rmdir()
+                if is_new:
+                    root.rmdir()
+
+
+def is_vacant(root: Path) -> bool:
+    """Check that a folder holds no files but what an interrupted start of a recording leaves."""
+    if not root.exists():
+        return True
+    held = (path for path in root.rglob("*") if not path.is_dir())
+    return not any(path.name != "lock" and not path.name.endswith(PART) for path in held)
 
 
 def video_file(key: str) -> str:
@@ -98,12 +123,16 @@ def staged_episodes(root: Path) -> list[Path]:
     return sorted(path for path in staging.glob("*") if path.name.isdigit()) if staging.is_dir() else []
 
 
-def recover(root: Path) -> int:
-    """Fold what a killed recording has left, unless it still runs; returns how many episodes."""
-    if not staged_episodes(root):
+def recover(root: Path | str) -> int:
+    """Fold the episodes that an interrupted recording left; returns how many.
+
+    Raises DataError where another process records into the folder, or one of them cannot be read.
+    """
+    root = Path(root)
+    if not (root / STAGING).is_dir():
         return 0
-    with lock(root) as is_ours:
-        return fold(root) if is_ours else 0
+    with lock(root):
+        return fold(root)
 
 
 def next_location(location: Location, chunks_size: int) -> Location:
@@ -116,55 +145,100 @@ def episode_files(root: Path) -> list[Path]:
 
 
 def fold(root: Path) -> int:
-    """Move the staged episodes into the final files; the caller holds the lock. Returns how many."""
+    """Move the staged episodes into the final files; the caller holds the lock. Returns how many.
+
+    Raises DataError, and changes nothing, where one of them cannot be read.
+    """
+    _finish_leftovers(root / STAGING)
     staged = staged_episodes(root)
-    for leftover in (root / STAGING).glob("*.part"):
-        shutil.rmtree(leftover)
     if not staged:
         return 0
     info = read_json(root, INFO_PATH)
     info |= {key: value for key, value in INFO_DEFAULTS.items() if info.get(key) is None}
     last = last_episode(root)
     num_before = 0 if last is None else last["episode_index"] + 1
-    new = _whole([path for path in staged if int(path.name) >= num_before], num_before)
+    summaries = [_read_staged(path, info) for path in staged]
+    new = [
+        (path, summary)
+        for path, summary in zip(staged, summaries, strict=True)
+        if int(path.name) >= num_before or not _is_folded(root, int(path.name), summary)
+    ]
     if new:
-        _commit(root, info, last, new)
+        paths = _renumber([path for path, _ in new], num_before)
+        _commit(root, info, last, paths, [summary for _, summary in new])
     _summarise(root, info)
     for path in staged_episodes(root):
-        shutil.rmtree(path)
+        shutil.rmtree(path.rename(path.with_suffix(FOLDED)), ignore_errors=True)
     return len(new)
 
 
-def _whole(staged: list[Path], num_before: int) -> list[Path]:
-    """The staged episodes that can be read, numbered without holes.
-
-    A kill leaves only whole ones; a power cut can leave files that never reached the disk.
-    """
-    kept: list[Path] = []
-    for path in staged:
-        try:
-            _read_summary(path)
-            pq.read_metadata(path / COLUMNS_FILE)
-            for file in path.glob("*.mp4"):
-                video.probe(file)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            warnings.warn(f"dropped the recorded episode {path}, which is not whole: {error}", stacklevel=2)
-            shutil.rmtree(path)
+def _finish_leftovers(staging: Path) -> None:
+    """Delete what is folded or was never whole; complete an episode that lacks only its last rename."""
+    for path in sorted(staging.iterdir()):
+        if not path.stem.isdigit():
             continue
-        place = path.with_name(f"{num_before + len(kept):08d}")
-        kept.append(path if place == path else path.rename(place))
-    return kept
+        if path.suffix == FOLDED:
+            shutil.rmtree(path)
+        elif path.suffix == PART:
+            if SUMMARY_FILE in os.listdir(path):
+                path.rename(path.with_suffix(""))
+            else:
+                shutil.rmtree(path)
 
 
-def _read_summary(path: Path) -> dict[str, Any]:
-    return json.loads((path / SUMMARY_FILE).read_text(encoding="utf-8"))
+def _read_staged(path: Path, info: dict[str, Any]) -> Summary:
+    """Check that a staged episode can be read whole; returns its summary. Raises DataError."""
+    try:
+        summary = json.loads((path / SUMMARY_FILE).read_text(encoding="utf-8"))
+        with open_parquet(path / COLUMNS_FILE) as file:
+            counts = {COLUMNS_FILE: file.metadata.num_rows}
+        for key, feature in info["features"].items():
+            if feature["dtype"] == "video":
+                counts[video_file(key)] = video.probe(path / video_file(key)).num_frames
+        for name, count in counts.items():
+            if count != summary["length"]:
+                raise ValueError(f"{name} holds {count} rows of {summary['length']}")
+        return summary
+    except (OSError, ValueError, KeyError, TypeError, MemoryError, pa.ArrowException) as error:
+        raise DataError(
+            f"this recorded episode cannot be read ({str(error) or type(error).__name__}). Nothing was "
+            "deleted, and no staged episode was moved into the dataset. Make it readable (permissions, disk, "
+            "memory) and record into the same folder again; if it is damaged for good, move it to another "
+            "place first",
+            path=path,
+        ) from error
+
+
+def _is_folded(root: Path, number: int, summary: Summary) -> bool:
+    """Check that the episodes table holds this very episode under this number."""
+    for path in episode_files(root):
+        table = read_parquet(path)
+        for row in table.filter(pa.array(from_arrow(table["episode_index"]) == number)).to_pylist():
+            means = {key: of_key["mean"] for key, of_key in summary["stats"].items()}
+            return row["length"] == summary["length"] and all(
+                np.array_equal(np.ravel(row.get(f"stats/{key}/mean")), np.ravel(mean), equal_nan=True)
+                for key, mean in means.items()
+            )
+    return False
+
+
+def _renumber(paths: list[Path], start: int) -> list[Path]:
+    """Rename staged episodes so that their numbers follow ``start`` without holes."""
+    targets = [path.with_name(f"{start + index:08d}") for index, path in enumerate(paths)]
+    pairs = list(zip(paths, targets, strict=True))
+    down = [(path, target) for path, target in pairs if path > target]
+    up = [(path, target) for path, target in pairs if path < target]
+    # In this order no target is the name of one that is still to be renamed.
+    for path, target in down + up[::-1]:
+        path.rename(target)
+    return targets
 
 
 def last_episode(root: Path) -> dict[str, Any] | None:
     """The last row of the episodes table without its statistics; None without any. Raises DataError."""
     for path in reversed(episode_files(root)):
-        names = [name for name in pq.read_schema(path).names if not name.startswith("stats/")]
-        table = pq.read_table(path, columns=names)
+        table = read_parquet(path, with_statistics=False)
+        names = table.column_names
         if len(table):
             missing = set(COLUMNS_TO_CONTINUE) - set(names)
             if missing:
@@ -177,9 +251,14 @@ def last_episode(root: Path) -> dict[str, Any] | None:
     return None
 
 
-def _commit(root: Path, info: dict[str, Any], last: dict[str, Any] | None, new: list[Path]) -> None:
+def _commit(
+    root: Path,
+    info: dict[str, Any],
+    last: dict[str, Any] | None,
+    new: list[Path],
+    summaries: list[Summary],
+) -> None:
     """Write data, videos, tasks and, as the last thing, the episodes table."""
-    summaries = [_read_summary(path) for path in new]
     lengths = np.array([summary["length"] for summary in summaries])
     first_episode = 0 if last is None else last["episode_index"] + 1
     first_row = 0 if last is None else last["dataset_to_index"]
@@ -208,7 +287,7 @@ def _commit(root: Path, info: dict[str, Any], last: dict[str, Any] | None, new: 
 
 
 def _statistics(
-    info: dict[str, Any], summaries: list[dict[str, Any]], columns: dict[str, Any], task_indices: np.ndarray
+    info: dict[str, Any], summaries: list[Summary], columns: dict[str, Any], task_indices: np.ndarray
 ) -> dict[str, pa.Array]:
     """The episodes' statistics as columns; those of an episode's position are known only now."""
     stats: list[dict[str, Any]] = []
@@ -239,6 +318,8 @@ def _nested(values: np.ndarray) -> pa.Array:
 
 
 def _place(
+    root: Path,
+    prefix: str,
     sizes: Sequence[int],
     last: Location | None,
     last_size: int,
@@ -246,20 +327,33 @@ def _place(
     chunks_size: int,
     can_follow: Sequence[bool],
 ) -> list[Location]:
-    """In which file each episode goes: the last one until it is full, then new ones.
+    """Choose the file of each episode: the last one until it is full, then new ones.
 
+    ``prefix``: of the two columns of the episodes table that say which files hold episodes already.
     ``can_follow[i]``: whether episode ``i`` can stand in one file with what is before it.
     """
+    taken = _locations(root, prefix)
     places: list[Location] = []
     place, size = last, last_size
     for episode_size, follows in zip(sizes, can_follow, strict=True):
-        if place is None:
-            place, size = (0, 0), 0
-        elif not follows or (size and size + episode_size > limit):
-            place, size = next_location(place, chunks_size), 0
+        if place is None or not follows or (size and size + episode_size > limit):
+            place, size = (0, 0) if place is None else next_location(place, chunks_size), 0
+            while place in taken:
+                place = next_location(place, chunks_size)
         places.append(place)
         size += episode_size
     return places
+
+
+def _locations(root: Path, prefix: str) -> set[Location]:
+    """Files that hold episodes, by the episodes table."""
+    names = [f"{prefix}/chunk_index", f"{prefix}/file_index"]
+    locations: set[Location] = set()
+    for path in episode_files(root):
+        table = read_parquet(path, columns=names)
+        if set(names) <= set(table.column_names):
+            locations.update(zip(*(table[name].to_pylist() for name in names), strict=True))
+    return locations
 
 
 def _fold_data(
@@ -274,8 +368,13 @@ def _fold_data(
     schema = arrow_schema(info["features"])
     before = None if last is None else (last["data/chunk_index"], last["data/file_index"])
     old = None if before is None else root / format_path(info["data_path"], chunk=before[0], file=before[1])
-    is_alike = old is not None and old.is_file() and pq.read_schema(old).equals(schema)
+    is_alike = False
+    if old is not None and old.exists():
+        with open_parquet(old) as file:
+            is_alike = file.schema_arrow.equals(schema)
     places = _place(
+        root,
+        "data",
         [_parquet_size(path / COLUMNS_FILE) for path in new],
         before,
         old.stat().st_size if old is not None and is_alike else 0,
@@ -287,7 +386,7 @@ def _fold_data(
         path = root / format_path(info["data_path"], chunk=place[0], file=place[1])
         with replacing(path) as file, pq.ParquetWriter(file, schema, compression="snappy") as writer:
             if place == before:
-                with pq.ParquetFile(path) as kept:
+                with open_parquet(path) as kept:
                     for group in range(kept.num_row_groups):
                         rows = kept.read_row_group(group)
                         rows = rows.filter(pa.array(from_arrow(rows["episode_index"]) < episodes[0]))
@@ -295,7 +394,7 @@ def _fold_data(
                             writer.write_table(rows)
             for number, staged in enumerate(new):
                 if places[number] == place:
-                    rows = pq.read_table(staged / COLUMNS_FILE)
+                    rows = read_parquet(staged / COLUMNS_FILE)
                     position = {
                         "index": first_rows[number] + np.arange(len(rows)),
                         "episode_index": np.full(len(rows), episodes[number]),
@@ -310,8 +409,9 @@ def _fold_data(
 
 def _parquet_size(path: Path) -> int:
     """Bytes of a staged episode's columns, without the footer, which the final file has once."""
-    group = pq.read_metadata(path).row_group(0)
-    return sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+    with open_parquet(path) as file:
+        group = file.metadata.row_group(0)
+        return sum(group.column(i).total_compressed_size for i in range(group.num_columns))
 
 
 def _fold_videos(
@@ -332,10 +432,12 @@ def _fold_videos(
         before = (last[names["chunk_index"]], last[names["file_index"]])
         path = root / format_path(info["video_path"], chunk=before[0], file=before[1], key=key)
         end = Fraction(last[names["to_timestamp"]]).limit_denominator(100_000)
-        old = path if path.is_file() else None
+        old = path if path.exists() else None
     follows = [old is not None and headers[0].can_follow(video.probe(old))]
     follows += [after.can_follow(header) for header, after in itertools.pairwise(headers)]
     places = _place(
+        root,
+        f"videos/{key}",
         [source.stat().st_size for source in sources],
         before,
         old.stat().st_size if old is not None else 0,
@@ -367,17 +469,17 @@ def _fold_videos(
 
 
 def _append_episodes(root: Path, info: dict[str, Any], last: dict[str, Any] | None, rows: pa.Table) -> None:
-    before = None
+    place, old = (0, 0), None
+    path = root / format_path(EPISODES_PATH, chunk=0, file=0)
     if last is not None:
-        before = (last.get("meta/episodes/chunk_index", 0), last.get("meta/episodes/file_index", 0))
-    place, path = before or (0, 0), root / EPISODES_PATH
-    old = None
-    if before is not None:
-        path = root / format_path(EPISODES_PATH, chunk=before[0], file=before[1])
-        old = pq.read_table(path)
+        path = episode_files(root)[-1]
+        place = (last.get("meta/episodes/chunk_index", 0), last.get("meta/episodes/file_index", 0))
+        old = read_parquet(path)
         if path.stat().st_size > info["data_files_size_in_mb"] * 2**20:
-            place, old = next_location(before, info["chunks_size"]), None
-    path = root / format_path(EPISODES_PATH, chunk=place[0], file=place[1])
+            old = None
+            while path.exists():
+                place = next_location(place, info["chunks_size"])
+                path = root / format_path(EPISODES_PATH, chunk=place[0], file=place[1])
     rows = rows.append_column("meta/episodes/chunk_index", pa.array(np.full(len(rows), place[0])))
     rows = rows.append_column("meta/episodes/file_index", pa.array(np.full(len(rows), place[1])))
     if old is not None:
@@ -397,7 +499,7 @@ def _summarise(root: Path, info: dict[str, Any]) -> None:
     parts: dict[str, list[statistics.Statistics]] = {}
     num_episodes, num_frames = 0, 0
     for path in episode_files(root):
-        table = pq.read_table(path)
+        table = read_parquet(path)
         num_episodes += len(table)
         num_frames += int(from_arrow(table["length"]).sum())
         for key in info["features"]:

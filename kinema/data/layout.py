@@ -8,7 +8,7 @@ videos/{video_key}/chunk-000/file-000.mp4
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -184,6 +184,22 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+@contextlib.contextmanager
+def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a parquet file; pyarrow alone takes a relative path with a colon for the address of a server."""
+    with open(path, "rb") as file, pq.ParquetFile(file) as parquet:
+        yield parquet
+
+
+def read_parquet(
+    path: Path, columns: Iterable[str] | None = None, *, with_statistics: bool = True
+) -> pa.Table:
+    """Read a parquet file: those of some columns that it has, or all, on demand without the statistics."""
+    with open_parquet(path) as file:
+        names = file.schema_arrow.names if columns is None else set(columns) & set(file.schema_arrow.names)
+        return file.read([name for name in names if with_statistics or not name.startswith("stats/")])
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     with replacing(path) as file:
         file.write(json.dumps(content, indent=4).encode())
@@ -207,7 +223,7 @@ def read_tasks(root: Path) -> list[str]:
     if not path.is_file():
         return []
     try:
-        table = pq.read_table(path)
+        table = read_parquet(path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"cannot be read as parquet ({error})", path=path) from error
     texts = [name for name in table.column_names if name != "task_index"]

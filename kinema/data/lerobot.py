@@ -10,7 +10,6 @@ from typing import Any, Self
 import numpy as np
 import PIL.Image
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from kinema.data import fold, statistics
 from kinema.data.episodes import EpisodeTable, VideoSpans, read_episodes
@@ -25,6 +24,7 @@ from kinema.data.layout import (
     is_picture,
     picture_shape,
     read_json,
+    read_parquet,
     read_tasks,
     row_shape,
 )
@@ -65,23 +65,18 @@ class Dataset:
     def open(cls, source: str | Path) -> Self:
         """Open a folder, or a dataset of the Hub by its id ``owner/name`` (needs ``huggingface_hub``).
 
-        Episodes that a killed recording left in the folder are folded into it first. Raises DataError.
+        Nothing in the folder is changed: of episodes that an interrupted recording left there a warning says
+        how to add them. Raises DataError.
         """
         root = Path(source)
         if not root.is_dir():
             root = _download(str(source))
-        try:
-            num_recovered = fold.recover(root)
-        except OSError as error:
+        if staged := len(fold.staged_episodes(root)):
             warnings.warn(
-                f"{root}: left out episodes of an interrupted recording, which cannot be folded in ({error})",
+                f"{root}: left out {staged} episodes of an interrupted or running recording; the same "
+                f"`kinema record` command, or kinema.data.recover({str(root)!r}), adds them",
                 stacklevel=2,
             )
-        else:
-            if num_recovered:
-                warnings.warn(
-                    f"{root}: folded in {num_recovered} episodes of an interrupted recording", stacklevel=2
-                )
         dataset = cls(root)
         for note in dataset.notes:
             warnings.warn(str(note), stacklevel=2)
@@ -286,8 +281,7 @@ def load_data_file(path: Path, columns: Iterable[str] | None = None) -> tuple[pa
     Raises DataError.
     """
     try:
-        names = None if columns is None else [key for key in pq.read_schema(path).names if key in columns]
-        table = pq.read_table(path, columns=names).combine_chunks()
+        table = read_parquet(path, columns).combine_chunks()
     except FileNotFoundError as error:
         raise DataError("is missing; download or copy the dataset again", path=path) from error
     except (OSError, pa.ArrowException) as error:

@@ -17,6 +17,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from kinema.data import fold
 from kinema.data.environment import Render, make_environment, make_policy, needs_picture, parse_policy
 from kinema.data.layout import INFO_PATH, read_json, write_json
 from kinema.data.options import JsonObject, NameList
@@ -267,6 +268,9 @@ def record(config: RecordConfig) -> RecordResult:
         is_interrupted = stack.enter_context(_deferred_interrupt())
         # Closed after the workers have ended, because closing a dataset takes a while.
         dataset = stack.enter_context(contextlib.ExitStack())
+        _check_out(config.out)
+        # Held from the start: what two recordings of one folder do at once would go into it twice.
+        stack.enter_context(fold.lock(config.out))
         writer = _continue(config, dataset)
         start = writer.num_episodes if writer is not None else 0
         if start >= config.episodes:
@@ -298,16 +302,25 @@ def record(config: RecordConfig) -> RecordResult:
     return RecordResult(root=config.out, num_episodes=num_episodes, num_frames=num_frames)
 
 
+def _check_out(out: Path) -> None:
+    """Refuse a folder that holds something else than a dataset. Raises RecordError."""
+    if (out / INFO_PATH).exists():
+        return
+    if out.exists() and not out.is_dir():
+        raise RecordError(f"--out: {out} is a file; choose a new folder")
+    if not fold.is_vacant(out):
+        raise RecordError(f"--out: {out} is not a dataset and not empty; choose a new folder")
+
+
 def _continue(config: RecordConfig, stack: contextlib.ExitStack) -> DatasetWriter | None:
     """The writer of the dataset that an earlier run of this command left, if one did."""
-    if not (config.out / INFO_PATH).is_file():
-        if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-            raise RecordError(f"--out: {config.out} is not a dataset and not empty; choose a new folder")
+    if not (config.out / INFO_PATH).exists():
         return None
-    has_recipe = (config.out / RECIPE_PATH).is_file()
+    has_recipe = (config.out / RECIPE_PATH).exists()
     if has_recipe:
         _check_same(config, read_json(config.out, RECIPE_PATH))
-    writer = stack.enter_context(DatasetWriter(config.out, fps=read_json(config.out, INFO_PATH)["fps"]))
+    fps = read_json(config.out, INFO_PATH).get("fps", 0)
+    writer = stack.enter_context(DatasetWriter(config.out, fps=fps, is_locked=True))
     if not has_recipe:
         if writer.num_episodes:
             raise RecordError(
@@ -331,7 +344,12 @@ def _check_same(config: RecordConfig, before: dict[str, Any]) -> None:
 def _create(config: RecordConfig, first: Recording, stack: contextlib.ExitStack) -> DatasetWriter:
     writer = stack.enter_context(
         DatasetWriter(
-            config.out, fps=first.fps, features=first.features(), robot_type=config.env, codec=config.codec
+            config.out,
+            fps=first.fps,
+            features=first.features(),
+            robot_type=config.env,
+            codec=config.codec,
+            is_locked=True,
         )
     )
     write_json(config.out / RECIPE_PATH, config.recipe())

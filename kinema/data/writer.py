@@ -3,15 +3,16 @@
 ``DatasetWriter.add`` returns when the episode is safe from a kill: it lies whole in the hidden folder
 ``.staging``, one folder an episode. ``close``, or a staging folder that has grown as large as a file of the
 dataset may be, folds the staged episodes into the final files (``kinema.data.fold``), joining videos packet
-by packet. After a kill the next ``DatasetWriter`` or ``Dataset.open`` on the same folder folds what is left.
+by packet. After a kill the next ``DatasetWriter`` on the same folder, or ``recover``, folds what is left.
 """
 
 import contextlib
+import errno
 import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -37,6 +38,7 @@ from kinema.data.layout import (
     is_picture,
     picture_shape,
     read_json,
+    replacing,
     row_shape,
     to_arrow,
     write_json,
@@ -44,6 +46,14 @@ from kinema.data.layout import (
 
 TIMESTAMP_TOLERANCE = 1e-4
 """Seconds by which a timestamp may be off, as in LeRobot."""
+
+_REMEDIES: dict[int | None, str] = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Make room on the disk"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Make the folder writable"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "Close files or raise the limit of open files (ulimit -n)"),
+    errno.ENOMEM: "Free memory",
+}
+"""Advice by the number of a system error."""
 
 MAX_STAGED = 4096
 """Episodes after which the staged ones are folded, however small they are."""
@@ -58,6 +68,8 @@ class DatasetWriter:
 
     ``codec``: ``auto`` (exact pictures in H.264 up to 128 pixels, AV1 above, as LeRobot), ``av1``, ``h264``,
     ``lossless`` or ``image`` (PNG in the data files). A dataset that is continued keeps its own.
+
+    ``is_locked``: the caller holds ``kinema.data.fold.lock`` of the folder already.
 
     Raises ValueError when the folder or an argument does not fit, DataError when writing fails; episodes that
     were added before are never lost by it.
@@ -74,9 +86,10 @@ class DatasetWriter:
         data_files_size_in_mb: float = 100,
         video_files_size_in_mb: float = 200,
         chunks_size: int = 1000,
+        is_locked: bool = False,
     ) -> None:
-        if fps <= 0:
-            raise ValueError(f"fps must be positive, got {fps}")
+        if not isinstance(fps, int | float) or not 0 < fps < float("inf"):
+            raise ValueError(f"fps must be positive, got {fps!r}")
         if codec not in ("auto", "image", *video.CODECS):
             raise ValueError(f"codec must be auto, image, {', '.join(video.CODECS)}; got {codec!r}")
         self.root = Path(root)
@@ -100,19 +113,15 @@ class DatasetWriter:
         self._num_folded, self._num_staged = 0, 0
         self._staged_bytes: dict[str, int] = {}
         self._is_closed = False
-        is_continued = (self.root / INFO_PATH).is_file()
-        held = {path.name for path in self.root.iterdir()} if self.root.exists() else set()
-        if not is_continued and held - {fold.STAGING}:
+        if not (self.root / INFO_PATH).exists() and not fold.is_vacant(self.root):
             raise ValueError(
                 f"{self.root} is not empty and holds no dataset ({INFO_PATH}); choose another folder"
             )
         self._resources = contextlib.ExitStack()
-        if not self._resources.enter_context(fold.lock(self.root)):
-            raise DataError(
-                "another process is recording into this dataset; wait for it to end", path=self.root
-            )
-        try:
-            if is_continued:
+        with self._explained(), contextlib.ExitStack() as stack:
+            if not is_locked:
+                stack.enter_context(fold.lock(self.root))
+            if (self.root / INFO_PATH).exists():
                 self._info = read_json(self.root, INFO_PATH)
                 self._check_continued(features)
                 fold.fold(self.root)
@@ -121,9 +130,7 @@ class DatasetWriter:
                 self._num_folded = 0 if last is None else last["episode_index"] + 1
             elif features is not None:
                 self._create(features)
-        except BaseException:
-            self._resources.close()
-            raise
+            self._resources = stack.pop_all()
 
     @property
     def num_episodes(self) -> int:
@@ -159,10 +166,8 @@ class DatasetWriter:
         stats |= {
             key: statistics.of_column(values) for key, values in rows.items() if values.dtype.kind in "biuf"
         }
-        try:
+        with self._explained():
             self._stage(length, rows, pictures, stats, task)
-        except (OSError, FFmpegError) as error:
-            raise self._failed(error) from error
         info = INFO_DEFAULTS | self._info
         limits = {"data": info["data_files_size_in_mb"]}
         if self._num_staged >= MAX_STAGED or any(
@@ -183,19 +188,25 @@ class DatasetWriter:
             self._resources.close()
 
     def _fold(self) -> None:
-        try:
+        with self._explained():
             fold.fold(self.root)
-        except (OSError, FFmpegError) as error:
-            raise self._failed(error) from error
         self._info = read_json(self.root, INFO_PATH)
         self._num_folded, self._num_staged, self._staged_bytes = self.num_episodes, 0, {}
 
-    def _failed(self, error: Exception) -> DataError:
-        return DataError(
-            f"writing failed ({error}); the {self.num_episodes} finished episodes are safe. Make room on the "
-            "disk, then record into the same folder again to continue",
-            path=self.root,
-        )
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say of a failure inside that the finished episodes are safe, and how to go on."""
+        try:
+            yield
+        except (OSError, FFmpegError, MemoryError, pa.ArrowException) as error:
+            remedy = _REMEDIES.get(getattr(error, "errno", None), "Remove the cause")
+            count = self.num_episodes
+            safe = f"the {count} finished episodes are safe" if count else "no finished episode is lost"
+            raise DataError(
+                f"writing failed ({str(error) or type(error).__name__}); {safe}. {remedy}, then record into "
+                "the same folder again to continue",
+                path=self.root,
+            ) from error
 
     def _create(self, features: Mapping[str, Feature]) -> None:
         """Start an empty dataset with these features on the disk."""
@@ -377,7 +388,7 @@ class DatasetWriter:
         """Write the episode to a folder of its own and rename that into place."""
         staging = self.root / fold.STAGING
         folder = staging / f"{self.num_episodes:08d}"
-        part = folder.with_suffix(".part")
+        part = folder.with_suffix(fold.PART)
         sizes: dict[str, int] = {}
         try:
             part.mkdir(parents=True)
@@ -402,7 +413,8 @@ class DatasetWriter:
                     for key, of_key in stats.items()
                 },
             }
-            (part / fold.SUMMARY_FILE).write_text(json.dumps(summary), encoding="utf-8")
+            with replacing(part / fold.SUMMARY_FILE) as file:
+                file.write(json.dumps(summary).encode())
             os.rename(part, folder)
             self._num_staged += 1
         except BaseException:

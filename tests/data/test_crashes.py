@@ -1,19 +1,22 @@
 """Kills and full disks: what was added stays, and recording goes on."""
 
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from kinema.data import Dataset, DatasetWriter
+from kinema.cli import main
+from kinema.data import DataError, Dataset, DatasetWriter, recover
 from kinema.data.defects import find_defects
 
-from .conftest import FPS, SIDE, TOP, make_recording
+from .conftest import EPISODES, FPS, SIDE, TOP, edit_parquet, make_recording
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks and file limits are those of POSIX")
 
@@ -27,10 +30,9 @@ def crashed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def open_quietly(root: Path) -> Dataset:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*folded in .* episodes of an interrupted recording")
-        return Dataset.open(root)
+def recovered(root: Path) -> Dataset:
+    recover(root)
+    return Dataset.open(root)
 
 
 def assert_holds_first(dataset: Dataset) -> None:
@@ -52,27 +54,31 @@ def result(crashed: Path) -> dict[str, int]:
 
 def test_killed_at_every_rename(crashed: Path) -> None:
     """Every step of recording and folding ends in a rename. Killed on either side of each, the dataset has
-    the two old episodes and those whose ``add`` had returned, and takes more."""
+    the two old episodes and those that had been written whole, and takes more."""
     num_renames = result(crashed)["num_renames"]
-    # Two episodes; data, two cameras, the episodes table; statistics and info.
-    assert num_renames == 8
+    # Two episodes, each with its summary; data, two cameras, the episodes table; statistics and info; what is
+    # deleted, twice.
+    assert num_renames == 12
     for nth in range(1, num_renames + 1):
         for side in ("before", "after"):
             root = crashed / f"{nth}-{side}"
-            added = min(2, nth - 1 if side == "before" else nth)
+            # An episode is whole with its summary, even if it lacks the rename of its folder.
+            added = min(2, (nth + (side == "after")) // 2)
             if nth % 2:
                 with DatasetWriter(root, fps=FPS) as writer:
                     assert writer.num_episodes == 2 + added
                     writer.add(**make_recording(2 + added))
                 added += 1
-            dataset = open_quietly(root)
+            dataset = recovered(root)
             assert dataset.num_episodes == 2 + added, root.name
             assert_holds_first(dataset)
 
 
 def test_killed_while_adding(crashed: Path) -> None:
-    with pytest.warns(UserWarning, match=r"folded in \d+ episodes of an interrupted recording"):
-        dataset = Dataset.open(crashed / "adding")
+    root = crashed / "adding"
+    with pytest.warns(UserWarning, match=r"left out \d+ episodes of an interrupted.*kinema\.data\.recover"):
+        assert Dataset.open(root).num_episodes == 0
+    dataset = recovered(root)
     assert dataset.num_episodes - result(crashed)["reported"] in (0, 1)
     assert_holds_first(dataset)
 
@@ -86,18 +92,93 @@ def test_a_full_disk_loses_nothing(crashed: Path, case: str) -> None:
     with DatasetWriter(crashed / case, fps=FPS) as writer:
         assert writer.num_episodes == 6
         writer.add(**make_recording(6))
-    assert_holds_first(open_quietly(crashed / case))
+    assert_holds_first(recovered(crashed / case))
 
 
-def test_what_a_power_cut_left_half_written_is_dropped(tmp_path: Path) -> None:
+@pytest.fixture
+def staged(tmp_path: Path) -> Path:
+    """A dataset without episodes, and three that a kill left in its staging folder."""
     root = tmp_path / "d"
     writer = DatasetWriter(root, fps=FPS)
     for number in range(3):
         writer.add(**make_recording(number))
     # In earnest the lock goes with the process; here it is this one's.
     writer._resources.close()
-    (root / ".staging/00000002/columns.parquet").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"dropped the recorded episode .*00000002, which is not whole"):
-        dataset = open_quietly(root)
-    assert dataset.num_episodes == 2
-    assert_holds_first(dataset)
+    return root
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("name", ["columns.parquet", "episode.json", f"{TOP}.mp4"])
+@pytest.mark.parametrize("damage", [b"", b"PAR1 and then something else", None])
+def test_an_episode_that_cannot_be_read_is_kept_and_named(
+    staged: Path, name: str, damage: bytes | None
+) -> None:
+    path = staged / ".staging/00000001" / name
+    whole = path.read_bytes()
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage)
+    before = contents(staged)
+    for writes in (lambda: DatasetWriter(staged, fps=FPS), lambda: recover(staged)):
+        with pytest.raises(DataError, match=r"00000001: this recorded episode cannot be read .*Nothing was"):
+            writes()
+        assert contents(staged) == before
+    path.write_bytes(whole)
+    assert recover(staged) == 3
+    assert_holds_first(recovered(staged))
+
+
+def test_reading_changes_nothing(staged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (staged / ".staging/00000002/columns.parquet").write_bytes(b"")
+    (staged / ".staging/00000003.part").mkdir()
+    before = contents(staged)
+    with pytest.warns(UserWarning, match="left out 3 episodes"):
+        Dataset.open(staged)
+    with pytest.warns(UserWarning, match="left out 3 episodes"):
+        assert main(["data", str(staged), "--out", str(tmp_path / "sheet.png")]) == 1
+    assert "3 episodes of an interrupted or running recording wait here" in capsys.readouterr().out
+    assert contents(staged) == before
+    assert (staged / ".staging/00000003.part").is_dir()
+
+
+def test_episodes_that_others_added_do_not_hide_those_staged(staged: Path, tmp_path: Path) -> None:
+    """A staged episode counts as folded only where the table holds the very same one under its number."""
+    for _ in range(2):
+        shutil.copytree(staged / ".staging", tmp_path / "staging", dirs_exist_ok=True)
+        recover(staged)
+        shutil.copytree(tmp_path / "staging", staged / ".staging")
+    assert recover(staged) == 0
+    assert_holds_first(Dataset.open(staged))
+    for number, folder in enumerate(sorted((tmp_path / "staging").glob("0*"))):
+        shutil.copytree(folder, staged / ".staging" / f"{number + 1:08d}")
+    assert recover(staged) == 3
+    actions = [Dataset.open(staged).episode(index).columns["action"] for index in range(6)]
+    for first, second in zip(actions[:3], actions[3:], strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_a_file_that_holds_other_episodes_is_not_overwritten(tmp_path: Path) -> None:
+    """The last episode may stand in the first file and others in the second, as after a merge."""
+    root = tmp_path / "d"
+    for number in range(2):
+        with DatasetWriter(root, fps=FPS, data_files_size_in_mb=1e-9) as writer:
+            writer.add(**make_recording(number))
+    folder = root / "data/chunk-000"
+    first, second = folder / "file-000.parquet", folder / "file-001.parquet"
+    for table, file in ((EPISODES, 1), (EPISODES.replace("file-000", "file-001"), 0)):
+        edit_parquet(root / table, functools.partial(with_column, name="data/file_index", value=file))
+    first.rename(folder / "swap")
+    second.rename(first)
+    (folder / "swap").rename(second)
+    with DatasetWriter(root, fps=FPS) as writer:
+        writer.add(**make_recording(2))
+    assert len(list(folder.iterdir())) == 3
+    assert_holds_first(Dataset.open(root))
+
+
+def with_column(table: pa.Table, name: str, value: int) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, pa.array([value] * len(table)))
