@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import gymnasium
@@ -16,26 +17,12 @@ import numpy as np
 
 from kinema.data import mujoco
 from kinema.data.spaces import ObservationReader, RecordError
+from kinema.kits import find_environments
 
 Render = Literal["auto", "always", "never"]
 
-POLICIES = {
-    "random": "kinema.policies.open_loop:RandomPolicy",
-    "zero": "kinema.policies.open_loop:ZeroPolicy",
-    "pusht-play": "kinema.kits.pusht.play:make",
-    "cartpole-swing": "kinema.kits.dmc.cartpole_swing:make",
-    "act": "kinema.policies.acting:make",
-    "cloned": "kinema.policies.cloned:make",
-    "imagined": "kinema.policies.imagined:make",
-}
-"""Short names of the policies that come with kinema."""
-
-REGISTRARS = {"dm_control": "shimmy"}
-"""Modules that register the environments of another package, by its name."""
-EXTRAS = {"gym_pusht": "pusht", "dm_control": "dmc"}
-"""Which extra brings the environments of a package."""
-PICTURE_SIZE = (64, 64)
-"""Of environments that draw at any size."""
+POLICIES = {entry.name: entry.value for entry in sorted(entry_points(group="kinema.policies"))}
+"""Names of the policies that are installed, kinema's and those of other packages, as MODULE:CALLABLE."""
 
 
 @runtime_checkable
@@ -73,23 +60,14 @@ def make_environment(
     """Make a registered environment; ``name`` is ID or MODULE:ID. Raises RecordError."""
     mujoco.choose_backend()
     env_id, max_steps = _find(name)
+    kit = find_environments(env_id)
     reduced_size = picture_size
-    if env_id.startswith("gym_pusht/") and "obs_type" not in arguments:
-        height, width = picture_size or PICTURE_SIZE
-        arguments = {
-            "obs_type": "pixels_agent_pos",
-            "observation_height": height,
-            "observation_width": width,
-            **arguments,
-        }
-    elif env_id.startswith("dm_control/"):
-        if not {"height", "width"} & set(arguments.get("render_kwargs", {})):
-            reduced_size = picture_size or PICTURE_SIZE
-        arguments = mujoco.picture_arguments(arguments, picture_size or PICTURE_SIZE)
+    if kit is not None:
+        arguments, reduced_size = kit.arguments(arguments, picture_size)
 
     def make(**more: str) -> gymnasium.Env[Any, Any]:
         try:
-            return gymnasium.make(
+            env = gymnasium.make(
                 env_id, max_episode_steps=-1, disable_env_checker=True, **{**arguments, **more}
             )
         except Exception as error:
@@ -97,9 +75,11 @@ def make_environment(
                 f"environment {name!r} cannot be made with --env-args {json.dumps(dict(arguments))}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+        if kit is not None:
+            kit.prepare(env)
+        return env
 
     env = make()
-    mujoco.tell_rate(env)
     reader = ObservationReader(env.observation_space)
     if render == "never" or (render == "auto" and reader.cameras):
         is_rendered = False
@@ -108,7 +88,6 @@ def make_environment(
     elif "rgb_array" in (env.metadata.get("render_modes") or ()):
         env.close()
         env, is_rendered = make(render_mode="rgb_array"), True
-        mujoco.tell_rate(env)
     elif render == "always":
         raise RecordError(
             f"--render always: {name!r} cannot draw pictures: its render modes are "
@@ -201,7 +180,8 @@ def _find(name: str) -> tuple[str, int | None]:
     """The registered id and its own limit of steps; imports the module that registers it."""
     module, _, env_id = name.rpartition(":")
     namespace = env_id.partition("/")[0] if "/" in env_id else ""
-    registrar = REGISTRARS.get(namespace, namespace)
+    kit = find_environments(env_id)
+    registrar = namespace if kit is None else kit.module
     if module:
         _import(module, f"environment {name!r}")
     elif registrar.isidentifier() and importlib.util.find_spec(registrar) is not None:
@@ -209,8 +189,8 @@ def _find(name: str) -> tuple[str, int | None]:
     try:
         return env_id, gymnasium.spec(env_id).max_episode_steps
     except gymnasium.error.Error as error:
-        if namespace in EXTRAS:
-            hint = f"its package is missing: pip install 'kinema[{EXTRAS[namespace]}]'"
+        if kit is not None:
+            hint = f"its package is missing: pip install '{kit.requirement}'"
         else:
             hint = "install the package that brings it, or name the module that registers it: MODULE:ID"
         raise RecordError(f"no environment {name!r} ({error}); {hint}") from error

@@ -4,7 +4,6 @@ import ctypes
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -18,9 +17,6 @@ PACKAGES = {"egl": "libegl1 libopengl0 libgl1-mesa-dri", "osmesa": "libosmesa6"}
 """Debian's packages with these libraries."""
 FLAGS_OFF = ("shadow", "reflection", "skybox", "haze")
 """What is left out of pictures: it takes most of the time and tells nothing of the robot."""
-OVERSAMPLING = 2
-"""Pictures are drawn so many times as wide and high as asked for: without multisampling, thin things come and
-go as they move, and this is cheaper."""
 
 
 def choose_backend() -> None:
@@ -50,26 +46,6 @@ def missing_backend() -> str | None:
         return None
     ways = " or ".join(f"`apt-get install {PACKAGES[name]}` and MUJOCO_GL={name}" for name in BACKENDS)
     return f"the libraries to draw without a display are missing: {ways}"
-
-
-def picture_arguments(arguments: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """Arguments with which an environment of dm_control draws pictures of this height and width, for
-    ``draw_plainly`` to reduce; those that are given stay."""
-    plain = {
-        "height": OVERSAMPLING * size[0],
-        "width": OVERSAMPLING * size[1],
-        "camera_id": 0,
-        "render_flag_overrides": dict.fromkeys(FLAGS_OFF, False),
-    }
-    return {**arguments, "render_kwargs": {**plain, **arguments.get("render_kwargs", {})}}
-
-
-def tell_rate(env: gymnasium.Env[Any, Any]) -> None:
-    """Let an environment of dm_control say how many steps it makes a second: Shimmy says how many
-    milliseconds one takes."""
-    seconds: Any = getattr(env.unwrapped, "control_timestep", None)
-    if seconds is not None:
-        env.unwrapped.metadata = {**env.unwrapped.metadata, "render_fps": 1.0 / seconds()}
 
 
 def draw_plainly(

@@ -3,13 +3,35 @@
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import entry_points
+from typing import Any
 
 from kinema.kits.probe import Probe
 
 GROUP = "kinema.kits"
 """Group of the entry points by which kits are found."""
+DRAWN_SIZE = (64, 64)
+"""Height and width of frames that kits draw where the environment draws at any size and none is asked for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Environments:
+    """Gymnasium environments of one package, and how they are made to be recorded."""
+
+    namespace: str
+    """Part of their ids before the slash."""
+    module: str
+    """Module that registers them."""
+    requirement: str
+    """Name by which pip installs them."""
+    arguments: Callable[
+        [Mapping[str, Any], tuple[int, int] | None], tuple[Mapping[str, Any], tuple[int, int] | None]
+    ]
+    """Fills in the arguments that were not given, for frames of a height and width where a size is asked
+    for; returns them and the size to which frames are then brought."""
+    prepare: Callable[[Any], None] = lambda env: None
+    """Makes a new environment say what kinema needs, such as its rate."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +45,8 @@ class Kit:
     kit's, and they are what ``simulator`` is set from."""
     probe: Callable[[tuple[str, ...]], Probe | None] | None = None
     """Makes the probe for a world's cameras; None for cameras that the probe cannot read."""
+    environments: Environments | None = None
+    """Environments that ``kinema record`` and the evaluation of policies make."""
 
     def matches(self, world_name: str, columns: Collection[str] = ()) -> bool:
         """Tell whether a world, by its name or by the columns of its recordings, is the kit's."""
@@ -57,6 +81,14 @@ def find_kit(
     for kit in kits() if candidates is None else candidates:
         if kit.matches(world_name, columns):
             return kit
+    return None
+
+
+def find_environments(env_id: str) -> Environments | None:
+    """Find the part of a kit that makes the environment of a Gymnasium id; None for most ids."""
+    for kit in kits():
+        if kit.environments is not None and env_id.startswith(f"{kit.environments.namespace}/"):
+            return kit.environments
     return None
 
 

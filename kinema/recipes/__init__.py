@@ -13,7 +13,7 @@ def _named(entry: EntryPoint) -> Callable[[Dataset], Recipe]:
     return lambda dataset: entry.load()(dataset)
 
 
-RECIPES = {entry.name: _named(entry) for entry in entry_points(group="kinema.recipes")}
+RECIPES = {entry.name: _named(entry) for entry in sorted(entry_points(group="kinema.recipes"))}
 """By the names that ``kinema train --recipe`` takes; other packages add theirs to the group
 ``kinema.recipes`` of entry points."""
 

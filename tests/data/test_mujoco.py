@@ -12,6 +12,7 @@ import pytest
 from kinema.data import mujoco
 from kinema.data.environment import Environment, make_environment
 from kinema.data.spaces import RecordError
+from kinema.kits import Environments, Kit
 
 CARTPOLE = "dm_control/cartpole-swingup-v0"
 ARGUMENTS: dict[str, Any] = {"environment_kwargs": {"control_timestep": 0.05}}
@@ -137,8 +138,13 @@ def test_where_nothing_can_draw_it_says_what_to_install() -> None:
 
 
 def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kinema.data.environment.REGISTRARS", {"dm_nothing": "nothing_that_exists"})
-    monkeypatch.setattr("kinema.data.environment.EXTRAS", {"dm_nothing": "dmc"})
+    environments = Environments(
+        namespace="dm_nothing",
+        module="nothing_that_exists",
+        requirement="kinema[dmc]",
+        arguments=lambda given, size: (given, size),
+    )
+    monkeypatch.setattr("kinema.kits.kit.kits", lambda: (Kit(name="nothing", environments=environments),))
     with pytest.raises(
         RecordError, match=r"no environment 'dm_nothing/Task-v0'.*pip install 'kinema\[dmc\]'"
     ):
