@@ -58,6 +58,7 @@ class _Company(SimulationBatch):
         self._generator = torch.Generator()
         self._cache = Cache.gather([session._cache for session in sessions])
         self._doubt = torch.cat([session._doubt for session in sessions])
+        self._outside = torch.cat([session._outside for session in sessions])
 
     def _ages(self) -> list[int]:
         return [session.num_steps for session in self._sessions]
@@ -66,5 +67,6 @@ class _Company(SimulationBatch):
         self._cache.scatter([session._cache for session in self._sessions])
         for index, session in enumerate(self._sessions):
             session._doubt = self._doubt[index : index + 1]
+            session._outside = self._outside[index : index + 1]
             session.num_steps += 1
             session._remember()

@@ -130,7 +130,8 @@ class WorldEnv(gymnasium.Env[Any, np.ndarray]):
         min_trust: an episode whose trust falls under this is truncated; by default none is.
         render_mode: ``rgb_array`` or None.
 
-    ``info["trust"]`` is the trust of the step (see ``kinema.Step``), absent where the world tells none.
+    ``info["trust"]`` is the trust in the step (see ``kinema.Step``), absent where the world computes none;
+    ``info["is_outside"]`` is true where the action, or the start, left what was recorded.
 
     Raises:
         WorldError: the world has no heads.
@@ -170,7 +171,7 @@ class WorldEnv(gymnasium.Env[Any, np.ndarray]):
     ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self._sessions, starts = self._rules.begin([self.np_random])
-        info = {"trust": 1.0} if self.world.manifold is not None else {}
+        info = _info(self._sessions.look(decode=False), 0)
         return _row(self._rules.first_observation(self._sessions, starts), 0), info
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -178,9 +179,8 @@ class WorldEnv(gymnasium.Env[Any, np.ndarray]):
         step = sessions.step(np.asarray(action)[None], decode=self._rules.observe == "pixels")
         terminated = bool(step.termination[0] > 0.5)
         truncated = bool(sessions.num_steps >= self._rules.max_steps or self._rules.is_lost(step)[0])
-        info = {} if step.trust is None else {"trust": float(step.trust[0])}
         observation = _row(self._rules.observation(sessions, step), 0)
-        return observation, float(step.reward[0]), terminated, truncated, info
+        return observation, float(step.reward[0]), terminated, truncated, _info(step, 0)
 
     def render(self) -> np.ndarray | None:
         if self.render_mode is None:
@@ -269,7 +269,7 @@ class WorldVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         self._sessions, starts = self._rules.begin(self._rngs)
         self._ages = np.zeros(self.num_envs, dtype=int)
         self._is_over = np.zeros(self.num_envs, dtype=bool)
-        return self._rules.first_observation(self._sessions, starts), self._infos(np.ones(self.num_envs))
+        return self._rules.first_observation(self._sessions, starts), self._infos()
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Advance all by their actions ``B A``."""
@@ -281,21 +281,19 @@ class WorldVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         reward = step.reward.astype(np.float64)
         terminated = step.termination > 0.5
         truncated = (self._ages >= self._rules.max_steps) | self._rules.is_lost(step)
-        trust = step.trust
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
             begun = self._is_over
             reward, terminated, truncated = reward * ~begun, terminated & ~begun, truncated & ~begun
             self._is_over = terminated | truncated
-            observation, trust = self._restart(begun, observation, trust)
-            return observation, reward, terminated, truncated, self._infos(trust)
+            observation = self._restart(begun, observation)
+            return observation, reward, terminated, truncated, self._infos()
         is_over = terminated | truncated
         infos: dict[str, Any] = {}
         for index in np.flatnonzero(is_over).tolist():
-            final = {"trust": float(trust[index])} if trust is not None else {}
-            ended = {"final_obs": _row(observation, index), "final_info": final}
+            ended = {"final_obs": _row(observation, index), "final_info": _info(step, index)}
             infos = self._add_info(infos, ended, index)
-        observation, trust = self._restart(is_over, observation, trust)
-        return observation, reward, terminated, truncated, infos | self._infos(trust)
+        observation = self._restart(is_over, observation)
+        return observation, reward, terminated, truncated, infos | self._infos()
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """Pictures of all environments."""
@@ -303,34 +301,40 @@ class WorldVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             return None
         return tuple(self._rules.picture(self._sessions, index) for index in range(self.num_envs))
 
-    def _restart(
-        self, which: np.ndarray, observation: Any, trust: np.ndarray | None
-    ) -> tuple[Any, np.ndarray | None]:
-        """Begin the next episode of some environments, and put what it shows into the observation."""
+    def _restart(self, which: np.ndarray, observation: Any) -> Any:
+        """Begin the next episode of some environments, and put its first observation into the batch."""
         indices = np.flatnonzero(which).tolist()
         if not indices:
-            return observation, trust
+            return observation
         assert self._sessions is not None
         fresh, starts = self._rules.begin([self._rngs[index] for index in indices])
         self._sessions.replace(indices, fresh)
         self._ages[indices] = 0
         shown = self._rules.first_observation(fresh, starts)
         if isinstance(observation, dict):
-            observation = {key: _with_rows(part, indices, shown[key]) for key, part in observation.items()}
-        else:
-            observation = _with_rows(observation, indices, shown)
-        return observation, None if trust is None else _with_rows(trust, indices, np.ones(len(indices)))
+            return {key: _with_rows(part, indices, shown[key]) for key, part in observation.items()}
+        return _with_rows(observation, indices, shown)
 
-    def _infos(self, trust: np.ndarray | None) -> dict[str, Any]:
-        if trust is None or self.world.manifold is None:
-            return {}
-        return {"trust": trust.astype(np.float64), "_trust": np.ones(self.num_envs, dtype=bool)}
+    def _infos(self) -> dict[str, Any]:
+        """The present trust and ``is_outside`` of all environments."""
+        assert self._sessions is not None
+        now, given = self._sessions.look(decode=False), np.ones(self.num_envs, dtype=bool)
+        infos: dict[str, Any] = {"is_outside": now.is_outside, "_is_outside": given}
+        if now.trust is not None:
+            infos |= {"trust": now.trust.astype(np.float64), "_trust": given}
+        return infos
 
 
 def short_name(camera: str) -> str:
     """A camera's key without LeRobot's prefix and without dots: agent libraries make modules of these
     names."""
     return camera.removeprefix("observation.images.").replace(".", "_")
+
+
+def _info(step: Step, index: int) -> dict[str, Any]:
+    """The entries of ``info`` about one session of a step."""
+    info: dict[str, Any] = {"is_outside": bool(step.is_outside[index])}
+    return info if step.trust is None else info | {"trust": float(step.trust[index])}
 
 
 def _row(batched: Any, index: int) -> Any:

@@ -25,7 +25,7 @@ from kinema.model.cache import Cache
 from kinema.model.goals import encode_goal
 from kinema.model.sampler import solve
 from kinema.model.tokens import Values
-from kinema.model.world import CONFIG_FILE, WORLD_FILES, Pictures, WorldError, WorldModel
+from kinema.model.world import CONFIG_FILE, MAX_PICTURES, WORLD_FILES, Pictures, WorldError, WorldModel
 from kinema.simulation.graphs import CompiledSteps
 from kinema.simulation.history import Moments
 from kinema.simulation.next_frame import next_frame, with_proprio
@@ -44,6 +44,12 @@ GIVEN_STREAM, ACT_STREAM = -1, 3
 downwards; and of what actions are made of, upwards."""
 MAX_REWIND = 256
 """Most steps that ``rewind`` can go back."""
+GIVEN_RADII = 3.0
+"""Given frames within this distance of the manifold, in its radii, are trusted fully: recorded frames are (up
+to 2.3 radii in the bundled recording), and pure noise is not (more than 480)."""
+OUTSIDE_TOLERANCE = 0.01
+"""Excess over the recorded range, as a share of that range, that is not reported: the range leaves out the
+outermost 0.1% of the recorded numbers on either side."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,13 +62,24 @@ class Step:
     proprio: np.ndarray | None
     """Proprioception ``P`` (``B P``) in the units of the dataset, where the world knows it."""
     trust: Any = None
-    """How far the frame may be trusted, told without knowing what is true (``B`` of a batch): 1 while what
-    the network finds lies as near the manifold as recorded frames do, one half once it lay, over all steps
-    together, one radius further. Mistakes stay, so it never rises. None where the world has no manifold."""
+    """Trust in the frame, computed without the true frame (``B`` of a batch): 1 while the frames, the given
+    ones too, lie as near the manifold as recorded frames do; one half once they lay, over all steps together,
+    one radius further. Mistakes stay, so trust never rises. None where the world has no manifold."""
     reward: Any = None
     """The reward that the step is expected to give (``B`` of a batch); None where the world has no heads."""
     termination: Any = None
     """Probability that the step ended the episode (``B`` of a batch); None where the world has no heads."""
+    outside: Any = dataclasses.field(default_factory=dict)
+    """The given numbers that lie outside the recorded ones: names of action dimensions, or of proprioception
+    (``observation.state[0]``) after ``start``, to the distance in units of the recorded range. Empty inside.
+    (A sequence of ``B`` such mappings of a batch.)"""
+
+    @property
+    def is_outside(self) -> Any:
+        """True where the session was given a number outside the recorded ones (``B`` of a batch)."""
+        if isinstance(self.outside, Mapping):
+            return bool(self.outside)
+        return np.array([bool(one) for one in self.outside])
 
     def of_session(self, index: int) -> "Step":
         """The step of one session of a batch."""
@@ -77,6 +94,7 @@ class Step:
             trust=None if self.trust is None else float(self.trust[index]),
             reward=None if self.reward is None else float(self.reward[index]),
             termination=None if self.termination is None else float(self.termination[index]),
+            outside=self.outside if isinstance(self.outside, Mapping) else self.outside[index],
         )
 
 
@@ -109,8 +127,11 @@ class SimulationBatch:
         self._cache = cache or world.dynamics.new_cache(len(seeds), max_rewind=self._max_rewind)
         self._doubt = torch.zeros(len(seeds), device=world.device)
         """By how many radii the frames of each session were found outside the manifold's, in all."""
+        self._outside = torch.zeros(len(seeds), world.action_dim + world.proprio_dim, device=world.device)
+        """Distance of the last action and of the given proprioception from the recorded range, in units of
+        it."""
         self._history = Moments(self._history_length())
-        """Latents (in half precision), proprioception and doubt of the last steps."""
+        """Latents (in half precision), proprioception, doubt and ``_outside`` of the last steps."""
 
     def __len__(self) -> int:
         """Number of sessions."""
@@ -157,7 +178,21 @@ class SimulationBatch:
             size = world.dynamics.observed(given).shape[-1]
             noise = self._noise(size, stream=GIVEN_STREAM - (time - 1 - t))
             world.dynamics.keep(given, levels, self._cache, noise)
+        self._judge_given(latents[:, first:], proprio[:, first:], actions)
         self._remember()
+
+    def _judge_given(self, latents: Tensor, proprio: Tensor, actions: Tensor | None) -> None:
+        """Take trust, and what lies outside the recorded ranges, from the given frames and actions."""
+        world, rows = self._networks, latents.shape[:2]
+        if world.manifold is not None and world.cameras:
+            pieces = zip(*(x.flatten(0, 1).split(MAX_PICTURES) for x in (latents, proprio)), strict=True)
+            distance = torch.cat([world.manifold.distance(*piece)[0] for piece in pieces]).view(rows)
+            self._doubt = (distance / world.manifold.radius - GIVEN_RADII).clamp_min(0.0).amax(1)
+        of_action = torch.zeros(len(self), world.action_dim, device=world.device)
+        if actions is not None and actions.shape[1]:
+            of_action = _excess(actions, world.held_action(actions)).amax(1)
+        of_proprio = _excess(proprio, world.held_proprio(proprio)).amax(1)
+        self._outside = torch.cat([of_action, of_proprio], dim=1)
 
     @torch.inference_mode()
     def step(self, actions: Any, *, decode: bool = True, judge: bool = True) -> Step:
@@ -191,6 +226,8 @@ class SimulationBatch:
             with world.autocast():
                 found = next_frame(world, self._cache, action, self._noise, self.num_denoising_steps)
         frame, doubt = found
+        self._outside = torch.zeros_like(self._outside)
+        self._outside[:, : world.action_dim] = _excess(action, frame.action)[:, 0]
         if doubt is not None:
             self._doubt = self._doubt + (doubt - 1.0).clamp_min(0.0)
         reward = termination = None
@@ -221,7 +258,22 @@ class SimulationBatch:
             frame = compiled.draw(latents, known)
         elif decode:
             frame = world.decode(latents, known)
-        return Step(frame=frame, proprio=proprio, trust=trust)
+        return Step(frame=frame, proprio=proprio, trust=trust, outside=self._named_outside())
+
+    def _named_outside(self) -> list[Mapping[str, float]]:
+        """``Step.outside`` of every session."""
+        config, excess = self.world.config, self._outside.cpu().numpy()
+        outside: list[Mapping[str, float]] = [{}] * len(self)
+        is_outside = excess > OUTSIDE_TOLERANCE
+        if is_outside.any():
+            names = [
+                *config.action_names,
+                *(f"{config.proprio_key}[{i}]" for i in range(self.world.proprio_dim)),
+            ]
+            for index in np.flatnonzero(is_outside.any(1)):
+                columns = np.flatnonzero(is_outside[index])
+                outside[index] = {names[column]: float(excess[index, column]) for column in columns}
+        return outside
 
     def change(self, *, seeds: Sequence[int] | None = None, num_denoising_steps: int | None = None) -> None:
         """Go on with other noise, or with another number of network calls for a frame.
@@ -343,6 +395,7 @@ class SimulationBatch:
         places = torch.tensor(list(indices))
         self._cache.replace(places, others._cache)
         self._doubt = self._doubt.index_copy(0, places.to(self._doubt.device), others._doubt)
+        self._outside = self._outside.index_copy(0, places.to(self._outside.device), others._outside)
         for place, seed, born in zip(indices, others._seeds, others._born, strict=True):
             self._seeds[place], self._born[place] = seed, self.num_steps - (others.num_steps - born)
         self._history.clear()
@@ -366,13 +419,13 @@ class SimulationBatch:
         self._cache.rewind(num_steps)
         self._history.pop(num_steps)
         self.num_steps -= num_steps
-        self._doubt = self._history[-1:][2][0]
+        self._doubt, self._outside = (part[0] for part in self._history[-1:][2:])
 
     def pictures(self, index: int, rows: slice = slice(None)) -> np.ndarray | dict[str, np.ndarray] | None:
         """The kept pictures of one session, or some rows of them, ``T H W C``, the last given frame first
         while it is kept."""
         dtype = self.world.dynamics.token_bias.dtype
-        latents, proprio, _ = self._history[rows]
+        latents, proprio, *_ = self._history[rows]
         return self._networks.decode(latents[:, index].to(dtype), proprio[:, index])
 
     @property
@@ -409,7 +462,7 @@ class SimulationBatch:
 
     def _remember(self) -> None:
         latents = self._cache.last_latents.to(torch.float16)
-        self._history.append(latents, self._cache.last_proprio, self._doubt)
+        self._history.append(latents, self._cache.last_proprio, self._doubt, self._outside)
 
     def _copy(self, indices: Tensor, seeds: list[int], max_rewind: int | None = None) -> "SimulationBatch":
         other = SimulationBatch(
@@ -422,7 +475,7 @@ class SimulationBatch:
         )
         other.num_steps = self.num_steps
         other._born = [self._born[index] for index in indices.tolist()]
-        other._doubt = self._doubt[indices]
+        other._doubt, other._outside = self._doubt[indices], self._outside[indices]
         last = len(self._history) if max_rewind is None else 1 + max_rewind
         other._history = self._history.select(indices, other._history_length(), last)
         return other
@@ -478,7 +531,7 @@ class Simulation:
         """The last ``num`` frames as heads and policies read them (``World.place``), oldest first; where
         fewer are kept, the oldest stands for those before it."""
         batch = self._batch
-        latents, proprio, _ = batch._history[-num:]
+        latents, proprio, *_ = batch._history[-num:]
         places = batch.world.place(latents[:, 0].to(batch._cache.last_latents.dtype), proprio[:, 0]).split(1)
         return [*places[:1] * (num - len(places)), *places]
 
@@ -780,7 +833,13 @@ def _one_session(frames: Any) -> np.ndarray:
 def moment_bytes(world: WorldModel) -> int:
     """What one past picture of a session takes."""
     config = world.config.dynamics
-    return 2 * config.num_latents * config.latent_dim + 4 * (config.proprio_dim + 1)
+    return 2 * config.num_latents * config.latent_dim + 4 * (2 * config.proprio_dim + config.action_dim + 1)
+
+
+def _excess(given: Tensor, used: Tensor) -> Tensor:
+    """By how much normalised numbers leave the recorded range, in units of it: at least by as much as those
+    differ that the network is given in their place."""
+    return 0.5 * torch.maximum(given.abs() - 1.0, (given - used).abs()).clamp_min(0.0)
 
 
 def _check_rewind(max_rewind: int | None) -> None:

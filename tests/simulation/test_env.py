@@ -73,7 +73,7 @@ def test_it_is_registered(world: World, data: Dataset) -> None:
 def test_a_step_is_what_the_session_gives(world: World, data: Dataset) -> None:
     env = WorldEnv(world, data, max_steps=100)
     observation, info = env.reset(seed=4)
-    assert info == {"trust": 1.0}
+    assert info == {"trust": 1.0, "is_outside": False}
     sessions, starts = env._rules.begin([np.random.default_rng(4)])
     last = starts[0].last
     same(observation, {"top": last.frames[world.cameras[0]], "state": last.proprio})
@@ -185,7 +185,7 @@ def test_mistakes_are_explained(world: World, data: Dataset, tmp_path: Path) -> 
 
 def test_an_agent_of_stable_baselines3_trains_in_it(tmp_path: Path) -> None:
     """The example as it stands, in miniature."""
-    example = Path(__file__).parent.parent / "examples" / "1_agent_in_a_world.py"
+    example = Path(__file__).parents[2] / "examples" / "1_agent_in_a_world.py"
     random_heads(random_world(proprio_dim=2)).save(tmp_path / "world")
     root = write_exact_world(tmp_path / "data", lengths=(12, 12), has_proprio=True)
     words = [str(example), "--world", str(tmp_path / "world"), "--data", str(root)]

@@ -13,7 +13,7 @@ import torch
 from kinema.hardware.packed import PackedLinear, can_pack
 from kinema.model.world import WorldError
 from kinema.simulation import session as simulation
-from kinema.simulation.session import MAX_REWIND, Simulation, SimulationBatch, World
+from kinema.simulation.session import MAX_REWIND, Simulation, SimulationBatch, World, moment_bytes
 
 from ..worlds import (
     CAMERA,
@@ -460,7 +460,7 @@ def _resident_bytes() -> int:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
 def test_five_thousand_steps_cost_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pictures of the past are bounded; here by less, so that the bound is reached early on."""
-    monkeypatch.setattr(simulation, "HISTORY_BYTES", 300 * (2 * 16 + 4))
+    monkeypatch.setattr(simulation, "HISTORY_BYTES", 300 * moment_bytes(random_world(depth=2)))
     world = random_world(depth=2)
     sim = world.start(random_frames(2), random_actions(1))
     rings = [*sim._batch._cache.layers, sim._batch._cache.frames]
