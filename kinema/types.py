@@ -40,6 +40,10 @@ class DataError(KinemaError):
         self.key = key
 
 
+class FileError(OSError, KinemaError):
+    """A file or folder cannot be written; what was there is as it was."""
+
+
 class RecordError(KinemaError):
     """Recording cannot start or go on, and what to do about it."""
 

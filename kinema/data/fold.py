@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kinema.data import statistics, video
+from kinema.data.files import opened
 from kinema.data.layout import (
     EPISODES_PATH,
     INFO_DEFAULTS,
@@ -46,7 +47,6 @@ from kinema.data.layout import (
     read_json,
     read_parquet,
     read_tasks,
-    replacing,
     write_json,
     write_tasks,
 )
@@ -384,7 +384,7 @@ def _fold_data(
     )
     for place in dict.fromkeys(places):
         path = root / format_path(info["data_path"], chunk=place[0], file=place[1])
-        with replacing(path) as file, pq.ParquetWriter(file, schema, compression="snappy") as writer:
+        with opened(path) as file, pq.ParquetWriter(file, schema, compression="snappy") as writer:
             if place == before:
                 with open_parquet(path) as kept:
                     for group in range(kept.num_row_groups):
@@ -450,7 +450,7 @@ def _fold_videos(
         path = root / format_path(info["video_path"], chunk=place[0], file=place[1], key=key)
         group = [source for source, its_place in zip(sources, places, strict=True) if its_place == place]
         continued = [path] if place == before else []
-        with replacing(path) as file:
+        with opened(path) as file:
             times, num_frames = video.concatenate(
                 continued + group, file, end_of_first=end if continued else None
             )
@@ -490,7 +490,7 @@ def _append_episodes(root: Path, info: dict[str, Any], last: dict[str, Any] | No
             for field in old.schema
         ]
         rows = pa.concat_tables([old, pa.table(columns, schema=old.schema)])
-    with replacing(path) as file:
+    with opened(path) as file:
         pq.write_table(rows, file)
 
 

@@ -7,15 +7,15 @@ videos/{video_key}/chunk-000/file-000.mp4
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kinema.data.files import opened, write_text
 from kinema.types import DataError
 
 VERSION = "v3.0"
@@ -169,22 +169,6 @@ def from_arrow(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file beside ``path`` for writing and rename it into place once it is whole and on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        with open(beside, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
 def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
     """Open a parquet file; pyarrow alone takes a relative path with a colon for the address of a server."""
     with open(path, "rb") as file, pq.ParquetFile(file) as parquet:
@@ -201,8 +185,7 @@ def read_parquet(
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with replacing(path) as file:
-        file.write(json.dumps(content, indent=4).encode())
+    write_text(path, json.dumps(content, indent=4))
 
 
 def read_json(root: Path, name: str) -> dict[str, Any]:
@@ -271,5 +254,5 @@ def write_tasks(root: Path, tasks: Sequence[str]) -> None:
         "pandas_version": "2.0.0",
     }
     table = pa.table({"task_index": np.arange(len(tasks)), name: pa.array(tasks, pa.large_string())})
-    with replacing(root / TASKS_PATH) as file:
+    with opened(root / TASKS_PATH) as file:
         pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(note)}), file)

@@ -1,7 +1,7 @@
 """Pictures for people: contact sheets, side-by-side films with the error beneath, mp4, gif and png files."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from kinema.data.files import replacing
 from kinema.data.video import ffmpeg_path
 
 Colour = tuple[int, int, int]
@@ -135,9 +136,11 @@ def write_video(
     target = Path(path)
     enlarged = (_enlarge(frame, scale) for frame in _each_rgb(frames))
     if target.suffix == ".mp4":
-        _write_beside(target, lambda part: _write_mp4(part, enlarged, fps))
+        with replacing(target) as part:
+            _write_mp4(part, enlarged, fps)
     elif target.suffix == ".gif":
-        _write_beside(target, lambda part: _write_gif(part, enlarged, fps))
+        with replacing(target) as part:
+            _write_gif(part, enlarged, fps)
     else:
         raise ValueError(
             f"{target}: a video is written as .mp4 or .gif, not as {target.suffix or 'no suffix'}"
@@ -147,7 +150,8 @@ def write_video(
 def write_png(path: str | os.PathLike[str], picture: np.ndarray) -> None:
     """Write one picture, ``H W C`` uint8."""
     image = Image.fromarray(_rgb(picture[None])[0])
-    _write_beside(Path(path), lambda part: image.save(part, format="PNG"))
+    with replacing(path) as part:
+        image.save(part, format="PNG")
 
 
 def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
@@ -319,14 +323,3 @@ def _write_gif(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
     # The format counts hundredths of a second, and browsers slow down what is shorter than two of them.
     duration = max(20, round(100 / fps) * 10)
     first.save(path, format="GIF", save_all=True, append_images=images, duration=duration, loop=0)
-
-
-def _write_beside(target: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a file beside ``target`` and rename it into place; leave nothing if it fails."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    try:
-        write(part)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)

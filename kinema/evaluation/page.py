@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from kinema.data.files import write_text
 from kinema.data.view import write_png
 from kinema.evaluation.plot import DARK, LIGHT, Theme
-from kinema.evaluation.table import Cells, to_json, write_text
+from kinema.evaluation.table import Cells, to_json
 
 Drawing = Callable[[Theme], np.ndarray]
 """Draws a picture ``H W 3`` uint8 in the colours of a theme."""

@@ -11,6 +11,7 @@ import tyro
 from tqdm import tqdm
 
 from kinema.data import view
+from kinema.data.files import write_text
 from kinema.data.lerobot import DataError, Dataset
 from kinema.evaluation.report import ReportConfig, measure, write
 from kinema.evaluation.rollout import (
@@ -27,7 +28,7 @@ from kinema.evaluation.rollout import (
     roll_out,
     session_generator,
 )
-from kinema.evaluation.table import align, psnr, tell, to_json, write_text
+from kinema.evaluation.table import align, psnr, tell, to_json
 from kinema.kits import Probe, Quantity, errors, find_probe
 from kinema.simulation.session import World, load
 

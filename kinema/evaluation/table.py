@@ -137,17 +137,6 @@ def align(lines: Cells) -> str:
     return "\n".join(texts)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write beside and rename into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 @runtime_checkable
 class Told(Protocol):
     """What can be told as a table or as JSON."""

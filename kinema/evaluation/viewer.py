@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from kinema.data import view
+from kinema.data.files import replacing
 from kinema.data.lerobot import Dataset
 from kinema.evaluation.rollout import open_recordings
 from kinema.evaluation.simulate import Comparison, SimulateConfig, compare_episode
@@ -228,17 +229,11 @@ def _recording(name: str, fps: float, layout: Any, out: Path | None) -> Iterator
     with contextlib.ExitStack() as stack:
         stream = rerun.RecordingStream(APPLICATION)
         stack.callback(stream.disconnect)
-        part = None
         if out is None:
             stream.spawn(default_blueprint=layout)
         else:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            part = out.with_name(f".{out.name}.part")
-            stack.callback(part.unlink, missing_ok=True)
-            stream.save(part, default_blueprint=layout)
+            stream.save(stack.enter_context(replacing(out)), default_blueprint=layout)
         stream.send_recording_name(name)
         yield Log(stream, fps)
         stream.flush()
         stream.disconnect()
-        if part is not None and out is not None:
-            part.replace(out)

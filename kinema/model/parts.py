@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
-from kinema.types import PartError
+from kinema.data.files import write_tensors
+from kinema.types import FileError, PartError
 
 FORMAT = 1
 
@@ -27,18 +28,12 @@ def save_part(path: Path, config: Any, module: nn.Module) -> None:
         PartError: it cannot be written, on a full disk for instance; what was there is kept.
     """
     tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-    partial = path.with_name(f"{path.name}.partial")
+    # One entry, since several would be written in any order, and the same module as different bytes.
+    content = json.dumps({"format": FORMAT, "config": dataclasses.asdict(config)})
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # One entry, since several would be written in any order, and the same module as different bytes.
-        content = json.dumps({"format": FORMAT, "config": dataclasses.asdict(config)})
-        save_file(tensors, partial, metadata={"kinema": content})
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise PartError(
-            f"{path}: could not be written ({error}); make room on the disk and try again"
-        ) from error
-    partial.rename(path)
+        write_tensors(path, tensors, metadata={"kinema": content})
+    except FileError as error:
+        raise PartError(str(error)) from error
 
 
 def load_part(path: Path, config_class: type[Config], build: Callable[[Config], Module]) -> Module:

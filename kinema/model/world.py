@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from kinema.data.files import replacing, write_tensors
 from kinema.data.segments import resize
 from kinema.hardware.machine import Precision, uses_bfloat16
 from kinema.model.acting import Acting, ActingConfig
@@ -27,7 +28,7 @@ from kinema.model.support import Support
 from kinema.model.tokens import DynamicsConfig, Values
 from kinema.model.transformer import Dynamics
 from kinema.tokenizers import ConvTokenizer, ConvTokenizerConfig, to_pixels
-from kinema.types import WorldError
+from kinema.types import FileError, WorldError
 
 FORMAT = 2
 CONFIG_FILE = "config.json"
@@ -555,19 +556,13 @@ class WorldModel(nn.Module):
             if not key.startswith(("heads.", "acting."))
         }
         config = json.dumps({"format": FORMAT, **dataclasses.asdict(self.config)}, indent=2) + "\n"
-        partial = [folder / f"{name}.partial" for name in (WEIGHTS_FILE, CONFIG_FILE)]
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, partial[0])
-            partial[1].write_text(config)
-        except (OSError, SafetensorError) as error:
-            for path in partial:
-                path.unlink(missing_ok=True)
-            raise WorldError(
-                f"{folder}: the world could not be written ({error}); make room on the disk and try again"
-            ) from error
-        partial[0].rename(folder / WEIGHTS_FILE)
-        partial[1].rename(folder / CONFIG_FILE)
+            # Neither takes its place before both are written.
+            with replacing(folder / CONFIG_FILE) as part:
+                part.write_text(config, encoding="utf-8")
+                write_tensors(folder / WEIGHTS_FILE, tensors)
+        except FileError as error:
+            raise WorldError(f"{folder}: the world could not be written ({error})") from error
         self.save_parts(folder)
 
     def save_parts(self, folder: str | Path) -> None:

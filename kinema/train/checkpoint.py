@@ -5,16 +5,16 @@ then.
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kinema.types import CheckpointError
+from kinema.data.files import replacing, write_tensors, write_text
+from kinema.types import CheckpointError, FileError
 
 
 @runtime_checkable
@@ -44,24 +44,15 @@ def save_checkpoint(
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in moments.items()}
     tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        save_file(tensors, partial / "tensors.safetensors")
-        (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        with replacing(folder) as part:
+            part.mkdir()
+            write_tensors(part / "tensors.safetensors", tensors)
+            write_text(part / "state.json", json.dumps(state, indent=2) + "\n")
+    except FileError as error:
         raise CheckpointError(
-            f"{folder}: the checkpoint could not be written ({error}); the one before is kept. Make room on "
-            "the disk, then run the same command again"
+            f"{error}; the checkpoint before is kept, and training goes on from it"
         ) from error
-    previous = folder.with_name(folder.name + ".previous")
-    if folder.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        folder.rename(previous)
-    partial.rename(folder)
-    shutil.rmtree(previous, ignore_errors=True)
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:

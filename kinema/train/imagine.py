@@ -18,12 +18,13 @@ import torch
 import tyro
 from jaxtyping import Float
 
+from kinema.data.files import write_text
 from kinema.data.lerobot import Dataset
 from kinema.data.options import JsonObject
 from kinema.data.view import read_picture
 from kinema.evaluation import bootstrap
 from kinema.evaluation.result import Result, Series, plain
-from kinema.evaluation.table import Row, write_text
+from kinema.evaluation.table import Row
 from kinema.model.goals import encode_goal, encode_place
 from kinema.model.parts import save_part
 from kinema.model.world import CONFIG_FILE

@@ -1,23 +1,24 @@
 """Recordings as a world has them: its units and its linear response are fitted to them, and every row is
 encoded once, before the dynamics learns."""
 
-import contextlib
 import hashlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
+from kinema.data.files import write_tensors
 from kinema.data.segments import Segments
 from kinema.model.parts import add_weights
 from kinema.model.tokens import NUM_BEFORE, Values
 from kinema.model.world import Normalizer
 from kinema.simulation.session import World
 from kinema.tokenizers import to_pixels
+from kinema.types import FileError
 
 SAMPLE_ROWS = 1024
 """Pictures from which statistics are taken: of colours, and of latents."""
@@ -110,14 +111,9 @@ def _read_latents(path: Path | None) -> Tensor | None:
 
 
 def _keep_latents(path: Path, latents: Tensor) -> None:
-    partial = path.with_suffix(".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"latents": latents}, partial)
-        partial.rename(path)
-    except (SafetensorError, OSError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        write_tensors(path, {"latents": latents})
+    except FileError as error:
         print(f"latents are not kept ({error}): if this run is stopped, it will encode again")
 
 

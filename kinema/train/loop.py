@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from kinema.data.files import write_text
 from kinema.hardware.machine import Precision, uses_bfloat16
 from kinema.model.tokens import Values
 from kinema.recipes import Phase, Schedule
@@ -247,10 +248,7 @@ def check_same_run(out: Path, name: str, run: dict[str, Any]) -> None:
     path = out / CHECKPOINTS / name
     text = json.dumps(run, indent=2) + "\n"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(text)
-        partial.rename(path)
+        write_text(path, text)
     elif path.read_text() != text:
         raise CheckpointError(
             f"{out}: it holds another run (recipe, data or seed differ: {path}); choose another --out"

@@ -84,7 +84,7 @@ def test_a_run_killed_between_the_two_renames_has_the_old_one(run: Run, tmp_path
     folder = tmp_path / "checkpoint"
     run.save(folder, 3)
     folder.rename(tmp_path / "checkpoint.previous")
-    (tmp_path / "checkpoint.partial").mkdir()
+    (tmp_path / ".checkpoint.part").mkdir()
     assert read_state(folder) == {"update": 3}
     other = Run(seed=99)
     other.load(folder)
@@ -147,7 +147,9 @@ def test_what_cannot_be_written_leaves_the_old_one(run: Run, tmp_path: Path) -> 
     run.save(folder, 3)
     with (
         full_disk(1000),
-        pytest.raises(CheckpointError, match=r"could not be written .* the one before is kept. Make room"),
+        pytest.raises(
+            CheckpointError, match=r"could not be written .* make room .* checkpoint before is kept"
+        ),
     ):
         run.save(folder, 4)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
