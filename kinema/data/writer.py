@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from av.error import FFmpegError
 
 from kinema.data import fold, statistics, video
+from kinema.data.files import opened
 from kinema.data.layout import (
     DATA_PATH,
     INFO_DEFAULTS,
@@ -38,7 +39,6 @@ from kinema.data.layout import (
     is_picture,
     picture_shape,
     read_json,
-    replacing,
     row_shape,
     to_arrow,
     write_json,
@@ -413,7 +413,7 @@ class DatasetWriter:
                     for key, of_key in stats.items()
                 },
             }
-            with replacing(part / fold.SUMMARY_FILE) as file:
+            with opened(part / fold.SUMMARY_FILE) as file:
                 file.write(json.dumps(summary).encode())
             os.rename(part, folder)
             self._num_staged += 1
