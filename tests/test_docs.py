@@ -13,7 +13,8 @@ import tyro
 from kinema import cli
 
 REPOSITORY = Path(__file__).parent.parent
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+README = REPOSITORY / "README.md"
+PAGES = [README, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 BLOCK = re.compile(
     r"(?P<skip><!-- test: skip[^\n]*-->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```", re.S | re.M
 )
@@ -26,14 +27,14 @@ MINIATURE = {
 """Options that make a command of the README small enough for a test."""
 
 
-def blocks(language: str, *, skipped: bool = False) -> list[str]:
-    found = BLOCK.finditer(README)
-    return [m["text"] for m in found if m["language"] == language and (m["skip"] is None or skipped)]
+def blocks(page: Path, language: str) -> list[str]:
+    found = BLOCK.finditer(page.read_text(encoding="utf-8"))
+    return [block["text"] for block in found if block["language"] == language]
 
 
-def commands(*, skipped: bool = False) -> list[list[str]]:
+def commands(page: Path) -> list[list[str]]:
     """The words after ``kinema`` of each command in the shell blocks."""
-    lines = [line for text in blocks("bash", skipped=skipped) for line in text.splitlines()]
+    lines = [line for text in blocks(page, "bash") for line in text.splitlines()]
     words = [shlex.split(line, comments=True) for line in lines]
     return [line[1:] for line in words if line and line[0] == "kinema"]
 
@@ -50,21 +51,21 @@ def in_miniature(words: list[str]) -> list[str]:
 
 def test_python_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (program,) = blocks("python")
+    (program,) = blocks(README, "python")
     scope: dict[str, object] = {}
     exec(compile(program, "README.md", "exec"), scope)
     assert Path("rollout.mp4").stat().st_size > 0
-    frames, step, guessed = scope["frames"], scope["step"], scope["guessed"]
+    frames, step, inferred = scope["frames"], scope["step"], scope["inferred"]
     assert isinstance(frames, np.ndarray)
     assert getattr(step, "frame").shape == (8, *frames.shape[1:])  # noqa: B009
-    assert isinstance(guessed, np.ndarray)
-    assert guessed.shape == (8, 2)
+    assert isinstance(inferred, np.ndarray)
+    assert inferred.shape == (8, 2)
 
 
 def test_commands_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = []
-    for words in commands():
+    for words in commands(README):
         assert cli.main(in_miniature(words)) == 0, words
         names.append(words[0])
     assert names == ["record", "data", "train", "simulate"]
@@ -72,30 +73,36 @@ def test_commands_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert Path("worlds/mine/config.json").is_file()
 
 
-@pytest.mark.parametrize("words", commands(skipped=True), ids=" ".join)
-def test_options_exist_as_written(words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        pytest.param(page, words, id=f"{page.name}: {' '.join(words)}")
+        for page in PAGES
+        for words in commands(page)
+    ],
+)
+def test_options_exist_as_written(page: Path, words: list[str]) -> None:
     name, arguments = cli.split(words)
     command = cli.COMMANDS[name]
-    config = getattr(importlib.import_module(command.module), command.config)
-    # A number that is still to be filled in.
-    tyro.cli(config, args=[word.replace("TBD", "1") for word in arguments])
+    tyro.cli(getattr(importlib.import_module(command.module), command.config), args=arguments)
 
 
 def test_make_targets_and_extras_exist() -> None:
+    readme = README.read_text(encoding="utf-8")
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-    targets = re.findall(r"(?:^|`)make ([a-z]+)", README, re.M)
+    targets = re.findall(r"(?:^|`)make ([a-z]+)", readme, re.M)
     assert {"demo", "test", "check"} <= set(targets)
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.M), target
     with (REPOSITORY / "pyproject.toml").open("rb") as file:
         extras = tomllib.load(file)["project"]["optional-dependencies"]
-    named = [name for group in re.findall(r"\[([a-z,]+)\]\"", README) for name in group.split(",")]
+    named = [name for group in re.findall(r"\[([a-z,]+)\]\"", readme) for name in group.split(",")]
     assert named
     assert set(named) <= set(extras)
 
 
 def test_tree_names_what_is_there() -> None:
-    (tree,) = [text for text in blocks("") if text.startswith("kinema/")]
+    (tree,) = [text for text in blocks(README, "") if text.startswith("kinema/")]
     named = set(re.findall(r"^  (\w+(?:\.py|/))", tree, re.M)) | set(re.findall(r"[ ;](\w+\.py)", tree))
     package = REPOSITORY / "kinema"
     there = {path.name for path in package.glob("[a-z]*.py")}
@@ -103,8 +110,13 @@ def test_tree_names_what_is_there() -> None:
     assert named == there
 
 
-def test_pictures_are_there() -> None:
-    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
-    assert pictures
-    for picture in pictures:
-        assert (REPOSITORY / picture).is_file(), picture
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    for link in links:
+        assert (page.parent / link).exists(), link
+
+
+def test_the_readme_is_short() -> None:
+    assert README.stat().st_size < 8000
+    assert max(map(len, README.read_text(encoding="utf-8").splitlines())) <= 130
