@@ -18,6 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from kinema.data import fold
+from kinema.data.checked_env import blamed, to_flag
 from kinema.data.environment import Render, make_environment, make_policy, needs_picture, parse_policy
 from kinema.data.layout import INFO_PATH, read_json, write_json
 from kinema.data.options import JsonObject, NameList
@@ -164,9 +165,9 @@ class EpisodeRecorder:
     def __call__(self, index: int) -> Recording:
         frames: dict[str, list[np.ndarray]] = {}
         columns: dict[str, list[Any]] = {}
-        for pictures, row in self.rows(index):
-            for key, picture in pictures.items():
-                frames.setdefault(key, []).append(picture)
+        for frames_of_row, row in self.rows(index):
+            for key, frame in frames_of_row.items():
+                frames.setdefault(key, []).append(frame)
             for key, value in row.items():
                 columns.setdefault(key, []).append(value)
         if not columns:
@@ -174,18 +175,19 @@ class EpisodeRecorder:
         is_over = columns["next.terminated"][-1] or columns["next.truncated"][-1]
         columns["next.truncated"][-1] |= not is_over  # The policy ended it.
         return Recording(
-            frames={key: np.stack(pictures) for key, pictures in frames.items()},
-            columns={key: _column(values) for key, values in columns.items()},
+            frames={key: _stack(key, values) for key, values in frames.items()},
+            columns={key: _column(key, values) for key, values in columns.items()},
             names={**self._observations.names, "action": self._actions.names},
             task=self._task,
             fps=self._fps,
         )
 
     def rows(self, index: int) -> Iterator[tuple[dict[str, np.ndarray], dict[str, Any]]]:
-        """The episode row by row, each when it is asked for: its pictures by key, and its other columns."""
+        """Yield the rows of an episode, each computed when it is asked for: frames by key, and columns."""
         seed = self.config.seed + index
         observation, info = self.env.reset(seed=seed)
-        self.policy.reset(np.random.default_rng(seed), info)
+        with blamed("reset() of the policy"):
+            self.policy.reset(np.random.default_rng(seed), info)
         self._task = (
             self.config.task if self.config.task is not None else self._observations.task(observation)
         )
@@ -193,22 +195,26 @@ class EpisodeRecorder:
         is_over = False
         while not is_over:
             drawn = self._draw() if needs_picture(self.policy) else {}
-            action = self.policy.act(observation, {**info, **drawn})
+            with blamed(f"step {num_rows}: act() of the policy"):
+                action = self.policy.act(observation, {**info, **drawn})
             if action is None:
                 break
-            pictures = self._at_size(self._observations.frames(observation)) | (drawn or self._draw())
+            frames = self._at_size(self._observations.frames(observation)) | (drawn or self._draw())
             # Converted before the step, because environments may reuse the arrays that they return.
             row: dict[str, Any] = self._observations.vectors(observation)
             row |= {f"info.{key}": info_value(info, key) for key in self.config.info_keys}
             row["action"] = self._actions.vector(action)
             observation, reward, terminated, truncated, info = self.env.step(action)
+            success = info.get("is_success", info.get("success"))
+            row["next.reward"] = reward
+            row["next.terminated"] = terminated
+            row["next.truncated"] = truncated or num_rows + 1 == self._limit
+            row["next.success"] = success is not None and to_flag(
+                success, f"step {num_rows}: info of the environment has as success"
+            )
             num_rows += 1
-            row["next.reward"] = float(reward)
-            row["next.terminated"] = bool(terminated)
-            row["next.truncated"] = bool(truncated) or num_rows == self._limit
-            row["next.success"] = bool(info.get("is_success", info.get("success", False)))
             is_over = row["next.terminated"] or row["next.truncated"]
-            yield pictures, row
+            yield frames, row
 
     def _find_fps(self) -> float:
         fps = self.config.fps or self.env.metadata.get("render_fps")
@@ -239,8 +245,20 @@ class EpisodeRecorder:
         return pictures if size is None else {key: resize(frame, size) for key, frame in pictures.items()}
 
 
-def _column(values: list[Any]) -> np.ndarray:
-    column = np.stack(values)
+def _stack(key: str, values: list[Any]) -> np.ndarray:
+    """Stack the values of all rows. Raises RecordError where their shapes differ."""
+    shapes = [np.shape(value) for value in values]
+    differs = next((step for step, shape in enumerate(shapes) if shape != shapes[0]), None)
+    if differs is not None:
+        raise RecordError(
+            f"step {differs}: {key} has shape {shapes[differs]}, but had {shapes[0]} before; every row needs "
+            "the same"
+        )
+    return np.stack(values)
+
+
+def _column(key: str, values: list[Any]) -> np.ndarray:
+    column = _stack(key, values)
     # One number a row is a scalar in LeRobot; numbers are float32, flags are bool.
     column = column[:, 0] if column.ndim == 2 and column.shape[1] == 1 else column
     return column.astype(np.float32) if column.dtype == np.float64 else column
