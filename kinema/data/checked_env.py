@@ -60,7 +60,7 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         )
 
     def render(self) -> Any:
-        with blamed(f"step {self._num_steps}: render() of the environment"):
+        with blamed("render() of the environment"):
             return self.env.render()
 
     def _check(self, where: str, observation: Any, info: Any) -> None:

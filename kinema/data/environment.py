@@ -16,6 +16,7 @@ import gymnasium
 import numpy as np
 
 from kinema.data import mujoco
+from kinema.data.checked_env import CheckedEnv
 from kinema.data.spaces import ObservationReader, RecordError
 from kinema.kits import find_environments
 
@@ -99,7 +100,7 @@ def make_environment(
         raise RecordError(f"{name!r} has nothing to record: no picture and no number in its observation")
     if is_rendered:
         env = mujoco.draw_plainly(env, reduced_size)
-    return Environment(env=env, is_rendered=is_rendered, max_steps=max_steps)
+    return Environment(env=CheckedEnv(env), is_rendered=is_rendered, max_steps=max_steps)
 
 
 def needs_picture(policy: Policy) -> bool:
@@ -201,10 +202,10 @@ def _import(module: str, purpose: str) -> Any:
         sys.path.append(os.getcwd())
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        raise RecordError(f"{purpose}: module {module!r} cannot be imported ({error})") from error
-    except AttributeError as error:
-        # What PyOpenGL raises where the library that MUJOCO_GL asks for is missing.
-        if (advice := mujoco.missing_backend()) is None:
-            raise
-        raise RecordError(f"{purpose}: module {module!r} cannot be imported: {advice}") from error
+    except Exception as error:
+        # PyOpenGL raises AttributeError where the library that MUJOCO_GL asks for is missing.
+        advice = mujoco.missing_backend() if isinstance(error, AttributeError) else None
+        reason = advice or (
+            str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        )
+        raise RecordError(f"{purpose}: module {module!r} cannot be imported ({reason})") from error

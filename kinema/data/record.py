@@ -18,7 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from kinema.data import fold
-from kinema.data.checked_env import blamed, to_flag
+from kinema.data.checked_env import blamed, to_flag, to_number
 from kinema.data.environment import Render, make_environment, make_policy, needs_picture, parse_policy
 from kinema.data.layout import INFO_PATH, read_json, write_json
 from kinema.data.options import JsonObject, NameList
@@ -89,8 +89,8 @@ class RecordConfig:
             ("--fps", self.fps, 1e-3),
             ("--camera-size", None if self.picture_size is None else min(self.picture_size), 1),
         ):
-            if value is not None and value < least:
-                raise RecordError(f"{name} is {value}; it must be at least {least}")
+            if value is not None and not least <= value < np.inf:
+                raise RecordError(f"{name} is {value}; it must be at least {least}, and finite")
         parse_policy(self.policy)
 
     @property
@@ -199,11 +199,14 @@ class EpisodeRecorder:
                 action = self.policy.act(observation, {**info, **drawn})
             if action is None:
                 break
-            frames = self._at_size(self._observations.frames(observation)) | (drawn or self._draw())
-            # Converted before the step, because environments may reuse the arrays that they return.
-            row: dict[str, Any] = self._observations.vectors(observation)
-            row |= {f"info.{key}": info_value(info, key) for key in self.config.info_keys}
-            row["action"] = self._actions.vector(action)
+            try:
+                # Converted before the step, because environments may reuse the arrays that they return.
+                frames = self._at_size(self._observations.frames(observation)) | (drawn or self._draw())
+                row: dict[str, Any] = self._observations.vectors(observation)
+                row |= {f"info.{key}": info_value(info, key) for key in self.config.info_keys}
+                row["action"] = self._actions.vector(action)
+            except RecordError as error:
+                raise RecordError(f"step {num_rows}: {error}") from error
             observation, reward, terminated, truncated, info = self.env.step(action)
             success = info.get("is_success", info.get("success"))
             row["next.reward"] = reward
@@ -217,10 +220,13 @@ class EpisodeRecorder:
             yield frames, row
 
     def _find_fps(self) -> float:
-        fps = self.config.fps or self.env.metadata.get("render_fps")
-        if not fps:
+        given = self.config.fps or (self.env.metadata or {}).get("render_fps")
+        if not given:
             raise RecordError(f"{self.config.env!r} does not say how many steps it makes a second; add --fps")
-        return float(fps)
+        fps = to_number(given, f"{self.config.env!r} has as metadata['render_fps']")
+        if not 0 < fps < np.inf:
+            raise RecordError(f"{self.config.env!r} has as metadata['render_fps'] {fps}; add --fps")
+        return fps
 
     def _find_limit(self, own_limit: int | None) -> int | None:
         if self.config.max_steps is not None:
@@ -382,10 +388,8 @@ def _explained(config: RecordConfig) -> Iterator[None]:
     except JobError as error:
         message = error.message
         if error.job is not None:
-            message = (
-                f"{config.env}, episode {error.job} (seed {config.seed + error.job}): {message}. The "
-                f"episodes before it are in {config.out}"
-            )
+            message = f"{config.env}, episode {error.job} (seed {config.seed + error.job}): {message}"
+            message += f". The episodes before it are in {config.out}" if error.job else ""
         explained = RecordError(message)
         if error.trace:
             explained.add_note(f"In the worker process:\n{error.trace}")

@@ -148,6 +148,8 @@ class ActionReader:
 
 def flatten(space: Space[Any], value: Any) -> np.ndarray:
     """A value of a space as a new float32 vector; categories are one-hot."""
+    if isinstance(space, spaces.MultiBinary | spaces.MultiDiscrete):
+        value = np.asarray(value)  # Environments may return a list.
     return np.array(spaces.flatten(space, value), dtype=np.float32).reshape(-1)
 
 
