@@ -26,9 +26,9 @@ from tqdm import tqdm
 from kinema import World, load
 from kinema.evaluation.rollout import Clip, load_clips, open_recordings
 from kinema.evaluation.speed import start_streams, stream_actions
-from kinema.hardware.machine import Precision
 from kinema.model.tokens import NUM_BEFORE, Values
 from kinema.model.transformer import Dynamics
+from kinema.types import Precision
 
 CONTEXT = 4
 """Recorded frames to start from."""

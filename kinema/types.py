@@ -7,8 +7,12 @@ P proprioception.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+
+Precision = Literal["auto", "float32", "bfloat16"]
+"""Precision of large matrix products; ``auto`` is bfloat16 where the hardware multiplies it faster."""
 
 
 class KinemaError(ValueError):

@@ -47,8 +47,8 @@ class ControlConfig:
     """Sessions simulated together."""
     num_denoising_steps: int | None = None
     """Network calls for a frame; the world's own by default."""
-    device: str = "cpu"
-    """Where to compute: cpu or cuda."""
+    device: str = "auto"
+    """Device to compute on: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps."""
     out: Path = Path("evaluation")
     """Folder for control.json, control.png and control.html."""
     json: bool = False

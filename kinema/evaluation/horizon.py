@@ -85,8 +85,8 @@ class HorizonConfig:
     """Restarts of the real simulator from a blurred state, for each rollout; 0 leaves the floor out."""
     floor_steps: int = 1000
     """Steps of the restarts: long before, chaos has taken all."""
-    device: str = "cpu"
-    """Where to compute: cpu or cuda."""
+    device: str = "auto"
+    """Device to compute on: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps."""
     out: Path = Path("evaluation")
     """Folder for horizon.json, horizon.png and horizon.html."""
     json: bool = False

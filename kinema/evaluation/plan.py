@@ -66,8 +66,8 @@ class PlanConfig:
     """Frames that a plan starts from."""
     seed: int = 0
     """Of the environment's start and of the search."""
-    device: str = "cpu"
-    """Where to compute: cpu or cuda."""
+    device: str = "auto"
+    """Device to compute on: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps."""
     out: Path = Path("plan")
     """Folder for plan.mp4 and plan.png."""
 

@@ -71,8 +71,8 @@ class PlanningConfig:
     """Also plan in the real simulator."""
     clone: str | None = None
     """Folder of the cloned policy; by default the world's, where it has one."""
-    device: str = "cpu"
-    """Where to compute: cpu or cuda."""
+    device: str = "auto"
+    """Device to compute on: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps."""
     out: Path = Path("evaluation")
     """Folder for planning.json, planning.png and planning.html. Attempts made so far are in it too until all
     are: after Ctrl-C the same command goes on with the next."""

@@ -50,8 +50,8 @@ class PolicyConfig:
     """Steps of an episode, fewer where it ends."""
     seed: int = 0
     """Of the first episode; the next one has the next."""
-    device: str = "cpu"
-    """Where to compute: cpu or cuda."""
+    device: str = "auto"
+    """Device to compute on: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps."""
     out: Path = Path("evaluation")
     """Folder for policy.json, policy.png, policy-scatter.png and policy.html. Returns found so far are in it
     too until all are: after Ctrl-C the same command goes on with the next policy."""

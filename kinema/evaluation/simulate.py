@@ -55,8 +55,8 @@ class SimulateConfig:
     """Of the simulation's noise; the first of several in a report."""
     num_denoising_steps: int | None = None
     """Network calls for a frame; the world's own by default."""
-    device: str = "cpu"
-    """Where to compute: cpu or cuda."""
+    device: str = "auto"
+    """Device to compute on: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps."""
     out: Path = Path("simulation")
     """Folder for the film, the contact sheet and the numbers."""
     report: bool = False

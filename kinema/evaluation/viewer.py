@@ -48,8 +48,8 @@ class ViewConfig:
     """Of the simulation's noise."""
     num_denoising_steps: int | None = None
     """Network calls for a frame; the world's own by default."""
-    device: str = "cpu"
-    """Where to compute: cpu or cuda."""
+    device: str = "auto"
+    """Device to compute on: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps."""
     out: Path | None = None
     """File to write, such as episode.rrd; by default the viewer opens."""
 

@@ -3,16 +3,18 @@
 import contextlib
 import ctypes
 import functools
+import logging
 import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-Precision = Literal["auto", "float32", "bfloat16"]
-"""Of large matrix products; ``auto`` is bfloat16 where the hardware multiplies it faster."""
+from kinema.types import Precision, WorldError
+
+logger = logging.getLogger(__name__)
 
 LARGEST_KEPT = 32 * 2**20
 """Bytes of the largest piece of memory that is kept once freed."""
@@ -20,6 +22,26 @@ MOST_KEPT = 512 * 2**20
 """Bytes of freed memory that are kept in all."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt."""
+
+
+def find_device(name: str | torch.device = "auto") -> torch.device:
+    """Check the name of a device; ``auto`` is CUDA, MPS or the CPU, the first of these that is there.
+
+    Raises:
+        WorldError: the name is none of a device, or the device is not there; the message lists the devices
+            that are.
+    """
+    there = ["cpu"]
+    if torch.backends.mps.is_available():
+        there = ["mps", *there]
+    if torch.cuda.is_available():
+        there = ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count())), *there]
+    if str(name) == "auto":
+        logger.info("device: %s", there[0])
+        return torch.device(there[0])
+    if str(name) not in there:
+        raise WorldError(f"device {str(name)!r}: not on this machine; choose auto or {', '.join(there)}")
+    return torch.device(name)
 
 
 def uses_bfloat16(precision: Precision, device: torch.device) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kinema.data.files import replacing, write_tensors
 from kinema.data.segments import resize
-from kinema.hardware.machine import Precision, uses_bfloat16
+from kinema.hardware.machine import uses_bfloat16
 from kinema.model.acting import Acting, ActingConfig
 from kinema.model.heads import Heads, HeadsConfig, PlaceSizes
 from kinema.model.manifold import Manifold, ManifoldConfig
@@ -28,7 +28,7 @@ from kinema.model.support import Support
 from kinema.model.tokens import DynamicsConfig, Values
 from kinema.model.transformer import Dynamics
 from kinema.tokenizers import ConvTokenizer, ConvTokenizerConfig, to_pixels
-from kinema.types import FileError, WorldError
+from kinema.types import FileError, Precision, WorldError
 
 FORMAT = 2
 CONFIG_FILE = "config.json"

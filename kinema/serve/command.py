@@ -35,8 +35,8 @@ class ServeConfig:
     is made and printed."""
     port: int = 8000
     """Port to listen at; 0 for any that is free."""
-    device: str = "cpu"
-    """Where the networks run: cpu or cuda."""
+    device: str = "auto"
+    """Device to compute on: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps."""
     limits: Limits = dataclasses.field(default_factory=Limits)
     """What clients may ask for."""
 

@@ -34,8 +34,8 @@ class McpConfig:
     """Address to listen at over HTTP; any but this machine's own needs the token of KINEMA_TOKEN."""
     port: int = 8001
     """Port to listen at over HTTP; 0 for any that is free."""
-    device: str = "cpu"
-    """Where the networks run."""
+    device: str = "auto"
+    """Device to compute on: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps."""
     limits: Limits = dataclasses.field(default_factory=Limits)
     """What clients may ask for."""
 

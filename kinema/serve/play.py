@@ -22,8 +22,8 @@ class PlayConfig:
     """Recorded episodes to start from; by default those that the world brings."""
     port: int = 0
     """Port to listen at, on this machine only; 0 for any that is free."""
-    device: str = "cpu"
-    """Where the networks run."""
+    device: str = "auto"
+    """Device to compute on: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps."""
     browser: bool = True
     """Open the page in the browser."""
 

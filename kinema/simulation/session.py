@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinema.data.view import write_video
-from kinema.hardware.machine import Precision, dtype_of, keep_freed_memory, one_thread
+from kinema.hardware.machine import dtype_of, find_device, keep_freed_memory, one_thread
 from kinema.hardware.packed import can_pack, pack
 from kinema.model.acting import Aims
 from kinema.model.cache import Cache
@@ -29,6 +29,7 @@ from kinema.model.world import CONFIG_FILE, MAX_PICTURES, WORLD_FILES, Pictures,
 from kinema.simulation.graphs import CompiledSteps
 from kinema.simulation.history import Moments
 from kinema.simulation.next_frame import next_frame, with_proprio
+from kinema.types import Precision
 
 KEPT_PICTURES = 8192
 """Past pictures that a session keeps unless it is told another number; older ones are forgotten."""
@@ -760,21 +761,23 @@ def worlds() -> list[str]:
     return sorted(path.parent.name for path in BUNDLED_WORLDS.glob(f"*/{CONFIG_FILE}"))
 
 
-def load(source: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "auto") -> World:
+def load(source: str | Path, *, device: str | torch.device = "auto", precision: Precision = "auto") -> World:
     """A world by the name of a bundled one (``pusht``), by its folder, or by its Hub id (``owner/name``).
 
     On a CPU the process then keeps the memory that tensors free: see ``hardware.keep_freed_memory``.
 
     Args:
         source: name, folder or Hub id.
-        device: where it runs.
+        device: ``auto`` is CUDA, MPS or the CPU, the first of these that is there.
         precision: of the large matrix products of simulated frames; ``auto`` takes bfloat16 where the
             hardware multiplies it faster.
 
     Raises:
-        WorldError: there is none of that name, or a file of it is missing or corrupt.
+        WorldError: there is no world of that name, a file of it is missing or corrupt, or the device is not
+            there.
         ImportError: a Hub id, and ``huggingface_hub`` is not installed.
     """
+    device = find_device(device)
     folder = Path(source)
     bundled = BUNDLED_WORLDS / str(source)
     if not folder.is_dir() and bundled.is_dir() and bundled.parent == BUNDLED_WORLDS:

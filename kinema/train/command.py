@@ -13,7 +13,7 @@ from torch import nn
 
 from kinema.data.lerobot import Dataset
 from kinema.data.segments import Segments, SegmentsConfig, load_segments
-from kinema.hardware.machine import uses_bfloat16
+from kinema.hardware.machine import find_device, uses_bfloat16
 from kinema.model.acting import ActingConfig, ActingObjective
 from kinema.model.decoder_objective import DecoderObjective
 from kinema.model.heads import HeadsConfig, HeadsObjective
@@ -44,7 +44,6 @@ from kinema.train.loop import (
     Stage,
     Stopped,
     check_same_run,
-    find_device,
     open_loop,
     tell_stopped,
 )
@@ -111,6 +110,8 @@ def train(config: TrainConfig) -> int:
         raise ValueError("--parts are those of a finished world: name it with --world, alone")
     if config.recipe not in RECIPES:
         raise ValueError(f"recipe '{config.recipe}': choose one of {', '.join(RECIPES)}")
+    # Before anything is decoded.
+    config = dataclasses.replace(config, device=str(find_device(config.device)))
     try:
         if config.adds:
             return _add_to_world(config)
@@ -134,7 +135,7 @@ def _make_world(config: TrainConfig) -> int:
     check_same_run(config.out, "run.json", run)
     segments = _load(dataset, recipe, config.out)
     torch.manual_seed(config.seed)
-    world = World(_world_config(config, recipe, dataset, segments)).to(find_device(config.device))
+    world = World(_world_config(config, recipe, dataset, segments)).to(config.device)
     with open_loop(config, started) as loop:
         if world.tokenizer is not None:
             loop.run(_tokenizer_stage(world, recipe, segments))
@@ -159,7 +160,7 @@ def _go_on(config: TrainConfig, source: str) -> int:
     started = time.monotonic()
     if config.out.resolve() == Path(source).resolve():
         raise ValueError(f"--out {config.out}: that is the world to go on from; name another folder")
-    world = load(source, device=find_device(config.device))
+    world = load(source, device=config.device)
     dataset = Dataset.open(config.data)
     others = [Dataset.open(also) for also in config.also]
     for each in (dataset, *others):
@@ -261,7 +262,7 @@ def _add_to_world(config: TrainConfig) -> int:
         raise ValueError(
             f"--out {config.out}: there is no finished world in it; train one first, or name one with --world"
         )
-    world = load(config.out if is_there else config.world or "", device=find_device(config.device))
+    world = load(config.out if is_there else config.world or "", device=config.device)
     dataset = Dataset.open(config.data)
     if config.heads:
         require_rewards(dataset)

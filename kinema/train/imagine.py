@@ -43,7 +43,7 @@ from kinema.recipes import Phase, Schedule
 from kinema.simulation.real_env import Arena
 from kinema.simulation.session import SimulationBatch, World, load
 from kinema.simulation.starts import Starts, begin
-from kinema.train.loop import LoopConfig, Stage, Stopped, check_same_run, find_device, open_loop, tell_stopped
+from kinema.train.loop import LoopConfig, Stage, Stopped, check_same_run, open_loop, tell_stopped
 from kinema.types import Seen
 
 VALUE_SHARE, VALUE_PASSES = 0.1, 8
@@ -199,7 +199,7 @@ def learn(config: ImagineConfig) -> int:
             raise ValueError(
                 f"{config.world}: it is no folder of a world; name one for the policy with --out"
             )
-    world = load(config.world, device=find_device(config.device), precision=config.precision)
+    world = load(config.world, device=config.device, precision=config.precision)
     world.require_heads()
     check_trust(world, config.min_trust)
     clone_folder = config.clone or config.world

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from kinema.data.files import write_text
-from kinema.hardware.machine import Precision, uses_bfloat16
+from kinema.hardware.machine import uses_bfloat16
 from kinema.model.tokens import Values
 from kinema.recipes import Phase, Schedule
 from kinema.train.checkpoint import CheckpointError, load_checkpoint, read_state, save_checkpoint
 from kinema.train.optim import Optimizer, build_optimizer
 from kinema.train.progress import MetricsLog
+from kinema.types import Precision
 
 CHECKPOINTS = "checkpoints"
 LOG_EVERY = 20
@@ -42,7 +43,7 @@ class LoopConfig:
     seed: int = 0
     """Of the weights and of all sampling."""
     device: str = "auto"
-    """cpu, cuda, or auto: cuda where there is one."""
+    """Device to compute on: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps."""
     precision: Precision = "auto"
     """Of the networks' arithmetic; auto takes bfloat16 where the hardware multiplies it faster."""
     checkpoint_minutes: float = 3.0
@@ -253,12 +254,6 @@ def check_same_run(out: Path, name: str, run: dict[str, Any]) -> None:
         raise CheckpointError(
             f"{out}: it holds another run (recipe, data or seed differ: {path}); choose another --out"
         )
-
-
-def find_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def _stage_number(name: str) -> int:
