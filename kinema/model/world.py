@@ -375,19 +375,34 @@ class WorldModel(nn.Module):
                     f"width), but this world takes {native[0]}x{native[1]} (as recorded) or "
                     f"{learned[0]}x{learned[1]} (as learned)"
                 )
-            checked[camera.key] = resize(pictures, *learned)
+            # Without negative strides, which PyTorch does not take.
+            checked[camera.key] = np.ascontiguousarray(resize(pictures, *learned))
         if len({len(pictures) for pictures in checked.values()}) > 1:
             sizes = ", ".join(f"{key} {len(pictures)}" for key, pictures in checked.items())
             raise WorldError(f"the cameras differ in number of frames: {sizes}")
         return checked
 
+    @property
+    def takes_choice(self) -> bool:
+        """True where an action is a choice (Discrete), recorded as a one-hot vector."""
+        normalizer = self.action_normalizer
+        return self.action_dim > 1 and bool(((normalizer.center == 0.5) & (normalizer.scale == 0.5)).all())
+
     def check_actions(self, actions: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
-        """Actions as float32 of the expected shape.
+        """Actions as float32 of the expected shape. A world that takes choices takes their indices too.
 
         Raises:
             WorldError: another shape, or a number that is not finite.
         """
-        array = np.asarray(actions, dtype=np.float32)
+        array = numbers(actions, what)
+        if array.shape in (shape[:-1], (*shape[:-1], 1)) and self.action_dim > 1 and self.takes_choice:
+            index = array.reshape(shape[:-1])
+            if not np.isin(index, np.arange(self.action_dim)).all():
+                raise WorldError(
+                    f"{what}: a choice is a whole number from 0 to {self.action_dim - 1}, or one-hot; got "
+                    f"{actions!r}"
+                )
+            return np.eye(self.action_dim, dtype=np.float32)[index.astype(int)]
         if array.shape != shape:
             raise WorldError(
                 f"{what}: expected shape {shape} ({', '.join(self.config.action_names)} last), "
@@ -524,7 +539,7 @@ class WorldModel(nn.Module):
         """
         if proprio is None or not self.proprio_dim:
             return torch.zeros(batch, time, self.proprio_dim, device=self.device)
-        array = np.asarray(proprio, dtype=np.float32)
+        array = numbers(proprio, "proprio")
         if array.ndim == 2:
             array = array[None]
         if array.shape != (batch, time, self.proprio_dim):
@@ -605,6 +620,22 @@ class WorldModel(nn.Module):
         # As pictures and latents are laid out, or weights are brought into that order in every call.
         world.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return world.eval()
+
+
+def numbers(values: Any, what: str) -> np.ndarray:
+    """Numbers as a contiguous float32 array.
+
+    Raises:
+        WorldError: they are no numbers, or rows of different lengths.
+    """
+    try:
+        if np.iscomplexobj(values):
+            raise TypeError("complex numbers")
+        return np.asarray(values, dtype=np.float32, order="C")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise WorldError(
+            f"{what}: expected an array of numbers, got {type(values).__name__} ({error})"
+        ) from error
 
 
 def _length(by_camera: Mapping[str, np.ndarray]) -> int:

@@ -6,6 +6,7 @@ cache is a ring, positions are relative, and memory is constant.
 
 import copy
 import dataclasses
+import difflib
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,15 @@ from kinema.model.cache import Cache
 from kinema.model.goals import encode_goal
 from kinema.model.sampler import solve
 from kinema.model.tokens import Values
-from kinema.model.world import CONFIG_FILE, MAX_PICTURES, WORLD_FILES, Pictures, WorldError, WorldModel
+from kinema.model.world import (
+    CONFIG_FILE,
+    MAX_PICTURES,
+    WORLD_FILES,
+    Pictures,
+    WorldError,
+    WorldModel,
+    numbers,
+)
 from kinema.simulation.graphs import CompiledSteps
 from kinema.simulation.history import Moments
 from kinema.simulation.next_frame import next_frame, with_proprio
@@ -116,7 +125,7 @@ class SimulationBatch:
             num_denoising_steps = world.config.num_denoising_steps
         self.world = world
         self._networks, self._compiled = world.networks, world.compiled
-        self.num_denoising_steps = _at_least_one(num_denoising_steps)
+        self.num_denoising_steps = _whole("num_denoising_steps", num_denoising_steps, 1)
         self.num_steps = 0
         """Steps simulated so far."""
         self.max_pictures = max_pictures
@@ -283,11 +292,11 @@ class SimulationBatch:
             WorldError: not one seed for each session, or a number below 1.
         """
         if num_denoising_steps is not None:
-            self.num_denoising_steps = _at_least_one(num_denoising_steps)
+            self.num_denoising_steps = _whole("num_denoising_steps", num_denoising_steps, 1)
         if seeds is not None:
             if len(seeds) != len(self):
                 raise WorldError(f"seeds: {len(self)} sessions need {len(self)}, got {len(seeds)}")
-            self._seeds = list(seeds)
+            self._seeds = [_whole("seed", seed) for seed in seeds]
 
     @torch.inference_mode()
     def act(
@@ -309,10 +318,9 @@ class SimulationBatch:
         """
         world, acting = self.world, self.world.require_acting()
         most = acting.config.chunk
-        if chunk is not None and not 1 <= chunk <= most:
-            raise WorldError(f"chunk={chunk}: from 1 to {most} actions are found together")
+        chunk = None if chunk is None else _whole("chunk", chunk, 1, most)
         target = goal if goal is None or isinstance(goal, Tensor) else encode_goal(world, goal)
-        num_denoising_steps = _at_least_one(num_denoising_steps)
+        num_denoising_steps = _whole("num_denoising_steps", num_denoising_steps, 1)
         now = world.place(self.latents, self.normalized_proprio)
         has_goal = torch.full((len(self), 1), target is not None, device=world.device)
         aims = Aims(
@@ -365,8 +373,7 @@ class SimulationBatch:
             max_rewind: most steps that they shall be able to go back; less is cheaper, and by default it is
                 as many as here.
         """
-        if num < 1:
-            raise WorldError(f"fork({num}): at least 1 future is needed")
+        num = _whole("num", num, 1)
         _check_rewind(max_rewind)
         indices = torch.arange(len(self)).repeat_interleave(num)
         ages = self._ages()
@@ -415,6 +422,7 @@ class SimulationBatch:
                 the furthest step.
         """
         possible = self.num_rewindable
+        num_steps = _whole("num_steps", num_steps)
         if not 0 <= num_steps <= possible:
             raise WorldError(f"rewind({num_steps}): this session can go back by 0 to {possible} steps")
         self._cache.rewind(num_steps)
@@ -661,16 +669,17 @@ class World(WorldModel):
         _check_rewind(max_rewind)
         if frames is None:
             self.by_camera(None)
-            if proprio is None or np.ndim(proprio) != 3 or not np.size(proprio):
+            proprio = None if proprio is None else numbers(proprio, "proprio")
+            if proprio is None or proprio.ndim != 3 or not proprio.size:
                 raise WorldError(
                     f"world '{self.name}' has no camera: give proprio (sessions, T, {self.proprio_dim}), T "
                     "at least 1, to start from"
                 )
-            batch, time = np.asarray(proprio).shape[:2]
+            batch, time = proprio.shape[:2]
             latents = torch.zeros(batch, time, 0, self.config.dynamics.latent_dim)
         else:
             by_camera = frames if isinstance(frames, Mapping) else {"": frames}
-            arrays = {key: np.asarray(f) for key, f in by_camera.items()}
+            arrays = {key: _array(f, key or "frames") for key, f in by_camera.items()}
             wrong = [
                 f"{key or 'frames'} {f.shape}"
                 for key, f in arrays.items()
@@ -693,6 +702,7 @@ class World(WorldModel):
         for name, given in (("generators", generators), ("seeds", seeds)):
             if given is not None and len(given) != batch:
                 raise WorldError(f"{name}: {batch} sessions need {batch}, got {len(given)}")
+        seeds = None if seeds is None else [_whole("seed", seed) for seed in seeds]
         if seeds is None:
             seeds = [draw_seed(g) for g in generators] if generators is not None else list(range(batch))
         simulation = SimulationBatch(self, seeds, num_denoising_steps, max_rewind, max_pictures)
@@ -728,8 +738,8 @@ class World(WorldModel):
         return Simulation(
             self.start_batch(
                 batched,
-                None if actions is None else np.asarray(actions, dtype=np.float32)[None],
-                proprio=None if proprio is None else np.asarray(proprio)[None],
+                None if actions is None else numbers(actions, "actions")[None],
+                proprio=None if proprio is None else numbers(proprio, "proprio")[None],
                 generators=None if generator is None else [generator],
                 num_denoising_steps=num_denoising_steps,
             )
@@ -784,9 +794,10 @@ def load(source: str | Path, *, device: str | torch.device = "auto", precision: 
         folder = bundled
     if not folder.is_dir():
         if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+            close = difflib.get_close_matches(str(source).lower(), worlds(), n=1)
             raise WorldError(
                 f"no world '{source}': neither a bundled one ({', '.join(worlds()) or 'there is none'}), nor "
-                "a folder, nor a Hub id (owner/name)"
+                "a folder, nor a Hub id (owner/name)" + (f"; did you mean '{close[0]}'?" if close else "")
             )
         folder = _download(str(source))
     world = World.from_folder(folder).to(device)
@@ -817,14 +828,33 @@ def _version(tensor: Tensor) -> object:
     return object() if tensor.is_inference() else tensor._version
 
 
-def _at_least_one(num_denoising_steps: int) -> int:
-    if num_denoising_steps < 1:
-        raise WorldError(f"num_denoising_steps={num_denoising_steps}: at least 1 is needed")
-    return num_denoising_steps
+def _whole(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
+    """A whole number within bounds.
+
+    Raises:
+        WorldError: it is another number, or none.
+    """
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_whole or (least is not None and value < least) or (most is not None and value > most):
+        bounds = [f"from {least}"] * (least is not None) + [f"to {most}"] * (most is not None)
+        raise WorldError(f"{name}={value!r}: expected {' '.join(['a whole number', *bounds])}")
+    return int(value)
+
+
+def _array(frames: Any, what: str) -> np.ndarray:
+    """Frames as an array.
+
+    Raises:
+        WorldError: they are no array, or differ in size.
+    """
+    try:
+        return np.asarray(frames)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise WorldError(f"{what}: expected an array, got {type(frames).__name__} ({error})") from error
 
 
 def _one_session(frames: Any) -> np.ndarray:
-    array = np.asarray(frames)
+    array = _array(frames, "frames")
     if array.ndim != 4 or not len(array):
         raise WorldError(
             f"frames must be (T, height, width, 3), T at least 1 (one picture is picture[None]); "
@@ -846,12 +876,20 @@ def _excess(given: Tensor, used: Tensor) -> Tensor:
 
 
 def _check_rewind(max_rewind: int | None) -> None:
-    if max_rewind is not None and not 0 <= max_rewind <= MAX_REWIND:
-        raise WorldError(f"max_rewind={max_rewind}: it must be from 0 to {MAX_REWIND}")
+    if max_rewind is not None:
+        _whole("max_rewind", max_rewind, 0, MAX_REWIND)
 
 
 def draw_seed(generator: torch.Generator) -> int:
-    """The seed of a session that is given this generator."""
+    """The seed of a session that is given this generator.
+
+    Raises:
+        WorldError: it is no generator.
+    """
+    if not isinstance(generator, torch.Generator):
+        raise WorldError(
+            f"generator={generator!r}: expected a torch.Generator, such as torch.Generator().manual_seed(0)"
+        )
     return int(torch.randint(2**62, (1,), generator=generator, device=generator.device).item())
 
 

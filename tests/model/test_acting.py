@@ -335,7 +335,7 @@ def test_mistakes_are_explained() -> None:
         sim.act(random_frames())
     able = acting_world().start(random_frames(1), proprio=np.zeros((1, 2)))
     for chunk in (0, 6):
-        with pytest.raises(WorldError, match=f"chunk={chunk}: from 1 to 5 actions are found together"):
+        with pytest.raises(WorldError, match=f"chunk={chunk}: expected a whole number from 1 to 5"):
             able.act(random_frames(), chunk)
     with pytest.raises(WorldError, match="frames are 20x32"):
         able.act(random_frames()[:20])

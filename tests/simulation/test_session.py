@@ -132,7 +132,7 @@ def test_the_number_of_network_calls_matters(world: World) -> None:
     one, two = (rollout(world.start(frames, num_denoising_steps=n), actions) for n in (1, 2))
     assert differ(one, two)
     assert np.array_equal(rollout(world.start(frames), actions), one)
-    with pytest.raises(WorldError, match="num_denoising_steps=0: at least 1 is needed"):
+    with pytest.raises(WorldError, match="num_denoising_steps=0: expected a whole number from 1"):
         world.start(frames, num_denoising_steps=0)
 
 
@@ -194,7 +194,7 @@ def test_the_parent_does_not_notice_its_futures(world: World) -> None:
     assert len(grandchildren) == 8
     rollout(grandchildren, random_actions(2, 8, seed=3))
     assert np.array_equal(rollout(sim, after), expected)
-    with pytest.raises(WorldError, match=r"fork\(0\): at least 1 future is needed"):
+    with pytest.raises(WorldError, match=r"num=0: expected a whole number from 1"):
         sim.fork(0)
 
 

@@ -60,7 +60,9 @@ def test_a_fork_goes_back_as_far_as_it_was_made_for(world: World) -> None:
 @pytest.mark.parametrize("max_rewind", [-1, MAX_REWIND + 1])
 def test_no_session_remembers_more_than_there_is(world: World, max_rewind: int) -> None:
     session = world.start(random_frames(1))
-    with pytest.raises(WorldError, match=f"max_rewind={max_rewind}: it must be from 0 to {MAX_REWIND}"):
+    with pytest.raises(
+        WorldError, match=f"max_rewind={max_rewind}: expected a whole number from 0 to {MAX_REWIND}"
+    ):
         session.fork(2, max_rewind=max_rewind)
     with pytest.raises(WorldError, match=f"max_rewind={max_rewind}"):
         world.start_batch(random_frames(1, 1), max_rewind=max_rewind)
