@@ -8,7 +8,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -18,7 +18,7 @@ import numpy as np
 from kinema.data import mujoco
 from kinema.data.checked_env import CheckedEnv
 from kinema.data.spaces import ObservationReader, RecordError
-from kinema.kits import find_environments
+from kinema.kits import Simulator, Twin, kit_of_environment
 
 Render = Literal["auto", "always", "never"]
 
@@ -32,7 +32,8 @@ class Policy(Protocol):
 
     It may also have ``ends_episodes = True``: then the environment's own limit of steps is lifted, because
     the policy says itself when an episode is over. And ``needs_picture = True``: then ``info`` has the
-    picture, under ``RENDER_KEY``, where the environment draws it apart from its observation.
+    picture, under ``RENDER_KEY``, where the environment draws it apart from its observation. And
+    ``is_blind = True``: it looks at no frame, so that none has to be drawn for it.
     """
 
     def reset(self, rng: np.random.Generator, info: Mapping[str, Any]) -> None:
@@ -61,10 +62,11 @@ def make_environment(
     """Make a registered environment; ``name`` is ID or MODULE:ID. Raises RecordError."""
     mujoco.choose_backend()
     env_id, max_steps = _find(name)
-    kit = find_environments(env_id)
+    kit = kit_of_environment(env_id)
+    environments = None if kit is None else kit.environments
     reduced_size = picture_size
-    if kit is not None:
-        arguments, reduced_size = kit.arguments(arguments, picture_size)
+    if environments is not None:
+        arguments, reduced_size = environments.arguments(arguments, picture_size)
 
     def make(**more: str) -> gymnasium.Env[Any, Any]:
         try:
@@ -76,8 +78,8 @@ def make_environment(
                 f"environment {name!r} cannot be made with --env-args {json.dumps(dict(arguments))}: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        if kit is not None:
-            kit.prepare(env)
+        if environments is not None:
+            environments.prepare(env)
         return env
 
     env = make()
@@ -101,6 +103,17 @@ def make_environment(
     if is_rendered:
         env = mujoco.draw_plainly(env, reduced_size)
     return Environment(env=CheckedEnv(env), is_rendered=is_rendered, max_steps=max_steps)
+
+
+def make_twin(simulator: Simulator) -> tuple[gymnasium.Env[Any, Any], Twin]:
+    """Make an environment of a kit that draws nothing, and its twin, which sets it to states.
+
+    Raises:
+        RecordError: it is not installed.
+    """
+    made = make_environment(simulator.env, simulator.blind_arguments, render="never", picture_size=None)
+    made.env.reset(seed=0)
+    return made.env, simulator.wrap(made.env)
 
 
 def needs_picture(policy: Policy) -> bool:
@@ -135,6 +148,7 @@ class Mixed:
         self._policy, self._space, self._share = policy, copy.deepcopy(action_space), share
         self.needs_picture = needs_picture(policy)
         self.ends_episodes = bool(getattr(policy, "ends_episodes", False))
+        self.is_blind = bool(getattr(policy, "is_blind", False))
 
     def reset(self, rng: np.random.Generator, info: Mapping[str, Any]) -> None:
         self._rng = rng
@@ -148,6 +162,19 @@ class Mixed:
         return self._space.sample() if self._rng.random() < self._share else action
 
 
+def find_policy(name: str) -> tuple[Callable[..., Any], Mapping[str, inspect.Parameter]]:
+    """Import what makes a policy of ``POLICIES`` or MODULE:CALLABLE; returns it and its parameters.
+
+    Raises:
+        RecordError: there is no such module or callable.
+    """
+    module_name, _, attribute = POLICIES.get(name, name).partition(":")
+    factory = getattr(_import(module_name, f"--policy {name!r}"), attribute, None)
+    if not callable(factory):
+        raise RecordError(f"--policy {name!r}: module {module_name!r} has no callable {attribute!r}")
+    return factory, inspect.signature(factory).parameters
+
+
 def make_policy(text: str, arguments: Mapping[str, Any], env: gymnasium.Env[Any, Any]) -> Policy:
     """Make a policy of ``POLICIES`` or MODULE:CALLABLE; a number behind an @ mixes in random actions.
 
@@ -155,13 +182,7 @@ def make_policy(text: str, arguments: Mapping[str, Any], env: gymnasium.Env[Any,
     Raises RecordError.
     """
     name, share = parse_policy(text)
-    target = POLICIES.get(name, name)
-    module_name, _, attribute = target.partition(":")
-    module = _import(module_name, f"--policy {name!r}")
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        raise RecordError(f"--policy {name!r}: module {module_name!r} has no callable {attribute!r}")
-    parameters = inspect.signature(factory).parameters
+    factory, parameters = find_policy(name)
     spaces = {key: getattr(env, key) for key in ("action_space", "observation_space") if key in parameters}
     try:
         policy: Any = factory(**{**spaces, **arguments})
@@ -181,8 +202,9 @@ def _find(name: str) -> tuple[str, int | None]:
     """The registered id and its own limit of steps; imports the module that registers it."""
     module, _, env_id = name.rpartition(":")
     namespace = env_id.partition("/")[0] if "/" in env_id else ""
-    kit = find_environments(env_id)
-    registrar = namespace if kit is None else kit.module
+    kit = kit_of_environment(env_id)
+    environments = None if kit is None else kit.environments
+    registrar = namespace if environments is None else environments.module
     if module:
         _import(module, f"environment {name!r}")
     elif registrar.isidentifier() and importlib.util.find_spec(registrar) is not None:
@@ -190,8 +212,8 @@ def _find(name: str) -> tuple[str, int | None]:
     try:
         return env_id, gymnasium.spec(env_id).max_episode_steps
     except gymnasium.error.Error as error:
-        if kit is not None:
-            hint = f"its package is missing: pip install '{kit.requirement}'"
+        if environments is not None:
+            hint = f"its package is missing: pip install '{environments.requirement}'"
         else:
             hint = "install the package that brings it, or name the module that registers it: MODULE:ID"
         raise RecordError(f"no environment {name!r} ({error}); {hint}") from error

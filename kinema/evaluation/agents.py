@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from kinema.evaluation.tasks import PushTReality, SimulatorScore, Task
+from kinema.evaluation.tasks import Judge, SimulatorScore, Task, TaskEnvironment
 from kinema.model.goals import encode_goal
 from kinema.planners import Controller, Goal, Planner, ProposeAndCheck
 from kinema.planners.controller import last_action
@@ -36,7 +36,7 @@ class Agent(Protocol):
         """Begin an episode; all that is random in it comes from ``rng``."""
         ...
 
-    def act(self, history: History, reality: PushTReality) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
+    def act(self, history: History, env: TaskEnvironment) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
         """The next actions, in the units of the dataset, and what the plan cost, where one was made."""
         ...
 
@@ -52,7 +52,7 @@ class RandomAgent:
     def begin(self, task: Task, rng: np.random.Generator) -> None:
         self._rng = rng
 
-    def act(self, history: History, reality: PushTReality) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
+    def act(self, history: History, env: TaskEnvironment) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
         return restore_actions(self._world, self._rng.uniform(-1.0, 1.0, (1, self._world.action_dim))), None
 
 
@@ -68,7 +68,7 @@ class CloneAgent:
         self._policy.set_goal(task.goal_frame)
         self._policy.begin(rng)
 
-    def act(self, history: History, reality: PushTReality) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
+    def act(self, history: History, env: TaskEnvironment) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
         return self._policy.choose(history.seen[-1])[None], None
 
 
@@ -89,7 +89,7 @@ class ActAgent:
     def begin(self, task: Task, rng: np.random.Generator) -> None:
         self._goal, self._rng = encode_goal(self._world, task.goal_frame), rng
 
-    def act(self, history: History, reality: PushTReality) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
+    def act(self, history: History, env: TaskEnvironment) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
         began = time.perf_counter()
         session = history.start(seed=int(self._rng.integers(2**31)))
         actions = session.act(self._goal)[: self._chunk]
@@ -124,7 +124,7 @@ class PlannerAgent:
         )
         self._rng = rng
 
-    def act(self, history: History, reality: PushTReality) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
+    def act(self, history: History, env: TaskEnvironment) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
         plan = self._controller.plan(history, self._rng)
         return plan.actions[: self._chunk], Cost(plan.milliseconds, plan.num_network_calls)
 
@@ -133,20 +133,22 @@ class SimulatorAgent:
     """The same planner with the real simulator as its model, told the goal's state: what planning could reach
     with a world and a measure of distance without error."""
 
-    def __init__(self, name: str, world: World, planner: Planner, *, chunk: int, end_share: float):
+    def __init__(
+        self, name: str, world: World, judge: Judge, planner: Planner, *, chunk: int, end_share: float
+    ):
         self.name = name
         self._world, self._planner, self._chunk = world, planner, chunk
         low, high = restore_actions(world, np.array([[-1.0], [1.0]]) * np.ones(world.action_dim))
-        self._score = SimulatorScore(low, high, end_share=end_share)
+        self._score = SimulatorScore(judge, low, high, end_share=end_share)
         self._warm_start = WarmStart()
 
     def begin(self, task: Task, rng: np.random.Generator) -> None:
         self._task, self._rng = task, rng
         self._warm_start.forget()
 
-    def act(self, history: History, reality: PushTReality) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
+    def act(self, history: History, env: TaskEnvironment) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
         began = time.perf_counter()
-        self._score.set(reality.bodies, self._task.goal)
+        self._score.set(env.state, self._task.goal)
         start = self._warm_start.guess(self._planner.config.horizon, last_action(self._world, history))
         found = self._planner.plan(self._score, start, self._rng)
         self._warm_start.keep(found.actions, self._chunk)

@@ -31,7 +31,7 @@ from kinema.evaluation.rollout import (
 )
 from kinema.evaluation.table import Row, tell
 from kinema.evaluation.trust import trust_rows
-from kinema.kits import Probe, Quantity, Reading, Target, errors, find_probe
+from kinema.kits import Probe, Quantity, Reading, errors, find_kit, kit_of_environment
 from kinema.simulation.session import SimulationBatch, Step, World, load
 from kinema.types import Frames
 
@@ -41,17 +41,10 @@ MAX_SAMPLES = 10
 """Most pictures of a window that are looked at."""
 FIRST_WRITE = 1000
 """From this mark on, what was measured so far is written at every mark."""
+LONG = 10_000
+"""Marks from which on the sliced Frechet distance has a target."""
 LIVE_SEED = 2_000_000
 """Away from the seeds that anything was recorded with."""
-
-TARGETS = {
-    "valid/10000": Target(must=0.97, aim=0.999),
-    "valid/100000": Target(must=0.97, aim=0.99),
-    "floor/block/100": Target(must=4.0, aim=2.0),
-    "frechet/ratio": Target(must=2.0, aim=1.2),
-    "trust/correlation/block": Target(must=0.5, aim=0.7),
-}
-"""What the bundled world is to reach, by the key of a row."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,9 +59,9 @@ class HorizonConfig:
     env_args: JsonObject = dataclasses.field(default_factory=dict)
     """Arguments of the environment."""
     policy: str = "random"
-    """What acts in it: random, zero, pusht-play, or MODULE:CALLABLE, as for kinema record."""
+    """Policy that acts in it, as for kinema record."""
     policy_args: JsonObject = dataclasses.field(default_factory=dict)
-    """Arguments of the policy. pusht-play gets the steps that are needed unless told otherwise."""
+    """Arguments of the policy. A policy with an argument steps gets the steps that are needed by default."""
     steps: int = 1000
     """Steps to simulate."""
     rollouts: int = 32
@@ -111,7 +104,8 @@ def horizon(config: HorizonConfig) -> int:
     if not world.cameras:
         raise ValueError(f"world '{world.name}' has no camera: its horizon is told by pictures")
     dataset = open_recordings(config.world, config.data)
-    probe = find_probe(world.name, world.cameras, dataset.features)
+    kit = find_kit(world.name, dataset.features)
+    probe = None if kit is None else kit.find_probe(world.cameras)
     detector = Detector.train(world, dataset, seed=config.seed)
     schedule = Schedule(config.steps)
     is_needed = np.concatenate([np.ones(config.context, dtype=bool), schedule.is_needed])
@@ -120,6 +114,7 @@ def horizon(config: HorizonConfig) -> int:
     else:
         reality = _live(world, config, is_needed, probe)
     floor = find_floor(
+        kit,
         probe,
         dataset if config.env is None else None,
         num_rollouts=reality.num_rollouts,
@@ -151,13 +146,18 @@ def horizon(config: HorizonConfig) -> int:
 def _live(world: World, config: HorizonConfig, is_needed: np.ndarray, probe: Probe | None) -> Reality:
     """The environments, told what ``kinema record`` would be told."""
     # Recorded episodes need no simulator installed.
+    from kinema.data.environment import find_policy, parse_policy
     from kinema.data.record import RecordConfig
     from kinema.evaluation.live import LiveEnvironments
 
     assert config.env is not None
     arguments = dict(config.policy_args)
-    if config.policy == "pusht-play":
-        arguments.setdefault("steps", config.context + config.steps + 1)
+    num_steps = config.context + config.steps + 1
+    _, parameters = find_policy(parse_policy(config.policy)[0])
+    if "steps" in parameters:
+        arguments.setdefault("steps", num_steps)
+    kit = kit_of_environment(config.env)
+    simulator = None if kit is None else kit.simulator
     recorded = RecordConfig(
         env=config.env,
         episodes=config.rollouts,
@@ -166,8 +166,8 @@ def _live(world: World, config: HorizonConfig, is_needed: np.ndarray, probe: Pro
         policy_args=arguments,
         env_args=config.env_args,
         seed=LIVE_SEED + config.seed,
-        max_steps=config.context + config.steps + 1,
-        info_keys=("pos_agent", "block_pose") if config.env.startswith("gym_pusht/") else (),
+        max_steps=num_steps,
+        info_keys=() if simulator is None else simulator.info_keys,
         # A live environment may not say how many steps it makes a second, and nothing here needs it.
         fps=1.0,
     )
@@ -508,7 +508,14 @@ class Horizon:
                 rows.append(_row(f"floor/{quantity.key}/{near}", what, entry, entry.at.index(near), False))
         if near < last and self.reality.num_rollouts > 1:
             rows.append(self._frechet_row(marks.index(near), len(marks) - 1, rng))
-        return rows + self._trust_rows(marks, rng)
+        return [self._with_target(row, last) for row in (*rows, *self._trust_rows(marks, rng))]
+
+    def _with_target(self, row: Row, last: int) -> Row:
+        """The same row with what the kit's probe says that it is to reach."""
+        target = None if self.probe is None else self.probe.targets.get(row.key)
+        if target is None or (row.key == "frechet/ratio" and last < LONG):
+            return row
+        return dataclasses.replace(row, must=target.must, aim=target.aim)
 
     def _trust_rows(self, marks: list[int], rng: np.random.Generator) -> list[Row]:
         """Whether the world knew where it was wrong."""
@@ -533,7 +540,7 @@ class Horizon:
                 rows += trust_rows(
                     by_rollout("trust"), by_rollout(name), steps, key=key, what=what, unit=unit, rng=rng
                 )
-        return [_with_target(row) for row in rows]
+        return [dataclasses.replace(row, is_higher_better="correlation" in row.key) for row in rows]
 
     def _frechet_row(self, near: int, last: int, rng: np.random.Generator) -> Row:
         simulated, real = (self._slices.pairs(kind) for kind in ("simulated", "real"))
@@ -544,7 +551,6 @@ class Horizon:
 
         low, high = bootstrap.interval(ratio, *samples, rng=rng)
         marks = self.schedule.marks
-        target = TARGETS["frechet/ratio"] if marks[last] >= 10_000 else None
         return Row(
             key="frechet/ratio",
             what=f"sliced Frechet distance at step {marks[last]:,} over step {marks[near]}",
@@ -552,8 +558,6 @@ class Horizon:
             unit="x",
             low=low,
             high=high,
-            must=target.must if target else None,
-            aim=target.aim if target else None,
         )
 
     def _notes(self, marks: list[int]) -> list[str]:
@@ -576,7 +580,7 @@ class Horizon:
         elif self.probe is not None:
             notes.append(
                 "No physical floor: left out, or the recordings do not tell the state, or the simulator "
-                "is not installed (pip install 'kinema[pusht]')."
+                "is not installed."
             )
         if self.reality.num_rollouts < 2:
             notes.append("One rollout alone has no meaningful interval and no Frechet distance.")
@@ -607,15 +611,7 @@ def _is_below_sight(floor: np.ndarray) -> bool:
     return not len(known) or float(np.median(known)) < 0.01
 
 
-def _with_target(row: Row) -> Row:
-    target = TARGETS.get(row.key)
-    if target is None:
-        return row
-    return dataclasses.replace(row, must=target.must, aim=target.aim, is_higher_better=True)
-
-
 def _row(key: str, what: str, series: Series, index: int, is_higher_better: bool) -> Row:
-    target = TARGETS.get(key)
     return Row(
         key=key,
         what=what,
@@ -623,7 +619,5 @@ def _row(key: str, what: str, series: Series, index: int, is_higher_better: bool
         unit=series.unit,
         low=series.low[index],
         high=series.high[index],
-        must=target.must if target else None,
-        aim=target.aim if target else None,
         is_higher_better=is_higher_better,
     )

@@ -8,13 +8,9 @@ import numpy as np
 from kinema.data.lerobot import DataError
 from kinema.data.record import EpisodeRecorder, RecordConfig
 from kinema.evaluation.reality import Moment
-from kinema.kits import Probe, Reading
-from kinema.kits.pusht.simulator import PUSHT, draw_where
+from kinema.kits import Probe, Reading, kit_of_environment
 from kinema.simulation.session import World
 from kinema.types import Episode, Frames
-
-BLIND_POLICIES = ("random", "zero", "pusht-play")
-"""Policies that look at no picture, so that none has to be drawn for them."""
 
 
 class LiveEnvironments:
@@ -31,9 +27,12 @@ class LiveEnvironments:
         self._recorders = [EpisodeRecorder(config) for _ in range(num)]
         self._is_shown = True
         """Whether the picture is needed that follows the step to be made."""
-        if config.env == PUSHT and config.policy in BLIND_POLICIES:
-            for recorder in self._recorders:
-                draw_where(recorder.env.unwrapped, lambda: self._is_shown)
+        kit = kit_of_environment(config.env)
+        simulator = None if kit is None else kit.simulator
+        for recorder in self._recorders:
+            is_blind = getattr(recorder.policy, "is_blind", False)
+            if is_blind and simulator is not None and simulator.env == config.env:
+                simulator.wrap(recorder.env).draw_where(lambda: self._is_shown)
 
     def close(self) -> None:
         """Close every environment."""

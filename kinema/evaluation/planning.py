@@ -30,7 +30,8 @@ from kinema.evaluation.agents import (
 from kinema.evaluation.journal import Journal, identify
 from kinema.evaluation.result import Result, Series, plain
 from kinema.evaluation.table import Row, tell
-from kinema.evaluation.tasks import ANGLE, POSITION, PushTReality, Task, draw_tasks, is_met
+from kinema.evaluation.tasks import Judge, Task, TaskEnvironment, draw_tasks
+from kinema.kits import find_kit
 from kinema.planners import PLANNER_NAMES, PROPOSE, ProposeAndCheck, SearchConfig, find_proposer, make_planner
 from kinema.planners.scores import END_SHARE, MeasureOrAuto, resolve_measure
 from kinema.policies.cloned import ClonedPolicy, find_clone, load_clone
@@ -45,7 +46,7 @@ class PlanningConfig:
     world: Annotated[str, tyro.conf.Positional]
     """Name of a bundled world (pusht), folder of one, or its Hub id."""
     data: str
-    """Held-out episodes (a LeRobot folder or Hub id) with the columns info.pos_agent and info.block_pose."""
+    """Held-out episodes (a LeRobot folder or Hub id) that hold the state of the real simulator."""
     planners: tuple[str, ...] = ()
     """Of cem, mppi and propose; by default all, propose where a policy is there that does."""
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
@@ -116,15 +117,22 @@ def planning(config: PlanningConfig) -> int:
         ValueError: the world or the data cannot be read, or do not fit each other.
     """
     world = load(config.world, device=config.device)
-    agents, notes = make_agents(world, config)
     dataset = Dataset.open(config.data)
+    judge = Judge(find_kit(world.name, dataset.features), world.name)
+    agents, notes = make_agents(world, judge, config)
     distances = [distance for distance, _ in config.ranges.values()]
     tasks = draw_tasks(
-        world, dataset, num=config.tasks, distances=distances, context=config.context, seed=config.seed
+        world,
+        judge,
+        dataset,
+        num=config.tasks,
+        distances=distances,
+        context=config.context,
+        seed=config.seed,
     )
     with Journal(config.out / "planning-attempts.jsonl", identify(config, world)) as journal:
         result = measure_planning(
-            world, tasks, agents, config, journal, source=str(dataset.root), notes=notes
+            world, judge, tasks, agents, config, journal, source=str(dataset.root), notes=notes
         )
         paths = result.write(config.out)
         journal.finish()
@@ -132,7 +140,7 @@ def planning(config: PlanningConfig) -> int:
     return 0
 
 
-def make_agents(world: World, config: PlanningConfig) -> tuple[list[Agent], list[str]]:
+def make_agents(world: World, judge: Judge, config: PlanningConfig) -> tuple[list[Agent], list[str]]:
     """Those who are compared, and what is to be said about them."""
     measure = resolve_measure(world, config.measure)
     notes = [f"Planners measure how far they are from the goal in {measure}."]
@@ -159,7 +167,12 @@ def make_agents(world: World, config: PlanningConfig) -> tuple[list[Agent], list
         if not isinstance(planner, ProposeAndCheck):
             agents.append(
                 SimulatorAgent(
-                    f"{name}, real simulator", world, planner, chunk=config.chunk, end_share=END_SHARE
+                    f"{name}, real simulator",
+                    world,
+                    judge,
+                    planner,
+                    chunk=config.chunk,
+                    end_share=END_SHARE,
                 )
             )
     return agents, notes
@@ -167,6 +180,7 @@ def make_agents(world: World, config: PlanningConfig) -> tuple[list[Agent], list
 
 def measure_planning(
     world: World,
+    judge: Judge,
     tasks: dict[int, list[Task]],
     agents: Sequence[Agent],
     config: PlanningConfig,
@@ -176,19 +190,19 @@ def measure_planning(
     notes: Sequence[str] = (),
 ) -> Result:
     """Every agent at every task with every seed."""
-    reality = PushTReality(world)
+    env = TaskEnvironment(world, judge)
     rng = np.random.default_rng(config.seed)
     rows, series = [], []
     for name, (distance, budget) in config.ranges.items():
         attempts = {
             agent.name: attempt(
-                reality, tasks[distance], agent, budget, config, journal, label=f"{name}, {agent.name}"
+                env, tasks[distance], agent, budget, config, journal, label=f"{name}, {agent.name}"
             )
             for agent in agents
         }
         rows += _rows(name, attempts, config, rng)
         series += _curves(name, budget, attempts, rng)
-    reality.close()
+    env.close()
     num_episodes = len({task.episode for of_distance in tasks.values() for task in of_distance})
     return Result(
         name="planning",
@@ -202,8 +216,7 @@ def measure_planning(
             f"{config.tasks} pairs of start and goal each, of {num_episodes} episodes, {config.seeds} seeds. "
             "Intervals are 95%, over pairs. A goal counts as reached when it is met after any step "
             "within the budget.",
-            f"Met: the position error of agent and block together is under {POSITION:g} of 512, the block's "
-            f"angle error under {np.degrees(ANGLE):.0f} degrees.",
+            f"Met: {judge.success.criterion}.",
             "With the real simulator as its model and the true distance to the goal, a planner makes "
             "errors of search alone.",
             *notes,
@@ -212,7 +225,7 @@ def measure_planning(
 
 
 def attempt(
-    reality: PushTReality,
+    env: TaskEnvironment,
     tasks: Sequence[Task],
     agent: Agent,
     budget: int,
@@ -226,9 +239,9 @@ def attempt(
     costs: list[Cost] = []
 
     def go(index: int, seed: int) -> tuple[float, list[tuple[float, int]]]:
-        history = reality.begin(tasks[index], config.context)
+        history = env.begin(tasks[index], config.context)
         agent.begin(tasks[index], np.random.default_rng([config.seed + seed, index]))
-        steps, of_plans = _go(reality, history, tasks[index], agent, budget)
+        steps, of_plans = _go(env, history, tasks[index], agent, budget)
         return steps, [(cost.milliseconds, cost.num_network_calls) for cost in of_plans]
 
     with tqdm(total=reached_at.size, desc=label, unit=" attempts") as bar:
@@ -241,18 +254,18 @@ def attempt(
 
 
 def _go(
-    reality: PushTReality, history: History, task: Task, agent: Agent, budget: int
+    env: TaskEnvironment, history: History, task: Task, agent: Agent, budget: int
 ) -> tuple[float, list[Cost]]:
     """Steps until the goal was met, and what plans cost."""
     num_steps, costs = 0, []
     while num_steps < budget:
-        actions, cost = agent.act(history, reality)
+        actions, cost = agent.act(history, env)
         if cost is not None:
             costs.append(cost)
         for action in actions[: budget - num_steps]:
-            history.add(action, reality.step(action))
+            history.add(action, env.step(action))
             num_steps += 1
-            if is_met(reality.state, task.goal):
+            if env.has_met(task):
                 return float(num_steps), costs
     return float("inf"), costs
 

@@ -4,12 +4,13 @@ from kinema.kits.kit import (
     DRAWN_SIZE,
     Environments,
     Kit,
-    find_environments,
     find_kit,
     find_probe,
+    kit_of_environment,
     kits,
 )
 from kinema.kits.probe import Probe, Quantity, Reading, Target, errors
+from kinema.kits.simulator import Simulator, Success, Twin
 
 __all__ = [
     "DRAWN_SIZE",
@@ -18,10 +19,13 @@ __all__ = [
     "Probe",
     "Quantity",
     "Reading",
+    "Simulator",
+    "Success",
     "Target",
+    "Twin",
     "errors",
-    "find_environments",
     "find_kit",
     "find_probe",
+    "kit_of_environment",
     "kits",
 ]

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from kinema.kits.probe import Probe
+from kinema.kits.simulator import Simulator, Success
 
 GROUP = "kinema.kits"
 """Group of the entry points by which kits are found."""
@@ -47,10 +48,22 @@ class Kit:
     """Makes the probe for a world's cameras; None for cameras that the probe cannot read."""
     environments: Environments | None = None
     """Environments that ``kinema record`` and the evaluation of policies make."""
+    simulator: Simulator | None = None
+    """The environment that is set to states."""
+    success: Success | None = None
+    """When a goal is reached; tasks need it and ``simulator``."""
+    named_goals: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Goals that have a name in this world: values of the probe's quantities, in the units of the actions."""
+    pointer: tuple[tuple[float, float], tuple[float, float]] | None = None
+    """Actions that stand for the first and the last corner of the frame, where an action is a place in it."""
 
     def matches(self, world_name: str, columns: Collection[str] = ()) -> bool:
         """Tell whether a world, by its name or by the columns of its recordings, is the kit's."""
         return world_name == self.name or (bool(self.columns) and set(self.columns) <= set(columns))
+
+    def find_probe(self, cameras: tuple[str, ...]) -> Probe | None:
+        """Make the probe for a world's cameras; None where there is none for them."""
+        return None if self.probe is None else self.probe(cameras)
 
 
 @functools.cache
@@ -84,15 +97,16 @@ def find_kit(
     return None
 
 
-def find_environments(env_id: str) -> Environments | None:
-    """Find the part of a kit that makes the environment of a Gymnasium id; None for most ids."""
+def kit_of_environment(name: str) -> Kit | None:
+    """Find the kit that makes an environment, ``ID`` or ``MODULE:ID``; None for most environments."""
+    env_id = name.rpartition(":")[2]
     for kit in kits():
         if kit.environments is not None and env_id.startswith(f"{kit.environments.namespace}/"):
-            return kit.environments
+            return kit
     return None
 
 
 def find_probe(world_name: str, cameras: tuple[str, ...], columns: Collection[str] = ()) -> Probe | None:
     """Make the probe of a world's kit; None where the world has none."""
     kit = find_kit(world_name, columns)
-    return None if kit is None or kit.probe is None else kit.probe(cameras)
+    return None if kit is None else kit.find_probe(cameras)

@@ -20,6 +20,8 @@ class Quantity:
     """The error that counts where the thing was not found: as wrong as can be."""
     is_angle: bool = False
     """Values are angles in degrees, so 359 is near 1."""
+    action_scale: float = 1.0
+    """Units of the actions in one of ``unit``, for whoever gives goals."""
     moved: float | None = None
     """A thing that mostly rests has moved where this changed by more, and is then reported apart; None for
     what moves all the time."""

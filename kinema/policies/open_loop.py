@@ -9,6 +9,8 @@ import numpy as np
 class RandomPolicy:
     """Draws every action anew from the action space."""
 
+    is_blind = True
+
     def __init__(self, action_space: Any):
         self._action_space = action_space
 
@@ -21,6 +23,8 @@ class RandomPolicy:
 
 class ZeroPolicy:
     """Does nothing, as far as the action space has a nothing: zeros within the bounds, the first choice."""
+
+    is_blind = True
 
     def __init__(self, action_space: Any):
         self._action = _zero(action_space)

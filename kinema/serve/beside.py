@@ -1,123 +1,88 @@
 """The real simulator beside a simulated session, under the same actions, where one is installed."""
 
-import importlib.util
 from collections import deque
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Self
 
 import numpy as np
 
-from kinema.evaluation.floor import PUSHT, agent_velocity, set_bodies
-from kinema.kits.pusht.probe import PushTProbe
+from kinema.kits import Kit, Simulator
 from kinema.simulation.session import MAX_REWIND, World
-from kinema.types import Episode, Frames
+from kinema.types import Episode, Frames, Seen
 
 
-@runtime_checkable
-class Beside(Protocol):
+class Beside:
     """A real simulator that can be put where a recorded episode was, go back, and be copied."""
 
-    def step(self, action: np.ndarray) -> None:
-        """Advance by one action."""
-        ...
+    def __init__(self, world: World, simulator: Simulator):
+        """Raises RecordError where the simulator cannot be made, or does not show what the world needs."""
+        # Worlds without a kit need no simulator installed.
+        from kinema.simulation.real_env import Arena
 
-    def rewind(self, num_steps: int) -> None:
-        """Undo the last steps, as many as the session beside it can."""
-        ...
-
-    def copy(self) -> Self:
-        """Another one at the same place."""
-        ...
-
-    def look(self) -> Frames:
-        """The present picture by camera, ``H W C``; it is drawn once."""
-        ...
-
-    def proprio(self) -> np.ndarray | None:
-        """Proprioception ``P`` as it is recorded, where there is any."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class PushTBeside:
-    """PushT in its own simulator."""
-
-    def __init__(self, camera: str, size: tuple[int, int]):
-        """``size`` is height and width of its pictures. Raises RecordError where gym-pusht is not
-        installed."""
-        from kinema.data.environment import make_environment
-
-        self._camera, self._size = camera, size
-        self._env: Any = make_environment(PUSHT, {}, render="never", picture_size=size).env.unwrapped
-        self._env.reset(seed=0)
-        self._past: deque[tuple[Any, ...]] = deque(maxlen=MAX_REWIND)
-        self._picture: np.ndarray | None = None
+        self._world, self._simulator = world, simulator
+        self._arena = Arena(world, simulator.env)
+        self._arena.reset(seed=0)
+        self._twin = simulator.wrap(self._arena.env)
+        self._past: deque[np.ndarray] = deque(maxlen=MAX_REWIND)
+        self._seen: Seen | None = None
 
     @classmethod
-    def at(cls, episode: Episode, *, first: int, last: int, camera: str, size: tuple[int, int]) -> Self:
-        """Where an episode was at row ``last``, driven there from row ``first``, at least one before."""
-        self = cls(camera, size)
-        agent, block = (np.asarray(episode.columns[key], dtype=np.float64) for key in PushTProbe.COLUMNS)
-        actions = episode.columns["action"]
-        before, after = slice(first, first + 1), slice(first + 1, first + 2)
-        velocity = agent_velocity(self._env, agent[before], agent[after], actions[before])
-        set_bodies(self._env, agent[first], block[first], velocity[0])
+    def at(cls, world: World, simulator: Simulator, episode: Episode, *, first: int, last: int) -> Self:
+        """Make one where an episode was at row ``last``, driven there from row ``first``, at least one
+        before."""
+        self = cls(world, simulator)
+        self._twin.set_state(self._twin.recorded_states(episode.columns)[first])
         for row in range(first, last):
-            self._env.step(actions[row])
+            self._twin.advance(episode.columns["action"][row])
         return self
 
     def step(self, action: np.ndarray) -> None:
-        self._past.append(self._state())
-        self._env.step(np.asarray(action, dtype=np.float64))
-        self._picture = None
+        """Advance by one action."""
+        self._past.append(self._twin.get_state())
+        self._twin.advance(np.asarray(action, dtype=np.float64))
+        self._seen = None
 
     def rewind(self, num_steps: int) -> None:
+        """Undo the last steps, as many as the session beside it can."""
         for _ in range(num_steps):
-            self._restore(self._past.pop())
+            self._twin.set_state(self._past.pop())
+        self._seen = None
 
     def copy(self) -> Self:
-        other = type(self)(self._camera, self._size)
-        other._restore(self._state())
+        """Make another one at the same place."""
+        other = type(self)(self._world, self._simulator)
+        other._twin.set_state(self._twin.get_state())
         other._past.extend(self._past)
         return other
 
     def look(self) -> Frames:
-        if self._picture is None:
-            self._picture = np.asarray(self._env.get_obs()["pixels"])
-        return {self._camera: self._picture}
+        """Return the present frame by camera, ``H W C``; it is drawn once."""
+        return self._see().frames
 
-    def proprio(self) -> np.ndarray:
-        return np.array(self._env.agent.position, dtype=np.float32)
+    def proprio(self) -> np.ndarray | None:
+        """Return the proprioception ``P`` as it is recorded, where there is any."""
+        return self._see().proprio
 
     def close(self) -> None:
-        self._env.close()
+        """Close the simulator."""
+        self._arena.close()
 
-    def _state(self) -> tuple[Any, ...]:
-        agent, block = self._env.agent, self._env.block
-        moving = agent.velocity, block.velocity, block.angular_velocity
-        return np.array(agent.position), np.array([*block.position, block.angle]), *moving
-
-    def _restore(self, state: tuple[Any, ...]) -> None:
-        agent, block, velocity, block_velocity, angular_velocity = state
-        set_bodies(self._env, agent, block, np.array(velocity))
-        self._env.block.velocity, self._env.block.angular_velocity = block_velocity, angular_velocity
-        self._picture = None
+    def _see(self) -> Seen:
+        if self._seen is None:
+            self._seen = self._arena.see(self._twin.observation())
+        return self._seen
 
 
-def has_beside(world: World) -> bool:
-    """Whether a world's real simulator is known and installed."""
-    return (
-        world.name == "pusht"
-        and len(world.cameras) == 1
-        and importlib.util.find_spec("gym_pusht") is not None
-    )
+def has_beside(kit: Kit | None) -> bool:
+    """Tell whether the real simulator of a world's kit is installed."""
+    return kit is not None and kit.simulator is not None and kit.simulator.is_installed
 
 
-def find_beside(world: World, episode: Episode, *, first: int, last: int) -> Beside | None:
-    """The real simulator where an episode was at row ``last``; None where there is none, or where the
-    episode does not tell."""
-    if not has_beside(world) or last <= first or not set(PushTProbe.COLUMNS) <= set(episode.columns):
+def find_beside(world: World, kit: Kit | None, episode: Episode, *, first: int, last: int) -> Beside | None:
+    """Make the real simulator where an episode was at row ``last``; None where there is none, or where the
+    episode does not hold its state."""
+    simulator = None if kit is None else kit.simulator
+    if simulator is None or not simulator.is_installed or last <= first:
         return None
-    assert world.config.tokenizer is not None
-    size = (world.config.tokenizer.height, world.config.tokenizer.width)
-    return PushTBeside.at(episode, first=first, last=last, camera=world.cameras[0], size=size)
+    if not simulator.has_states(episode.columns):
+        return None
+    return Beside.at(world, simulator, episode, first=first, last=last)

@@ -6,16 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from kinema.kits import Probe, Quantity, errors
-from kinema.kits.pusht.detect import SCALE, pose_from_state
-from kinema.kits.pusht.probe import PushTProbe
+from kinema.kits import Kit, Quantity, errors
 from kinema.model.world import WorldError
 from kinema.types import Frames
 
 PICTURE = "picture"
 """Mean difference of two pictures, in percent of black to white."""
-PUSHT_TARGET = np.array([256.0, 256.0, np.pi / 4.0])
-"""Where PushT draws its green T: origin of the body and its angle."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,28 +31,20 @@ class StateReader:
     """Reads the state of a world's things in the units of its actions; where a world has no probe, pictures
     can only be compared as they are."""
 
-    def __init__(self, probe: Probe | None):
-        self._probe = probe
-
-    @property
-    def is_pusht(self) -> bool:
-        """Whether the world is PushT, of which more is known."""
-        return isinstance(self._probe, PushTProbe)
+    def __init__(self, kit: Kit | None, cameras: tuple[str, ...]):
+        self._probe = None if kit is None else kit.find_probe(cameras)
+        self.named_goals: dict[str, dict[str, Any]] = {}
+        """Goals that have a name in this world."""
+        self.pointer: list[list[float]] | None = None
+        """Actions that stand for the corners of the frame, where actions are places in it."""
+        if kit is not None and self._probe is not None:
+            self.named_goals = {name: dict(goal) for name, goal in kit.named_goals.items()}
+            self.pointer = None if kit.pointer is None else [list(corner) for corner in kit.pointer]
 
     @property
     def quantities(self) -> dict[str, Quantity]:
         """By name."""
         return {} if self._probe is None else {q.key: q for q in self._probe.quantities}
-
-    @property
-    def named_goals(self) -> dict[str, dict[str, Any]]:
-        """Goals that have a name in this world."""
-        if not isinstance(self._probe, PushTProbe):
-            return {}
-        pose = pose_from_state(np.zeros((1, 2)), PUSHT_TARGET[None])
-        return {
-            "target": {"block": (pose.block[0] * SCALE).tolist(), "angle": float(np.degrees(pose.angle[0]))}
-        }
 
     def read(self, frames: Frames) -> dict[str, Any]:
         """The state that one picture (by camera, ``H W C``) shows; None for what is not seen."""
@@ -65,7 +53,7 @@ class StateReader:
         reading = self._probe.read({key: frame[None] for key, frame in frames.items()})
         found: dict[str, Any] = {}
         for key, quantity in self.quantities.items():
-            values = (reading.values[key][0] * self._unit(quantity)).round(1).tolist()
+            values = (reading.values[key][0] * quantity.action_scale).round(1).tolist()
             value = values[0] if len(values) == 1 else values
             found[key] = value if reading.is_found[key][0] else None
         return found
@@ -93,10 +81,10 @@ class StateReader:
             reading = self._probe.read(frames)
             for key, wanted in goal.state.items():
                 quantity = self.quantities[key]
-                values = {**reading.values, key: np.atleast_2d(wanted) / self._unit(quantity)}
+                values = {**reading.values, key: np.atleast_2d(wanted) / quantity.action_scale}
                 is_certain = {**reading.is_certain, key: np.ones(1, dtype=bool)}
                 reference = dataclasses.replace(reading, values=values, is_certain=is_certain)
-                found[key] = errors(quantity, reading, reference) * self._unit(quantity)
+                found[key] = errors(quantity, reading, reference) * quantity.action_scale
         elif goal.frames is not None:
             gaps = [
                 np.abs(film.astype(np.float64) - goal.frames[key]).mean(axis=(1, 2, 3))
@@ -115,11 +103,7 @@ class StateReader:
         shares = [
             value / 100.0
             if key == PICTURE
-            else value / (self.quantities[key].largest * self._unit(self.quantities[key]))
+            else value / (self.quantities[key].largest * self.quantities[key].action_scale)
             for key, value in distance.items()
         ]
         return np.mean(shares, axis=0)
-
-    def _unit(self, quantity: Quantity) -> float:
-        """PushT's probe tells lengths in 64ths of the picture, its actions are in 512ths."""
-        return SCALE if isinstance(self._probe, PushTProbe) and not quantity.is_angle else 1.0

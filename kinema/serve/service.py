@@ -14,8 +14,7 @@ import numpy as np
 
 from kinema.data import Dataset
 from kinema.data.view import write_video
-from kinema.kits import find_probe
-from kinema.kits.pusht.detect import UNITS
+from kinema.kits import find_kit
 from kinema.model.goals import encode_place
 from kinema.policies.cloned import Clone, ClonedPolicy
 from kinema.serve import images, schema
@@ -61,7 +60,8 @@ class Service:
         self.engine = Engine(limits, self.metrics, num_threads)
         self.sessions = Sessions(limits, self.metrics, session_bytes=session_bytes(world, limits))
         columns = () if dataset is None else dataset.features
-        self.reader = StateReader(find_probe(world.name, world.cameras, columns))
+        self.kit = find_kit(world.name, columns)
+        self.reader = StateReader(self.kit, world.cameras)
         self.planning = Planning(world, self.engine, self.reader, limits)
         self._policy = None if clone is None else ClonedPolicy(world, clone)
         self._dataset = dataset
@@ -111,13 +111,12 @@ class Service:
                 schema.ActionInfo(name=name, low=middle - half, high=middle + half)
                 for name, middle, half in zip(world.config.action_names, center, scale, strict=True)
             ],
-            # PushT's agent goes where its action says, in the units of its picture.
-            pointer=[[0.0, 0.0], [UNITS, UNITS]] if self.reader.is_pusht else None,
+            pointer=self.reader.pointer,
             proprio_key=world.config.proprio_key,
             proprio_dim=world.proprio_dim,
             num_denoising_steps=world.config.num_denoising_steps,
             max_rewind=min(MAX_REWIND, self.limits.max_pictures - 1),
-            has_beside=has_beside(world),
+            has_beside=has_beside(self.kit),
             has_heads=world.heads is not None,
             has_policy=self._policy is not None,
             quantities={
@@ -177,7 +176,9 @@ class Service:
                 episode = await self.episode(request.episode)
                 first, last = self._span(request, len(episode))
                 if request.beside:
-                    beside = await asyncio.to_thread(find_beside, self.world, episode, first=first, last=last)
+                    beside = await asyncio.to_thread(
+                        find_beside, self.world, self.kit, episode, first=first, last=last
+                    )
                 rows = slice(first, last + 1)
                 frames = {key: film[rows] for key, film in episode.frames.items()}
                 actions = episode.columns["action"][first:last]

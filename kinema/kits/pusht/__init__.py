@@ -3,8 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kinema.kits import DRAWN_SIZE, Environments, Kit
+import numpy as np
+
+from kinema.kits import DRAWN_SIZE, Environments, Kit, Simulator, Success
+from kinema.kits.pusht.detect import SCALE, UNITS, pose_from_state
 from kinema.kits.pusht.probe import PushTProbe
+from kinema.kits.pusht.simulator import ANGLE, POSITION, PushTTwin, distance, is_met
+
+TARGET = np.array([256.0, 256.0, np.pi / 4.0])
+"""Where PushT draws its green T: origin of the body and its angle."""
 
 
 def _probe(cameras: tuple[str, ...]) -> PushTProbe | None:
@@ -21,6 +28,11 @@ def _arguments(
     return {**drawn, **given}, size
 
 
+def _target() -> dict[str, Any]:
+    pose = pose_from_state(np.zeros((1, 2)), TARGET[None])
+    return {"block": (pose.block[0] * SCALE).tolist(), "angle": float(np.degrees(pose.angle[0]))}
+
+
 KIT = Kit(
     name="pusht",
     columns=PushTProbe.COLUMNS,
@@ -28,4 +40,21 @@ KIT = Kit(
     environments=Environments(
         namespace="gym_pusht", module="gym_pusht", requirement="kinema[pusht]", arguments=_arguments
     ),
+    simulator=Simulator(
+        env="gym_pusht/PushT-v0",
+        module="gym_pusht",
+        columns=PushTProbe.COLUMNS,
+        wrap=PushTTwin,
+        blind_arguments={"obs_type": "state"},
+        blur=SCALE / 2,
+    ),
+    success=Success(
+        criterion=f"the position error of agent and block together is under {POSITION:g} of 512, the block's "
+        f"angle error under {np.degrees(ANGLE):.0f} degrees",
+        is_met=is_met,
+        distance=distance,
+    ),
+    named_goals={"target": _target()},
+    # The agent goes where its action says, in the units of its frame.
+    pointer=((0.0, 0.0), (UNITS, UNITS)),
 )

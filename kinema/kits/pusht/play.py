@@ -45,6 +45,7 @@ class PushTPlay:
 
     ends_episodes = True
     """``kinema record`` then lifts the 300 steps that the environment is registered with."""
+    is_blind = True
 
     def __init__(self, config: PushTPlayConfig | None = None):
         self.config = config or PushTPlayConfig()

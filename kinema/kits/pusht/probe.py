@@ -14,8 +14,21 @@ class PushTProbe:
     """Agent and block of PushT. Lengths are in 64ths of the picture, angles in degrees."""
 
     quantities = (
-        Quantity(key="agent", label="agent position", unit="px", largest=64.0 * 2**0.5),
-        Quantity(key="block", label="block position", unit="px", largest=64.0 * 2**0.5, moved=2.0),
+        Quantity(
+            key="agent",
+            label="agent position",
+            unit="px",
+            largest=64.0 * 2**0.5,
+            action_scale=detect.SCALE,
+        ),
+        Quantity(
+            key="block",
+            label="block position",
+            unit="px",
+            largest=64.0 * 2**0.5,
+            moved=2.0,
+            action_scale=detect.SCALE,
+        ),
         Quantity(key="angle", label="block angle", unit="°", largest=180.0, is_angle=True, moved=10.0),
     )
     things = "one agent and one block"
@@ -31,6 +44,11 @@ class PushTProbe:
             "valid": Target(must=0.97, aim=0.999),
             "speed": Target(must=30.0, aim=100.0),
             "size": Target(must=20.0, aim=8.0),
+            "valid/10000": Target(must=0.97, aim=0.999),
+            "valid/100000": Target(must=0.97, aim=0.99),
+            "floor/block/100": Target(must=4.0, aim=2.0),
+            "frechet/ratio": Target(must=2.0, aim=1.2),
+            "trust/correlation/block": Target(must=0.5, aim=0.7),
         }
     )
     CERTAIN = 0.6
