@@ -16,6 +16,7 @@ def test_demo_writes_film_sheet_and_table(tmp_path: Path, capsys: pytest.Capture
         # Steps 0, 5 and 10, each 64 pixels twice as large.
         assert 3 * 128 < sheet.width < 5 * 128
     printed = capsys.readouterr().out
+    assert "Valid: exactly one agent and one block" in printed
     assert "12 steps that the world was not trained on" in printed
     number = r"(?:\d+\.\d|-)"
     for step in (10, 12):
@@ -25,6 +26,6 @@ def test_demo_writes_film_sheet_and_table(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_missing_recording_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "RECORDING", tmp_path / "recording")
+    monkeypatch.setattr(demo, "BUNDLED_WORLDS", tmp_path)
     with pytest.raises(FileNotFoundError, match="recording: the bundled recording is missing; install"):
         demo.demo(demo.DemoConfig(out=tmp_path))

@@ -7,9 +7,10 @@ import pytest
 
 from kinema.data import Dataset
 from kinema.data.record import EpisodeRecorder, RecordConfig
-from kinema.evaluation.floor import BLUR, PushTFloor, find_floor
+from kinema.evaluation.floor import Floor, find_floor
 from kinema.evaluation.reality import Moment
-from kinema.kits import errors
+from kinema.kits import Kit, errors
+from kinema.kits.pusht import KIT
 from kinema.kits.pusht.probe import PushTProbe
 
 CAMERA = "observation.images.pixels"
@@ -45,10 +46,13 @@ def moments() -> list[Moment]:
     ]
 
 
-def divergence(moments: list[Moment], *, blur: float, first: int = 0, context: int = CONTEXT) -> np.ndarray:
+def divergence(
+    moments: list[Moment], *, blur: float | None, first: int = 0, context: int = CONTEXT
+) -> np.ndarray:
     """Distance of the block from where it really was, in pixels: ``steps rollouts*2``."""
     probe = PushTProbe(CAMERA)
-    floor = PushTFloor(probe, num_rollouts=2, num_restarts=2, seed=0, blur=blur)
+    assert KIT.simulator is not None
+    floor = Floor(KIT.simulator, probe, num_rollouts=2, num_restarts=2, seed=0, blur=blur)
     moments = moments[first:]
     floor.begin(moments[: max(context, 2)], context=context)
     block = probe.quantities[1]
@@ -87,7 +91,7 @@ def test_it_starts_from_the_middle_of_an_episode(moments: list[Moment]) -> None:
 
 
 def test_a_blurred_restart_begins_half_a_pixel_away(moments: list[Moment]) -> None:
-    found = divergence(moments, blur=BLUR)
+    found = divergence(moments, blur=None)
     np.testing.assert_allclose(np.median(found[0]), 0.5, atol=0.1)
     assert found[-1].max() > 0.5
     # Every restart is blurred in its own way.
@@ -100,9 +104,11 @@ def test_only_worlds_whose_state_is_known_have_a_floor(tmp_path: Path) -> None:
     blind = record(tmp_path / "blind", num_episodes=1, length=12, with_state=False).dataset
     assert isinstance(blind, Dataset)
     probe = PushTProbe(CAMERA)
-    assert find_floor(None, None, num_rollouts=1, num_restarts=1, seed=0) is None
-    assert find_floor(probe, blind, num_rollouts=1, num_restarts=1, seed=0) is None
-    assert find_floor(probe, None, num_rollouts=1, num_restarts=0, seed=0) is None
-    floor = find_floor(probe, None, num_rollouts=1, num_restarts=1, seed=0)
+    assert find_floor(None, probe, None, num_rollouts=1, num_restarts=1, seed=0) is None
+    assert find_floor(KIT, probe, blind, num_rollouts=1, num_restarts=1, seed=0) is None
+    assert find_floor(KIT, None, None, num_rollouts=1, num_restarts=1, seed=0) is None
+    assert find_floor(Kit(name="bare"), probe, None, num_rollouts=1, num_restarts=1, seed=0) is None
+    assert find_floor(KIT, probe, None, num_rollouts=1, num_restarts=0, seed=0) is None
+    floor = find_floor(KIT, probe, None, num_rollouts=1, num_restarts=1, seed=0)
     assert floor is not None
     floor.close()

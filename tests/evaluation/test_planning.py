@@ -19,7 +19,7 @@ from kinema.evaluation.plan import PlanConfig
 from kinema.evaluation.planning import PlanningConfig, attempt, make_agents, measure_planning
 from kinema.evaluation.plot import LIGHT
 from kinema.evaluation.policy import PolicyConfig, judge
-from kinema.evaluation.tasks import PushTReality, Task, draw_tasks
+from kinema.evaluation.tasks import Task, TaskEnvironment, draw_tasks
 from kinema.model.parts import save_part
 from kinema.model.world import WorldError
 from kinema.planners import CrossEntropy, SearchConfig
@@ -29,7 +29,7 @@ from kinema.simulation.session import World
 from kinema.simulation.starts import History
 
 from ..worlds import random_heads
-from .test_tasks import CONTEXT, recording, world  # noqa: F401
+from .test_tasks import CONTEXT, JUDGE, recording, world  # noqa: F401
 
 SEARCH = ["--search.horizon", "4", "--search.num-knots", "2", "--search.candidates", "4"]
 SEARCH += ["--search.iterations", "1", "--search.elites", "2"]
@@ -46,7 +46,7 @@ class Follower:
     def begin(self, task: Task, rng: np.random.Generator) -> None:
         self._task, self._row = task, task.row
 
-    def act(self, history: History, reality: PushTReality) -> tuple[np.ndarray, Cost | None]:
+    def act(self, history: History, env: TaskEnvironment) -> tuple[np.ndarray, Cost | None]:
         actions = self._dataset.episode(self._task.episode, cameras=()).columns["action"]
         chunk = actions[self._row : self._row + 3]
         self._row += 3
@@ -74,41 +74,41 @@ def test_goals_are_reached_by_who_does_what_was_recorded(
     tmp_path: Path,
 ) -> None:
     config = config_of()
-    tasks = draw_tasks(world, recording, num=3, distances=(8,), context=CONTEXT, seed=1)[8]
-    reality = PushTReality(world)
+    tasks = draw_tasks(world, JUDGE, recording, num=3, distances=(8,), context=CONTEXT, seed=1)[8]
+    env = TaskEnvironment(world, JUDGE)
     journal = Journal(tmp_path / "attempts", {})
-    arrived = attempt(reality, tasks, Follower(recording), 12, config, journal, label="follower")
+    arrived = attempt(env, tasks, Follower(recording), 12, config, journal, label="follower")
     assert np.isfinite(arrived.reached_at).mean() > 0.6
     assert arrived.reached_at.min() >= 1
     assert arrived.reached_at[np.isfinite(arrived.reached_at)].max() <= 12
     assert arrived.costs[0] == Cost(30.0, 7)
-    lazy = attempt(reality, tasks, Follower(recording, is_lazy=True), 12, config, journal, label="lazy")
+    lazy = attempt(env, tasks, Follower(recording, is_lazy=True), 12, config, journal, label="lazy")
     assert np.isinf(lazy.reached_at).mean() > 0.5
-    reality.close()
+    env.close()
 
 
 def test_the_ceiling_is_high(world: World, recording: Dataset, tmp_path: Path) -> None:  # noqa: F811
     """A planner with the real simulator as its model reaches what is near."""
-    tasks = draw_tasks(world, recording, num=2, distances=(8,), context=CONTEXT, seed=1)[8]
+    tasks = draw_tasks(world, JUDGE, recording, num=2, distances=(8,), context=CONTEXT, seed=1)[8]
     search = SearchConfig(horizon=8, num_knots=2, candidates=24, iterations=3)
-    agent = SimulatorAgent("ceiling", world, CrossEntropy(search), chunk=4, end_share=0.5)
-    reality = PushTReality(world)
+    agent = SimulatorAgent("ceiling", world, JUDGE, CrossEntropy(search), chunk=4, end_share=0.5)
+    env = TaskEnvironment(world, JUDGE)
     journal = Journal(tmp_path / "attempts", {})
-    found = attempt(reality, tasks, agent, 24, config_of(seeds=1), journal, label="ceiling")
+    found = attempt(env, tasks, agent, 24, config_of(seeds=1), journal, label="ceiling")
     assert np.isfinite(found.reached_at).all()
     assert len(found.costs) >= 2
-    reality.close()
+    env.close()
 
 
 def test_rows_and_curves(world: World, recording: Dataset, tmp_path: Path) -> None:  # noqa: F811
     config = config_of(planners=("cem",), seeds=1, tasks=2, near=(8, 4))
-    agents, notes = make_agents(world, config)
+    agents, notes = make_agents(world, JUDGE, config)
     assert [agent.name for agent in agents] == ["random", "cem", "cem, real simulator"]
     assert any("No cloned policy" in note for note in notes)
     assert any("in latents" in note for note in notes)
-    tasks = draw_tasks(world, recording, num=2, distances=(8,), context=CONTEXT, seed=0)
+    tasks = draw_tasks(world, JUDGE, recording, num=2, distances=(8,), context=CONTEXT, seed=0)
     journal = Journal(tmp_path / "attempts", {})
-    result = measure_planning(world, tasks, agents, config, journal, source="played", notes=notes)
+    result = measure_planning(world, JUDGE, tasks, agents, config, journal, source="played", notes=notes)
     rows = {row.key: row for row in result.rows}
     assert rows["near/best"].must == 0.7
     assert rows["near/best"].value == rows["near/cem"].value
@@ -134,15 +134,15 @@ def test_planning_goes_on_where_it_was_stopped(
     words += ["--chunk", "2", *SEARCH, "--out"]
     assert cli.main([*words, str(tmp_path / "whole")]) == 0
     begun: list[Task] = []
-    begin = PushTReality.begin
+    begin = TaskEnvironment.begin
 
-    def stop_at_third(self: PushTReality, task: Task, context: int) -> History:
+    def stop_at_third(self: TaskEnvironment, task: Task, context: int) -> History:
         begun.append(task)
         if len(begun) == 3:
             raise KeyboardInterrupt
         return begin(self, task, context)
 
-    monkeypatch.setattr(PushTReality, "begin", stop_at_third)
+    monkeypatch.setattr(TaskEnvironment, "begin", stop_at_third)
     assert cli.main([*words, str(tmp_path / "parts")]) == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert cli.main([*words, str(tmp_path / "parts"), "--seed", "1"]) == 2

@@ -7,21 +7,16 @@ import pytest
 
 from kinema.data import DataError, Dataset
 from kinema.data.record import RecordConfig, record
-from kinema.evaluation.tasks import (
-    PushTReality,
-    SimulatorScore,
-    _bare_simulator,
-    draw_tasks,
-    is_met,
-    pose_errors,
-)
-from kinema.kits.pusht.simulator import advance, get_bodies, set_bodies
+from kinema.evaluation.tasks import Judge, SimulatorScore, TaskEnvironment, draw_tasks
+from kinema.kits import Kit
+from kinema.kits.pusht import KIT
 from kinema.simulation.session import World
 
 from .drawn import tiny_config
 
 CAMERA = "observation.images.pixels"
 CONTEXT = 3
+JUDGE = Judge(KIT, "pusht")
 
 
 @pytest.fixture(scope="module")
@@ -53,79 +48,49 @@ def world() -> World:
     return world
 
 
-def test_success_is_that_of_stable_worldmodel() -> None:
-    goal = np.array([100.0, 100.0, 300.0, 300.0, 3.1])
-    near = goal + np.array([10.0, 10.0, 10.0, 9.0, 0.0])
-    assert is_met(near, goal)
-    # Positions count together.
-    assert not is_met(goal + np.array([15.0, 0.0, 15.0, 0.0, 0.0]), goal)
-    assert is_met(goal + np.array([0, 0, 0, 0, 2 * np.pi + 0.3]), goal)
-    assert not is_met(goal + np.array([0, 0, 0, 0, 0.36]), goal)
-    position, turn = pose_errors(np.stack([near, goal]), goal)
-    np.testing.assert_allclose(position, [np.sqrt(381), 0.0])
-    np.testing.assert_allclose(turn, 0.0)
-
-
 def test_tasks_are_pieces_of_the_recording_that_are_not_done_yet(world: World, recording: Dataset) -> None:
-    tasks = draw_tasks(world, recording, num=6, distances=(5, 20), context=CONTEXT, seed=0)
+    tasks = draw_tasks(world, JUDGE, recording, num=6, distances=(5, 20), context=CONTEXT, seed=0)
     assert {distance: len(found) for distance, found in tasks.items()} == {5: 6, 20: 6}
     for distance, found in tasks.items():
         for task in found:
             columns = recording.episode(task.episode).columns
             np.testing.assert_allclose(task.goal[:2], columns["info.pos_agent"][task.row + distance])
-            np.testing.assert_allclose(task.start[2:], columns["info.block_pose"][task.row])
+            np.testing.assert_allclose(task.start[2:5], columns["info.block_pose"][task.row])
             frames = recording.episode(task.episode).frames[CAMERA]
             assert np.array_equal(task.goal_frame, frames[task.row + distance])
             assert np.array_equal(task.seen[-1].frames[CAMERA], frames[task.row])
             assert len(task.seen) == CONTEXT
-            assert not is_met(task.start, task.goal)
-    again = draw_tasks(world, recording, num=6, distances=(5, 20), context=CONTEXT, seed=0)
+            assert not JUDGE.success.is_met(task.start, task.goal)
+    again = draw_tasks(world, JUDGE, recording, num=6, distances=(5, 20), context=CONTEXT, seed=0)
     assert [(t.episode, t.row) for t in again[5]] == [(t.episode, t.row) for t in tasks[5]]
     assert len({(t.episode, t.row) for t in tasks[20]}) == 6
 
 
 def test_reality_goes_on_as_it_was_recorded(world: World, recording: Dataset) -> None:
-    task = draw_tasks(world, recording, num=1, distances=(10,), context=CONTEXT, seed=3)[10][0]
-    reality = PushTReality(world)
-    history = reality.begin(task, CONTEXT)
-    np.testing.assert_allclose(reality.state, task.start)
+    task = draw_tasks(world, JUDGE, recording, num=1, distances=(10,), context=CONTEXT, seed=3)[10][0]
+    env = TaskEnvironment(world, JUDGE)
+    history = env.begin(task, CONTEXT)
+    np.testing.assert_allclose(env.state, task.start)
     assert len(history.seen) == CONTEXT
     columns = recording.episode(task.episode).columns
     frames = recording.episode(task.episode).frames[CAMERA]
     for t in range(task.row, task.row + 10):
-        seen = reality.step(columns["action"][t])
+        seen = env.step(columns["action"][t])
         history.add(columns["action"][t], seen)
-        np.testing.assert_allclose(reality.state[:2], columns["info.pos_agent"][t + 1], atol=0.05)
+        np.testing.assert_allclose(env.state[:2], columns["info.pos_agent"][t + 1], atol=0.05)
         difference = np.abs(seen.frames[CAMERA].astype(int) - frames[t + 1])
         assert difference.mean() < 2.0
     np.testing.assert_array_equal(history.actions[-1], columns["action"][task.row + 9])
     # The block's own speed was not recorded, so where it was moving the end is near, not the same.
-    assert is_met(reality.state, task.goal)
-    reality.close()
-
-
-def test_physics_without_reward_is_that_of_the_environment() -> None:
-    one, other = _bare_simulator(), _bare_simulator()
-    for environment in (one, other):
-        set_bodies(
-            environment, np.array([200.0, 250.0]), np.array([260.0, 260.0, 0.4]), np.array([30.0, 0.0])
-        )
-    rng = np.random.default_rng(0)
-    for _ in range(15):
-        action = rng.uniform(150, 400, 2)
-        one.step(action)
-        advance(other, action)
-    for mine, its in zip(get_bodies(one), get_bodies(other), strict=True):
-        np.testing.assert_allclose(mine, its, rtol=1e-9, atol=1e-9)
+    assert env.has_met(task)
+    env.close()
 
 
 def test_the_simulator_scores_by_the_true_distance() -> None:
-    environment = _bare_simulator()
-    set_bodies(environment, np.array([100.0, 100.0]), np.array([300.0, 300.0, 0.0]), np.zeros(2))
-    bodies = get_bodies(environment)
-    score = SimulatorScore(np.zeros(2), np.full(2, 512.0), end_share=1.0)
-    goal = np.array([160.0, 120.0, 300.0, 300.0, 0.0])
-    score.set(bodies, goal)
+    start = np.array([100.0, 100.0, 300.0, 300.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    score = SimulatorScore(JUDGE, np.zeros(2), np.full(2, 512.0), end_share=1.0)
+    goal = np.array([160.0, 120.0, 300.0, 300.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    score.set(start, goal)
     there = np.broadcast_to(goal[:2] / 256.0 - 1.0, (1, 12, 2))
     scores = score(np.concatenate([there, np.zeros((1, 12, 2)), -there]))
     assert scores[0] > -0.2
@@ -139,7 +104,10 @@ def test_what_cannot_be_judged_is_explained(world: World, recording: Dataset, tm
     from .drawn import record as record_drawn
 
     with pytest.raises(DataError, match="50 places with a goal 58 steps later are needed, but only"):
-        draw_tasks(world, recording, num=50, distances=(58,), context=2, seed=0)
+        draw_tasks(world, JUDGE, recording, num=50, distances=(58,), context=2, seed=0)
     blind = record_drawn(tmp_path / "blind", num_episodes=1, length=12, with_state=False).dataset
     with pytest.raises(DataError, match="--info-keys pos_agent,block_pose; this column is missing"):
-        draw_tasks(World(tiny_config()).eval(), blind, num=1, distances=(3,), context=1, seed=0)
+        draw_tasks(World(tiny_config()).eval(), JUDGE, blind, num=1, distances=(3,), context=1, seed=0)
+    for kit in (None, Kit(name="drawn"), Kit(name="drawn", simulator=KIT.simulator)):
+        with pytest.raises(DataError, match="world 'drawn' has no kit with a simulator and a criterion"):
+            Judge(kit, "drawn")
