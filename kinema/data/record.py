@@ -32,10 +32,14 @@ from kinema.data.spaces import (
     to_picture,
 )
 from kinema.data.workers import JobError, run_in_order
-from kinema.data.writer import DatasetWriter
+from kinema.data.writer import MAX_FPS, DatasetWriter
 
 RECIPE_PATH = "meta/kinema_record.json"
 """Beside LeRobot's own files: what was recorded, so that the same command can continue it."""
+
+
+MAX_SIDE = 16_384
+"""Pixels of a frame's side that video encoders take."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,16 +85,17 @@ class RecordConfig:
     """How pictures are stored. auto: small pictures without loss, larger ones as LeRobot does (AV1)."""
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("--episodes", self.episodes, 1),
-            ("--seed", self.seed, 0),
-            ("--workers", self.workers, 1),
-            ("--max-steps", self.max_steps, 1),
-            ("--fps", self.fps, 1e-3),
-            ("--camera-size", None if self.picture_size is None else min(self.picture_size), 1),
+        for name, value, least, most in (
+            ("--episodes", self.episodes, 1, np.inf),
+            ("--seed", self.seed, 0, 2**63),
+            ("--workers", self.workers, 1, np.inf),
+            ("--max-steps", self.max_steps, 1, np.inf),
+            ("--fps", self.fps, 1e-3, MAX_FPS),
+            *(("--camera-size", side, 1, MAX_SIDE) for side in self.picture_size or ()),
         ):
-            if value is not None and not least <= value < np.inf:
-                raise RecordError(f"{name} is {value}; it must be at least {least}, and finite")
+            if value is not None and not least <= value <= most:
+                limit = f", at most {most}" if np.isfinite(most) else ""
+                raise RecordError(f"{name} is {value}; it must be at least {least}{limit}")
         parse_policy(self.policy)
 
     @property
@@ -328,11 +333,10 @@ def record(config: RecordConfig) -> RecordResult:
 
 def _check_out(out: Path) -> None:
     """Refuse a folder that holds something else than a dataset. Raises RecordError."""
-    if (out / INFO_PATH).exists():
-        return
     if out.exists() and not out.is_dir():
         raise RecordError(f"--out: {out} is a file; choose a new folder")
-    if not fold.is_vacant(out):
+    # In this order: another writer may create its dataset between the two.
+    if not fold.is_vacant(out) and not (out / INFO_PATH).exists():
         raise RecordError(f"--out: {out} is not a dataset and not empty; choose a new folder")
 
 

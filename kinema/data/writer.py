@@ -55,6 +55,9 @@ _REMEDIES: dict[int | None, str] = {
 }
 """Advice by the number of a system error."""
 
+MAX_FPS = 10_000
+"""Rows a second up to which timestamps of 32 bits and the clocks of videos tell rows apart."""
+
 MAX_STAGED = 4096
 """Episodes after which the staged ones are folded, however small they are."""
 
@@ -88,8 +91,8 @@ class DatasetWriter:
         chunks_size: int = 1000,
         is_locked: bool = False,
     ) -> None:
-        if not isinstance(fps, int | float) or not 0 < fps < float("inf"):
-            raise ValueError(f"fps must be positive, got {fps!r}")
+        if not isinstance(fps, int | float) or not 0 < fps <= MAX_FPS:
+            raise ValueError(f"fps must be positive, and at most {MAX_FPS}; got {fps!r}")
         if codec not in ("auto", "image", *video.CODECS):
             raise ValueError(f"codec must be auto, image, {', '.join(video.CODECS)}; got {codec!r}")
         self.root = Path(root)
@@ -113,7 +116,8 @@ class DatasetWriter:
         self._num_folded, self._num_staged = 0, 0
         self._staged_bytes: dict[str, int] = {}
         self._is_closed = False
-        if not (self.root / INFO_PATH).exists() and not fold.is_vacant(self.root):
+        # In this order: another writer may create its dataset between the two.
+        if not fold.is_vacant(self.root) and not (self.root / INFO_PATH).exists():
             raise ValueError(
                 f"{self.root} is not empty and holds no dataset ({INFO_PATH}); choose another folder"
             )

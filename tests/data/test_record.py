@@ -328,6 +328,30 @@ def test_interrupted_and_continued_is_uninterrupted(
     assert "already has 5 episodes" in capsys.readouterr().err
 
 
+def test_a_second_recording_into_one_folder_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before it records anything: the first one has not even created its dataset."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(PATIENCE)
+        arguments = [*command(tmp_path / "out", server.getsockname()[1]), "--seed", "3"]
+        with started(arguments) as process:
+            connection, _ = server.accept()  # Episode 0, which has seed 3, has begun.
+            with connection:
+                assert main(arguments) == 2
+                assert "another process is recording into this dataset" in capsys.readouterr().err
+                os.killpg(process.pid, signal.SIGINT)
+                process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_left_as_it_was_where_nothing_is_recorded(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="no environment 'Nope-v0'"):
+        record(RecordConfig(env="Nope-v0", out=tmp_path / "out", episodes=1, workers=1))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("fault", "said"), [("raise", "RuntimeError: the motor is hot"), ("die", "SIGKILL")])
 def test_a_failing_episode_keeps_those_before_it(fault: str, said: str, tmp_path: Path) -> None:
     faulty = config(
