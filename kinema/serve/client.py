@@ -200,6 +200,7 @@ class RemoteWorld:
                 frame=self.of_cameras(frames) if frames else None,
                 proprio=None if state.proprio is None else np.array(state.proprio, np.float32),
                 trust=state.trust,
+                outside=state.outside,
             )
 
     def of_cameras(self, frames: Mapping[str, np.ndarray]) -> Any:

@@ -2,24 +2,39 @@
 
 import asyncio
 import dataclasses
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
+from mcp.server.mcpserver.tools import Tool
+from pydantic import ValidationError
 
-from kinema.serve.command import ServeConfig, bind, find_token, make_server, make_service
-from kinema.serve.guard import LOOPBACK, Guard
-from kinema.serve.limits import Limits
-from kinema.serve.service import Service
+from kinema.serve.limits import Limits, Refusal
 from kinema.serve.tools import Tools
+from kinema.types import KinemaError
+
+if TYPE_CHECKING:
+    from kinema.serve.service import Service
+    from kinema.serve.workbench import Workbench
 
 INSTRUCTIONS = """\
 A learned simulator of a robot's world. Begin with list_worlds, then start a session. look shows where you
-are; imagine tries several action sequences at once in the simulator and costs nothing; compare tells which
-of those futures comes nearest to a goal; plan lets a planner search for a sequence; act carries a sequence
+are; imagine tries several action sequences at once in the simulator and costs nothing; compare says which
+of those futures ends nearest to a goal; plan lets a planner search for a sequence; act carries a sequence
 out in the real environment, where the session has one. The simulator is good for some tens of steps: imagine
-a little, act a little, look again. Low trust says that a future has left what the simulator knows."""
+a little, act a little, look again. Low trust says that a future has left the recorded world. The first call
+waits some seconds until the world is loaded."""
+MAX_PROBLEMS = 3
+"""Problems of the arguments that one error names."""
+LAST_WORDS_SECONDS = 1.0
+"""Time to answer open calls before a program that cannot load its world ends."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,34 +52,135 @@ class McpConfig:
     device: str = "auto"
     """Device to compute on: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps."""
     limits: Limits = dataclasses.field(default_factory=Limits)
-    """What clients may ask for."""
+    """Limits on clients."""
+
+
+class ToolServer(MCPServer):
+    """The tools of a workbench that ``ready`` waits for, with errors that a model can act on."""
+
+    def __init__(self, ready: "Callable[[], Awaitable[Workbench]]"):
+        made = []
+        for function, annotations in Tools(ready).all:
+            tool = Tool.from_function(function, annotations=annotations)
+            tool.parameters["additionalProperties"] = False
+            made.append(tool)
+        super().__init__(
+            "kinema", version=version("kinema"), instructions=INSTRUCTIONS, tools=made, log_level="WARNING"
+        )
+        self._arguments = {tool.name: list(tool.parameters["properties"]) for tool in made}
+
+    async def call_tool(self, name: str, arguments: dict[str, Any], context: Any = None) -> Any:
+        expected = self._arguments.get(name)
+        if expected is None:
+            raise ToolError(f"no tool {name!r}; there are {', '.join(self._arguments)}")
+        unknown = ", ".join(key for key in arguments if key not in expected)
+        if unknown:
+            raise ToolError(f"{name}: no argument {unknown}; it takes {', '.join(expected) or 'none'}")
+        try:
+            return await super().call_tool(name, arguments, context)
+        except ToolError as error:
+            cause = error.__cause__
+            if isinstance(error, UnexpectedToolError) and not isinstance(cause, (KinemaError, Refusal)):
+                raise
+            raise ToolError(explain(cause or error)) from cause
+
+
+def explain(error: BaseException) -> str:
+    """The error in one line, with the next thing to do."""
+    if isinstance(error, ValidationError):
+        problems = error.errors(include_url=False, include_input=False)
+        parts = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in problems[:MAX_PROBLEMS]]
+        return "; ".join(parts)
+    if isinstance(error, Refusal) and error.reason == "session":
+        return f"{error} with start, and use the session that it answers"
+    return str(error)
 
 
 def serve_mcp(config: McpConfig) -> None:
     """Answer until the client goes (stdio) or Ctrl-C (HTTP)."""
-    service = make_service(
+    if config.transport == "stdio":
+        _serve_stdio(config)
+    else:
+        asyncio.run(_serve_http(_load(config), config))
+
+
+def make_mcp(service: "Service") -> MCPServer:
+    """The tools of a service that is started."""
+    from kinema.serve.workbench import Workbench
+
+    bench = Workbench(service)
+
+    async def ready() -> "Workbench":
+        return bench
+
+    return ToolServer(ready)
+
+
+def _load(config: McpConfig) -> "Service":
+    from kinema.serve.command import ServeConfig, make_service
+
+    return make_service(
         ServeConfig(world=config.world, data=config.data, device=config.device, limits=config.limits)
     )
-    asyncio.run(_serve_stdio(service) if config.transport == "stdio" else _serve_http(service, config))
 
 
-def make_mcp(service: Service) -> MCPServer:
-    """The tools of a world; the service has to be started."""
-    server = MCPServer("kinema", instructions=INSTRUCTIONS, log_level="WARNING")
-    for tool in Tools(service).all:
-        server.tool()(tool)
-    return server
+def _serve_stdio(config: McpConfig) -> None:
+    """Answer in a thread, at once, while this one loads the world, which the tools wait for.
 
+    The thread is a daemon: one that waits for standard input cannot be ended, and a program whose world
+    cannot be loaded has to end.
+    """
+    loading: Future[Service] = Future()
+    loading.set_running_or_notify_cancel()  # A client that goes early does not cancel it.
+    is_answering = threading.Event()
 
-async def _serve_stdio(service: Service) -> None:
-    await service.start()
+    def answer() -> None:
+        try:
+            asyncio.run(_answer_stdio(loading, is_answering))
+        finally:
+            is_answering.set()
+
+    thread = threading.Thread(target=answer, name="kinema-mcp", daemon=True)
+    thread.start()
+    is_answering.wait()
+    # The protocol has a copy of standard output. Whatever is printed from here on would be taken for JSON,
+    # even when Python ends.
+    sys.stdout = sys.stderr
     try:
-        await make_mcp(service).run_stdio_async()
+        loading.set_result(_load(config))
+    except BaseException as error:
+        loading.set_exception(error)
+        thread.join(LAST_WORDS_SECONDS)
+        raise
+    thread.join()
+
+
+async def _answer_stdio(loading: "Future[Service]", is_answering: threading.Event) -> None:
+    async def open_bench() -> "Workbench":
+        try:
+            service = await asyncio.wrap_future(loading)
+        except Exception as error:
+            raise KinemaError(f"the world cannot be loaded: {error}") from error
+        from kinema.serve.workbench import Workbench
+
+        await service.start()
+        return Workbench(service)
+
+    bench = asyncio.create_task(open_bench())
+    server = ToolServer(lambda: asyncio.shield(bench))
+    asyncio.get_running_loop().call_soon(is_answering.set)
+    try:
+        await server.run_stdio_async()
     finally:
-        await service.close()
+        bench.cancel()
+        if loading.done() and not loading.exception():
+            await loading.result().close()
 
 
-async def _serve_http(service: Service, config: McpConfig) -> None:
+async def _serve_http(service: "Service", config: McpConfig) -> None:
+    from kinema.serve.command import bind, find_token, make_server
+    from kinema.serve.guard import LOOPBACK, Guard
+
     token = find_token(config.host)
     hosts = (*LOOPBACK, config.host)
     app = make_mcp(service).streamable_http_app(host=config.host)

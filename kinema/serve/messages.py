@@ -122,4 +122,5 @@ def stack_steps(steps: Sequence[Step], num: int) -> Step:
         else stacked(frames),
         proprio=stacked([step.proprio for step in steps]),
         trust=None if trust is None else trust.astype(np.float32),
+        outside=[step.outside for step in steps],
     )

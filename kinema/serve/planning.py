@@ -47,10 +47,16 @@ class Planning:
         return len(self._running)
 
     async def start(
-        self, session: Session, wanted: Goal | None, request: schema.PlanRequest
+        self,
+        session: Session,
+        wanted: Goal | None,
+        request: schema.PlanRequest,
+        *,
+        is_patient: bool = False,
     ) -> "asyncio.Future[schema.Planned]":
         """Begin a search from where a session is now, which the caller has for itself until this returns.
-        What is returned waits for the plan, whatever becomes of the session.
+        What is returned waits for the plan, whatever becomes of the session. A search that ``is_patient``
+        scores its first candidates however long that takes, so that there is a plan.
 
         Raises:
             Refusal: too many plans are searched for, or (when waited for, too) nothing was found in time
@@ -73,14 +79,14 @@ class Planning:
                 reason="plans",
                 retry_after=1.0,
             )
-        turns = _Turns(self._engine, seconds)
+        turns = _Turns(self._engine, seconds, is_patient)
         self._running.add(turns)
         try:
             goal, measure = await self._goal(wanted, request, turns)
             goal.check(self._world)
             # Not a copy: it would have room for all the steps that the session can go back.
             origin: SimulationBatch = await turns.take(lambda: session.simulation.fork(1, max_rewind=0))
-            score = _Best(WorldScore(origin, goal, max_batch=PIECE, run=turns.wait))
+            score = _Best(WorldScore(origin, goal, max_batch=PIECE, run=turns.wait), turns)
             last_action = session.last_action
         except _OutOfTimeError:
             self._running.discard(turns)
@@ -176,12 +182,14 @@ class _OutOfTimeError(Exception):
 class _Turns:
     """The turns of one search with the networks, until its time is over."""
 
-    def __init__(self, engine: Engine, seconds: float):
+    def __init__(self, engine: Engine, seconds: float, is_patient: bool):
         self._engine, self._loop = engine, asyncio.get_running_loop()
         self.allowed = seconds
         self._began = self._loop.time()
         self._deadline = self._began + seconds
         self._is_stopped = False
+        self.is_patient = is_patient
+        """True while turns are taken though the time is over."""
         self._pending: concurrent.futures.Future[Any] | None = None
 
     @property
@@ -192,7 +200,7 @@ class _Turns:
     async def take(self, work: Callable[[], Any]) -> Any:
         """One piece of work, in its turn. Raises _OutOfTimeError."""
         try:
-            async with asyncio.timeout_at(self._deadline):
+            async with asyncio.timeout_at(None if self.is_patient else self._deadline):
                 return await self._engine.run(work)
         except TimeoutError:
             raise _OutOfTimeError from None
@@ -217,8 +225,8 @@ class _Turns:
 class _Best:
     """A score that keeps the best candidate of all that were scored, for a search that may not end."""
 
-    def __init__(self, score: WorldScore):
-        self._score = score
+    def __init__(self, score: WorldScore, turns: _Turns):
+        self._score, self._turns = score, turns
         self.best: np.ndarray | None = None
         self.best_score, self.first_score = -np.inf, -np.inf
         self.num_candidates = 0
@@ -235,7 +243,7 @@ class _Best:
     def _keep(self, candidates: np.ndarray) -> np.ndarray:
         scores = self._score(candidates)
         if self.best is None:
-            self.first_score = float(scores[0])
+            self.first_score, self._turns.is_patient = float(scores[0]), False
         top = int(scores.argmax())
         if scores[top] > self.best_score:
             self.best, self.best_score = candidates[top], float(scores[top])

@@ -188,6 +188,11 @@ class State(BaseModel):
     seed: int
     num_denoising_steps: int
     trust: float | None = Field(description="From 1 towards 0; null where the world cannot tell.")
+    outside: dict[str, float] = Field(
+        default_factory=dict,
+        description="Numbers given to the last step, or at the start, that lie outside the recorded ones: "
+        "name and distance in units of the recorded range. Empty where none does.",
+    )
     proprio: list[float] | None
     frames: dict[str, Picture] = Field(description="By camera.")
     beside: dict[str, Picture] | None = Field(description="The same of the real simulator.")

@@ -401,6 +401,7 @@ class Service:
             seed=session.seed,
             num_denoising_steps=simulation.num_denoising_steps,
             trust=step.trust,
+            outside=dict(step.outside),
             proprio=None if step.proprio is None else step.proprio.tolist(),
             frames=_shown(images.by_camera(step.frame, self.world), kind),
             beside=beside,

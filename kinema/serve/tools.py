@@ -1,197 +1,215 @@
-"""The tools that a language model gets. Errors say what to do next: the model reads them."""
+"""The tools that a language model gets: their arguments, their answers, and what they may change.
 
-import base64
-import dataclasses
+Nothing here needs PyTorch, so that a client can list the tools while the world is loaded.
+"""
+
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-from mcp.server.mcpserver.exceptions import ToolError
-from mcp.types import CallToolResult, ImageContent, TextContent
-from pydantic import BaseModel, ConfigDict, Field
+from mcp.types import CallToolResult, ToolAnnotations
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from kinema.data.view import contact_sheet
-from kinema.model.world import WorldError
-from kinema.serve import images, schema
-from kinema.serve.goals import Goal
-from kinema.serve.limits import Refusal
-from kinema.serve.service import Service
-from kinema.serve.sessions import Session
-from kinema.simulation.session import Simulation
-from kinema.types import Frames
+if TYPE_CHECKING:
+    from kinema.serve.workbench import Workbench
 
-CLIENT = "mcp"
-CONTEXT = 4
-"""Real frames that the simulator is shown after acting."""
 MAX_STEPS = 200
 """Steps of one imagined or executed sequence."""
-COLUMNS = 6
-"""Pictures of a future that are shown."""
-PICTURE_HEIGHT = 256
-"""Pictures are enlarged to about so much: models see small ones badly."""
 
-SessionId = Annotated[str, Field(description="The session, as start gave it.")]
-Sequence_ = Annotated[
-    list[schema.Row], Field(min_length=1, max_length=MAX_STEPS, description="Actions, one after the other.")
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e30, le=1e30)]
+SessionId = Annotated[str, Field(description="The session, as start answered it.")]
+Actions = Annotated[
+    list[Annotated[list[Number], Field(min_length=1, max_length=1024)]],
+    Field(min_length=1, max_length=MAX_STEPS, description="Actions, one after the other."),
 ]
 Hold = Annotated[
-    int, Field(ge=1, le=MAX_STEPS, description="Each action is repeated for so many steps: give waypoints.")
+    int, Field(ge=1, le=MAX_STEPS, description="Repeat each action for so many steps: give waypoints.")
 ]
+Index = Annotated[int, Field(ge=0)]
+State = dict[str, float | list[float] | None]
 
 
 class GoalInput(BaseModel):
-    """One of: a name, a state, a recorded row, a picture."""
+    """One of: a name, a state, a recorded row, an image."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str | None = Field(None, description="One of named_goals of list_worlds.")
-    state: dict[str, float | list[float]] | None = Field(
+    state: dict[str, Number | list[Number]] | None = Field(
         None, description="Quantities of list_worlds, such as {'block': [x, y]}; those left out do not count."
     )
-    episode: int | None = Field(None, description="With row: what a recorded episode showed there.")
-    row: int | None = None
-    image: str | None = Field(None, description="A PNG or JPEG file in base64, of the world's picture size.")
+    episode: Index | None = Field(None, description="With row: the frame that a recorded episode has there.")
+    row: Index | None = None
+    image: str | None = Field(None, description="A PNG or JPEG file in base64, of the world's frame size.")
     only: list[str] | None = Field(None, description="Compare only these quantities of the state.")
 
 
-@dataclasses.dataclass
-class _Future:
-    actions: np.ndarray
-    frames: Frames
-    trust: float | None
+class Answer(BaseModel):
+    message: str = Field(description="The answer in words, and the tool to call next.")
 
 
-@dataclasses.dataclass
-class _Work:
-    """What is remembered of a session beside the session."""
+class ActionRange(BaseModel):
+    name: str
+    low: float = Field(description="The recorded numbers lie between this")
+    high: float = Field(description="and this.")
 
-    real: list[tuple[Frames, np.ndarray | None]] = dataclasses.field(default_factory=list)
-    """The last real frames and their proprioception, where an environment is attached."""
-    real_actions: list[np.ndarray] = dataclasses.field(default_factory=list)
-    futures: list[_Future] = dataclasses.field(default_factory=list)
-    """What was imagined last."""
+
+class Camera(BaseModel):
+    key: str
+    height: int
+    width: int
+
+
+class RecordedEpisode(BaseModel):
+    index: int
+    num_rows: int
+
+
+class ServedWorld(BaseModel):
+    name: str
+    steps_per_second: float
+    cameras: list[Camera]
+    actions: list[ActionRange] = Field(description="The numbers of an action, in this order.")
+    quantities: dict[str, str] = Field(description="What state and goals can name, with its unit.")
+    named_goals: dict[str, State]
+    episodes: list[RecordedEpisode] = Field(description="The first recorded episodes to start from.")
+    num_episodes: int
+    has_environment: bool = Field(description="True where sessions can act in the real environment.")
+
+
+class Worlds(Answer):
+    worlds: list[ServedWorld]
+
+
+class SessionAnswer(Answer):
+    session: str = Field(description="Give it to the other tools.")
+
+
+Rounded = Annotated[float, AfterValidator(lambda value: round(value, 4))]
+Trust = Annotated[
+    Rounded | None,
+    Field(description="From 1 towards 0: trust in the simulated frame; null where the world computes none."),
+]
+
+Outside = Annotated[
+    dict[str, Rounded],
+    Field(
+        description="Given numbers that lie outside the recorded ones: name and distance in units of the "
+        "recorded range. Empty where none does."
+    ),
+]
+
+
+class Environment(BaseModel):
+    state: State
+
+
+class Shown(SessionAnswer):
+    """Where a session is. The images are the simulator's frame, then the real environment's."""
+
+    num_steps: int = Field(description="Steps simulated since the start or the last act.")
+    trust: Trust
+    outside: Outside
+    state: State = Field(description="Quantities read in the simulator's frame; null for what is not seen.")
+    environment: Environment | None = Field(description="The real environment, where one is attached.")
+
+
+class Future(BaseModel):
+    future: int = Field(description="Its row in the image; -1 is the present.")
+    num_steps: int
+    trust: Trust
+    outside: Outside
+    state: State = Field(description="At its end.")
+
+
+class Imagined(SessionAnswer):
+    futures: list[Future]
+
+
+class RankedFuture(BaseModel):
+    future: int
+    score: Rounded = Field(description="0 at the goal, 1 as far as can be.")
+    distance: dict[str, Rounded] = Field(description="To the goal, by quantity.")
+    trust: Trust
+
+
+class Ranked(SessionAnswer):
+    ranking: list[RankedFuture] = Field(description="The nearest first.")
+
+
+class PlannedFuture(SessionAnswer):
+    actions: list[list[Rounded]]
+    num_steps: int
+    trust: Trust
+    outside: Outside
+    state: State = Field(description="At the end of the plan, in the simulator.")
+    distance_now: dict[str, Rounded]
+    distance_planned: dict[str, Rounded]
+    num_candidates: int = Field(description="Plans that were tried.")
+    seconds: float
+    is_complete: bool = Field(description="False where the time was over before the search was.")
 
 
 class Tools:
-    """Tools over a service."""
+    """The tools over a workbench that ``ready`` waits for."""
 
-    def __init__(self, service: Service):
-        self._service = service
-        self._reader = service.reader
-        self._work: dict[str, _Work] = {}
+    def __init__(self, ready: "Callable[[], Awaitable[Workbench]]"):
+        self._ready = ready
 
     @property
-    def all(self) -> list[Callable[..., Awaitable[CallToolResult]]]:
-        """Every tool, in the order in which they are used."""
-        tools = [self.list_worlds, self.start, self.look, self.imagine, self.compare, self.plan]
-        return [*tools, self.act, self.simulate, self.rewind, self.close]
+    def all(self) -> list[tuple[Callable[..., Awaitable[CallToolResult]], ToolAnnotations]]:
+        """Every tool in the order of use, with what it may change: nothing, something, or for good."""
+        reads = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+        adds = ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=False)
+        destroys = ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=False)
+        return [
+            (self.list_worlds, reads),
+            (self.start, adds),
+            (self.look, reads),
+            (self.imagine, reads),
+            (self.compare, reads),
+            (self.plan, reads),
+            (self.act, destroys),
+            (self.simulate, adds),
+            (self.rewind, adds),
+            (self.close, destroys),
+        ]
 
-    async def list_worlds(self) -> CallToolResult:
-        """The world that is served: its actions with their ranges, its cameras, the quantities that can be
-        read in its pictures, the goals that have names, and the episodes to start from."""
-        info = self._service.describe()
-        world = {
-            "name": info.name,
-            "steps_a_second": info.fps,
-            "cameras": [camera.model_dump() for camera in info.cameras],
-            "actions": [action.model_dump() for action in info.actions],
-            "quantities": info.quantities,
-            "named_goals": self._reader.named_goals,
-            "episodes": [episode.model_dump() for episode in self._service.list_episodes(0, 20).episodes],
-            "num_episodes": info.num_episodes,
-            "has_environment": info.has_beside,
-        }
-        names = ", ".join(f"{a.name} ({a.low:.0f} to {a.high:.0f})" for a in info.actions)
-        return _answer(
-            f"One world: '{info.name}', {info.fps:g} steps a second; an action is [{names}]. Next: start.",
-            {"worlds": [world]},
-        )
+    async def list_worlds(self) -> Annotated[CallToolResult, Worlds]:
+        """Describe the world: its actions with their recorded ranges, its cameras, the quantities that can be
+        read in its frames, the goals that have names, and the episodes to start from."""
+        return await (await self._ready()).list_worlds()
 
     async def start(
         self,
-        episode: Annotated[int, Field(description="A recorded episode.")] = 0,
-        row: Annotated[int, Field(description="The row of it to start at.")] = 3,
+        episode: Annotated[Index, Field(description="A recorded episode.")] = 0,
+        row: Annotated[Index, Field(description="The row of it to start at.")] = 3,
         environment: Annotated[
             bool, Field(description="Attach the real environment, at the same place, to act in.")
         ] = True,
-        seed: int = 0,
-    ) -> CallToolResult:
-        """Begin a session at a row of a recorded episode. Answers its id, a picture and the state."""
-        request = schema.Start.model_validate(
-            {"episode": episode, "row": row, "seed": seed, "beside": environment}
-            if episode >= 0 <= row and seed >= 0
-            else _fail("episode, row and seed are 0 or more; see list_worlds for what there is")
-        )
-        session = await _told(self._service.open(request, CLIENT))
-        self._work = {key: work for key, work in self._work.items() if key in self._service.sessions}
-        work = self._work[session.id] = _Work()
-        if session.beside is not None:
-            work.real.append((session.beside.look(), session.beside.proprio()))
-        return await self._shown(session, "Started.")
+        seed: Annotated[Index, Field(description="Of the simulator's noise.")] = 0,
+    ) -> Annotated[CallToolResult, Shown]:
+        """Begin a session at a row of a recorded episode. Answers its id, its frame and its state."""
+        return await (await self._ready()).start(episode, row, environment, seed)
 
-    async def look(self, session: SessionId) -> CallToolResult:
-        """The present picture of the session, the real environment's where one is attached, and the state."""
-        async with self._use(session) as held:
-            return await self._shown(held, "")
+    async def look(self, session: SessionId) -> Annotated[CallToolResult, Shown]:
+        """Show where the session is: its frame, the real environment's where one is attached, and the
+        state."""
+        return await (await self._ready()).look(session)
 
     async def imagine(
         self,
         session: SessionId,
-        sequences: Annotated[list[Sequence_], Field(min_length=1, max_length=32)],
+        sequences: Annotated[list[Actions], Field(min_length=1, max_length=32)],
         hold: Hold = 1,
-    ) -> CallToolResult:
+    ) -> Annotated[CallToolResult, Imagined]:
         """Try several action sequences in the simulator, each from the present, all at once; nothing is
-        carried out. Answers a strip of pictures for each, with its last state and trust."""
-        rows = [self._actions(sequence, hold, f"sequences[{i}]") for i, sequence in enumerate(sequences)]
-        async with self._use(session) as held:
-            with _Telling(), self._service.sessions.room(CLIENT, len(rows)):
-                films, trusts = await self._roll_out(held, rows)
-        futures = [
-            _Future(actions, {key: film[-1] for key, film in films_of.items()}, trust)
-            for actions, films_of, trust in zip(rows, films, trusts, strict=True)
-        ]
-        self._work[held.id].futures = futures
-        strips = [np.concatenate(list(films_of.values()), axis=2) for films_of in films]
-        labels = [str(index) for index in range(len(strips))]
-        sheet = contact_sheet(strips, columns=COLUMNS, scale=max(1, 96 // strips[0].shape[1]), labels=labels)
-        described = [
-            {
-                "future": index,
-                "num_steps": len(future.actions),
-                "trust": future.trust,
-                "state": self._reader.read(future.frames),
-            }
-            for index, future in enumerate(futures)
-        ]
-        text = "Each row of the picture is a future, from left to right. Next: compare with a goal, then act."
-        return _answer(text, {"session": held.id, "futures": described}, [sheet])
+        carried out. Answers a strip of frames for each, with its last state and trust."""
+        return await (await self._ready()).imagine(session, sequences, hold)
 
-    async def compare(self, session: SessionId, goal: GoalInput) -> CallToolResult:
-        """Rank the futures that were imagined last by how near they come to a goal at their end; the present
-        is ranked with them, as future -1."""
-        async with self._use(session) as held:
-            work = self._work[held.id]
-            if not work.futures:
-                _fail("nothing was imagined since the last act: call imagine first")
-            wanted = await self._goal(goal)
-            present = {**images.by_camera(held.step.frame, self._service.world)}
-        candidates = [(-1, present, held.step.trust)]
-        candidates += [(i, future.frames, future.trust) for i, future in enumerate(work.futures)]
-        ranked = []
-        for index, frames, trust in candidates:
-            distance = self._reader.distance(frames, wanted)
-            score = self._reader.score(distance)
-            entry = {"future": index, "score": round(score, 4), "distance": distance, "trust": trust}
-            ranked.append(entry)
-        ranked.sort(key=lambda entry: entry["score"])
-        best = ranked[0]
-        told = ", ".join(f"{key} {value:.1f}" for key, value in best["distance"].items())
-        if best["future"] == -1:
-            text = f"None is nearer to the goal than the present ({told} off). Imagine other sequences."
-        else:
-            text = f"Future {best['future']} comes nearest: {told} off. Next: act with its sequence."
-        return _answer(text, {"session": held.id, "ranking": ranked})
+    async def compare(self, session: SessionId, goal: GoalInput) -> Annotated[CallToolResult, Ranked]:
+        """Rank the futures that were imagined last by how near they end to a goal; the present is ranked
+        with them, as future -1."""
+        return await (await self._ready()).compare(session, goal)
 
     async def plan(
         self,
@@ -202,265 +220,31 @@ class Tools:
             float, Field(gt=0, le=30, description="After so long the best plan so far is the answer.")
         ] = 10.0,
         planner: Annotated[str, Field(description="cem or mppi.", pattern="^(cem|mppi)$")] = "cem",
-        seed: Annotated[int, Field(ge=0, lt=2**31)] = 0,
-    ) -> CallToolResult:
+        seed: Annotated[int, Field(ge=0, lt=2**31, description="Of the search.")] = 0,
+    ) -> Annotated[CallToolResult, PlannedFuture]:
         """Let a planner search in the simulator for actions that lead to a goal; nothing is carried out.
-        Answers the best sequence and a strip of pictures of its future: future 0 for compare."""
-        service = self._service
-        async with self._use(session) as held:
-            wanted = await self._goal(goal)
-            request = schema.PlanRequest.model_validate(
-                {
-                    "horizon": horizon,
-                    "planner": planner,
-                    "seed": seed,
-                    "max_seconds": min(max_seconds, service.limits.max_plan_seconds),
-                }
-            )
-            planned = await _told(await _told(service.planning.start(held, wanted, request)))
-            actions = np.asarray(planned.actions, np.float32)
-            with _Telling(), service.sessions.room(CLIENT):
-                (film,), (trust,) = await self._roll_out(held, [actions])
-            present = images.by_camera(held.step.frame, service.world)
-        future = _Future(actions, {key: pictures[-1] for key, pictures in film.items()}, trust)
-        self._work[held.id].futures = [future]
-        now, then = (self._reader.distance(frames, wanted) for frames in (present, future.frames))
-        told = ", ".join(f"{key} {now[key]:.1f} to {then[key]:.1f}" for key in now)
-        if self._reader.score(then) < self._reader.score(now):
-            text = f"The plan comes nearer to the goal: {told}. Next: act with its first actions, then look."
-        else:
-            text = (
-                f"No plan that was tried comes nearer to the goal ({told}). Give more max_seconds or another "
-                "horizon, or imagine sequences of your own."
-            )
-        strip = contact_sheet(
-            [np.concatenate(list(film.values()), axis=2)],
-            columns=COLUMNS,
-            scale=max(1, 96 // next(iter(film.values())).shape[1]),
-        )
-        data = {
-            "session": held.id,
-            "actions": [[round(number, 2) for number in row] for row in planned.actions],
-            "num_steps": horizon,
-            "trust": trust,
-            "state": self._reader.read(future.frames),
-            "distance_now": now,
-            "distance_planned": then,
-            "num_candidates": planned.num_candidates,
-            "seconds": planned.seconds,
-            "is_complete": planned.is_complete,
-        }
-        return _answer(text, data, [strip])
+        Answers the best sequence and a strip of frames of its future: future 0 for compare."""
+        return await (await self._ready()).plan(session, goal, horizon, max_seconds, planner, seed)
 
-    async def act(self, session: SessionId, actions: Sequence_, hold: Hold = 1) -> CallToolResult:
-        """Carry actions out in the real environment. The simulator then goes on from what the environment
-        showed. This cannot be undone."""
-        rows = self._actions(actions, hold, "actions")
-        async with self._use(session) as held:
-            if held.beside is None:
-                _fail(
-                    "this session has no environment to act in: start one with environment=true, where "
-                    "list_worlds says has_environment; or use simulate to go on in the simulator alone"
-                )
-            work = self._work[held.id]
-            for action in rows:
-                held.beside.step(action)
-                work.real.append((held.beside.look(), held.beside.proprio()))
-                work.real_actions.append(action)
-            del work.real[:-CONTEXT], work.real_actions[: -(CONTEXT - 1)]
-            work.futures = []
-            held.last_action = rows[-1]
-            await _told(self._ground(held, work))
-            return await self._shown(held, f"Carried out {len(rows)} steps.")
+    async def act(
+        self, session: SessionId, actions: Actions, hold: Hold = 1
+    ) -> Annotated[CallToolResult, Shown]:
+        """Carry actions out in the real environment. The simulator then goes on from the frames that the
+        environment showed. This cannot be undone."""
+        return await (await self._ready()).act(session, actions, hold)
 
-    async def simulate(self, session: SessionId, actions: Sequence_, hold: Hold = 1) -> CallToolResult:
+    async def simulate(
+        self, session: SessionId, actions: Actions, hold: Hold = 1
+    ) -> Annotated[CallToolResult, Shown]:
         """Go on in the simulator alone; rewind undoes it. The environment, where there is one, stays."""
-        rows = self._actions(actions, hold, "actions")
-        async with self._use(session) as held:
-            for index, action in enumerate(rows):
-                is_last = index == len(rows) - 1
-                (held.step,) = await _told(
-                    self._service.engine.step([held.simulation], [action], decode=is_last)
-                )
-            held.last_action = rows[-1]
-            self._work[held.id].futures = []
-            return await self._shown(held, f"Simulated {len(rows)} steps.")
+        return await (await self._ready()).simulate(session, actions, hold)
 
-    async def rewind(self, session: SessionId, num_steps: Annotated[int, Field(ge=0)]) -> CallToolResult:
+    async def rewind(
+        self, session: SessionId, num_steps: Annotated[Index, Field(description="Simulated steps to undo.")]
+    ) -> Annotated[CallToolResult, Shown]:
         """Undo the last simulated steps; what was done in the environment stays done."""
-        async with self._use(session) as held:
-            simulation = held.simulation
-            if num_steps > simulation.num_rewindable:
-                _fail(
-                    f"only {simulation.num_rewindable} simulated steps can be undone (acting cannot be); "
-                    "give fewer"
-                )
-            await _told(self._service.engine.run(lambda: simulation.rewind(num_steps)))
-            held.step, held.last_action = await _told(self._service.engine.run(simulation.look)), None
-            self._work[held.id].futures = []
-            return await self._shown(held, f"Went back {num_steps} steps.")
+        return await (await self._ready()).rewind(session, num_steps)
 
-    async def close(self, session: SessionId) -> CallToolResult:
+    async def close(self, session: SessionId) -> Annotated[CallToolResult, SessionAnswer]:
         """Close the session: the server has room for another."""
-        with _Telling():
-            self._service.sessions.close(session)
-        self._work.pop(session, None)
-        return _answer("Closed.", {"session": session})
-
-    # How.
-
-    def _use(self, session_id: str) -> "_Held":
-        return _Held(self, session_id)
-
-    def _actions(self, rows: list[list[float]], hold: int, where: str) -> np.ndarray:
-        world = self._service.world
-        if len(rows) * hold > MAX_STEPS:
-            _fail(
-                f"{where}: {len(rows)} actions held for {hold} steps are over {MAX_STEPS} steps; give fewer"
-            )
-        if any(len(row) != world.action_dim for row in rows):
-            _fail(f"{where}: an action is [{', '.join(world.config.action_names)}]")
-        return np.repeat(np.asarray(rows, np.float32), hold, axis=0)
-
-    async def _roll_out(
-        self, session: Session, rows: list[np.ndarray]
-    ) -> tuple[list[dict[str, np.ndarray]], list[float | None]]:
-        """Films of each sequence by camera, ``T H W C``, under the same noise, and trust at their ends."""
-        engine = self._service.engine
-        copies: list[Simulation] = [await engine.run(session.simulation.copy) for _ in rows]
-        films: list[dict[str, list[np.ndarray]]] = [{} for _ in rows]
-        steps = [session.step for _ in rows]
-        for time in range(max(map(len, rows))):
-            running = [index for index, actions in enumerate(rows) if time < len(actions)]
-            made = await engine.step([copies[i] for i in running], [rows[i][time] for i in running])
-            for index, step in zip(running, made, strict=True):
-                steps[index] = step
-                for key, frame in images.by_camera(step.frame, self._service.world).items():
-                    films[index].setdefault(key, []).append(frame)
-        stacked = [{key: np.stack(film) for key, film in film_of.items()} for film_of in films]
-        return stacked, [step.trust for step in steps]
-
-    async def _ground(self, session: Session, work: _Work) -> None:
-        """Let the simulator go on from what the environment showed."""
-        world = self._service.world
-        frames = {key: np.stack([real[key] for real, _ in work.real])[None] for key in world.cameras}
-        proprios = [proprio for _, proprio in work.real if proprio is not None]
-        actions = np.stack(work.real_actions[-(len(work.real) - 1) :])[None]
-
-        def begin() -> Simulation:
-            batch = world.start_batch(
-                frames,
-                actions,
-                proprio=np.stack(proprios)[None] if proprios and world.proprio_dim else None,
-                seeds=[session.seed],
-                max_pictures=self._service.limits.max_pictures,
-            )
-            return Simulation(batch)
-
-        session.simulation = await self._service.engine.run(begin)
-        session.step = await self._service.engine.run(session.simulation.look)
-
-    async def _goal(self, goal: GoalInput) -> Goal:
-        given = [goal.name, goal.state, goal.episode, goal.image]
-        if sum(value is not None for value in given) != 1:
-            _fail("goal: give one of name, state, episode (with row), image")
-        named = self._reader.named_goals
-        if goal.name is not None and goal.name not in named:
-            _fail(f"goal: no name {goal.name!r}; there are {', '.join(named) or 'none in this world'}")
-        state: dict[str, Any] = named[goal.name] if goal.name is not None else dict(goal.state or {})
-        frames: Frames | None = None
-        if goal.episode is not None:
-            recorded = await _told(self._service.episode(goal.episode))
-            row = goal.row or 0
-            if not 0 <= row < len(recorded):
-                _fail(f"goal: episode {goal.episode} has rows 0 to {len(recorded) - 1}")
-            frames = self._service.world.by_camera({k: f[row : row + 1] for k, f in recorded.frames.items()})
-            frames = {key: film[0] for key, film in frames.items()}
-        elif goal.image is not None:
-            with _Telling():
-                camera = self._service.world.cameras[0]
-                found = images.decode_frames({camera: [goal.image]}, self._service.world, max_frames=1)
-                checked = self._service.world.by_camera(found)
-            frames = {key: film[0] for key, film in checked.items()}
-        if frames is not None:
-            seen = self._reader.read(frames)
-            state = {key: value for key, value in seen.items() if value is not None}
-        if goal.only is not None:
-            unknown = [key for key in goal.only if key not in self._reader.quantities]
-            if unknown:
-                known = ", ".join(self._reader.quantities) or "none in this world"
-                _fail(f"goal: no quantity {unknown[0]!r} for only; there are {known}")
-            state = {key: value for key, value in state.items() if key in goal.only}
-        with _Telling():
-            chosen = self._reader.check(state)
-        if not chosen and frames is None:
-            _fail("goal: no quantity is left to compare")
-        return Goal(chosen, frames)
-
-    async def _shown(self, session: Session, text: str) -> CallToolResult:
-        await self._service.look(session)
-        frames = images.by_camera(session.step.frame, self._service.world)
-        pictures = list(frames.values())
-        data: dict[str, Any] = {
-            "session": session.id,
-            "num_steps": session.simulation.num_steps,
-            "trust": session.step.trust,
-            "state": self._reader.read(frames),
-        }
-        parts = [text, "The picture is the simulator's present."]
-        if session.beside is not None:
-            real = session.beside.look()
-            data["environment"] = {"state": self._reader.read(real)}
-            pictures += real.values()
-            parts[-1] = "The pictures are the simulator's present, then the real environment's."
-        enlarged = [_enlarge(picture) for picture in pictures]
-        return _answer(" ".join(part for part in parts if part), data, enlarged)
-
-
-class _Held:
-    """A session for one tool."""
-
-    def __init__(self, tools: Tools, session_id: str):
-        self._tools, self._session_id = tools, session_id
-        self._stack = AsyncExitStack()
-
-    async def __aenter__(self) -> Session:
-        try:
-            return await self._stack.enter_async_context(self._tools._service.sessions.use(self._session_id))
-        except Refusal as refusal:
-            raise ToolError(f"{refusal.message} with start, and use the session that it answers") from refusal
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
-
-
-def _fail(message: str) -> NoReturn:
-    raise ToolError(message)
-
-
-class _Telling:
-    """Tells the model what a client would be told."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if isinstance(error, Refusal | WorldError):
-            raise ToolError(str(error)) from error
-
-
-async def _told(work: Awaitable[Any]) -> Any:
-    with _Telling():
-        return await work
-
-
-def _enlarge(picture: np.ndarray) -> np.ndarray:
-    scale = max(1, PICTURE_HEIGHT // picture.shape[0])
-    return picture.repeat(scale, 0).repeat(scale, 1)
-
-
-def _answer(text: str, data: dict[str, Any], pictures: list[np.ndarray] | None = None) -> CallToolResult:
-    content: list[Any] = [TextContent(type="text", text=text)]
-    for picture in pictures or []:
-        encoded = base64.b64encode(images.encode(picture, "png")).decode()
-        content.append(ImageContent(type="image", data=encoded, mime_type="image/png"))
-    return CallToolResult(content=content, structured_content=data)
+        return await (await self._ready()).close(session)

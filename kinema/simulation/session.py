@@ -745,6 +745,15 @@ class World(WorldModel):
             )
         )
 
+    def outside(self, actions: Any) -> Mapping[str, float]:
+        """Measure by how much actions ``T A`` leave the recorded ones, as ``Step.outside`` does; of several
+        actions the largest distances."""
+        rows = self.check_actions(actions, (len(actions), self.action_dim), "actions")
+        normalized = self.action_normalizer.normalize(torch.from_numpy(rows).to(self.device))
+        excess = _excess(normalized, self.held_action(normalized)).amax(0).tolist()
+        distances = zip(self.config.action_names, excess, strict=True)
+        return {name: distance for name, distance in distances if distance > OUTSIDE_TOLERANCE}
+
     def act(
         self,
         frames: Pictures,

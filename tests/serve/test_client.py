@@ -56,6 +56,7 @@ def assert_same(one: kinema.Step, other: kinema.Step) -> None:
     if other.proprio is not None:
         np.testing.assert_allclose(one.proprio, other.proprio, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(one.trust, other.trust, rtol=1e-3)
+    assert np.array_equal(one.is_outside, other.is_outside)
 
 
 def test_the_same_calls_give_the_same_steps(worlds: tuple[RemoteWorld, World], tmp_path: Path) -> None:
@@ -89,6 +90,11 @@ def test_the_same_calls_give_the_same_steps(worlds: tuple[RemoteWorld, World], t
     for sim in (there, here):
         sim.change(seed=9, num_denoising_steps=3)
     assert_same(there.step(then[11]), here.step(then[11]))
+    far = np.array([60.0, 1.5], np.float32)
+    outside, expected_outside = there.step(far).outside, here.step(far).outside
+    assert outside == pytest.approx(dict(expected_outside), rel=1e-4)
+    assert outside["right"] > 1
+    assert_same(there.fork(2).step([far, then[11]]), here.fork(2).step([far, then[11]]))
     mine, theirs = there.pictures(), here.pictures()
     if isinstance(mine, dict):
         assert isinstance(theirs, dict)
