@@ -153,6 +153,7 @@ EXTRA_OF_MODULE = {
     "mcp": "mcp",
     "prometheus_client": "serve",
     "rerun": "view",
+    "scipy": "evaluate",
     "shimmy": "dmc",
     "stable_baselines3": "agents",
     "tensorboard": "train",

@@ -5,19 +5,19 @@ actions, ``report`` is the protocol, ``simulate`` the command.
 """
 
 from kinema.evaluation.report import ReportConfig, measure
+from kinema.evaluation.result import Result, Row, Series
 from kinema.evaluation.rollout import Clip, Sweep, compare, load_clips, repeat_last, roll_out
-from kinema.evaluation.table import Curve, Report, Row
 from kinema.kits import Probe, Quantity, Reading, Target, find_probe
 
 __all__ = [
     "Clip",
-    "Curve",
     "Probe",
     "Quantity",
     "Reading",
-    "Report",
     "ReportConfig",
+    "Result",
     "Row",
+    "Series",
     "Sweep",
     "Target",
     "compare",

@@ -15,9 +15,8 @@ import tyro
 from tqdm import tqdm
 
 from kinema.evaluation import bootstrap, rollout
-from kinema.evaluation.result import Result, Series, plain
+from kinema.evaluation.result import Result, Row, Series, describe_run, plain
 from kinema.evaluation.rollout import PICTURE, PROPRIO, Clip, Sweep, by_camera, load_clips, open_recordings
-from kinema.evaluation.table import Row, tell
 from kinema.kits import Probe, Quantity, Target, find_probe
 from kinema.simulation.session import World, load
 from kinema.types import Frames
@@ -73,7 +72,7 @@ def control(config: ControlConfig) -> int:
     clips = load_clips(world, dataset, num=config.rollouts, length=config.context + config.steps, probe=probe)
     result = measure_control(world, clips, config, source=str(dataset.root), probe=probe)
     paths = result.write(config.out)
-    tell(result, paths, as_json=config.json)
+    result.tell(paths, as_json=config.json)
     return 0
 
 
@@ -108,6 +107,7 @@ def measure_control(
         data=source,
         axis="step",
         protocol={**plain(config), "rollouts": len(clips)},
+        run=describe_run(world),
         rows=rows,
         series=series,
         notes=[
@@ -143,21 +143,10 @@ def _obedience(
     key, true = quantity.key, errors["true"][quantity.key]
     for kind in WRONG:
         pair = errors[kind][key], true
-        low, high = bootstrap.interval(bootstrap.ratio_of_medians, *pair, rng=rng)
+        what = f"{quantity.label} error with {kind} actions over that with true ones"
+        row = Row.measure(f"obey/{key}/{kind}", what, "x", bootstrap.ratio_of_medians, *pair, rng=rng)
         target = Target(must=5.0, aim=15.0) if (kind, key) == ("shuffled", "agent") else None
-        rows.append(
-            Row(
-                key=f"obey/{key}/{kind}",
-                what=f"{quantity.label} error with {kind} actions over that with true ones",
-                value=bootstrap.ratio_of_medians(*pair),
-                unit="x",
-                low=low,
-                high=high,
-                must=target.must if target else None,
-                aim=target.aim if target else None,
-                is_higher_better=True,
-            )
-        )
+        rows.append(dataclasses.replace(row.with_target(target), is_higher_better=True))
     return rows
 
 
@@ -238,16 +227,8 @@ def _agreement_row(
 ) -> Row:
     scale = world.action_normalizer.scale.cpu().numpy()
     samples = inferred / scale, true / scale
-    low, high = bootstrap.interval(explained, *samples, rng=rng)
-    return Row(
-        key=key,
-        what=f"inverse dynamics, agreement in {what}",
-        value=explained(*samples),
-        unit="share",
-        low=low,
-        high=high,
-        is_higher_better=True,
-    )
+    what = f"inverse dynamics, agreement in {what}"
+    return Row.measure(key, what, "share", explained, *samples, rng=rng, is_higher_better=True)
 
 
 def explained(inferred: np.ndarray, true: np.ndarray) -> float:

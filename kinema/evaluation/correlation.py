@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Float
+from scipy import stats
 
 NUM_PERMUTATIONS = 2000
 NUM_SPLITS = 200
@@ -32,7 +33,11 @@ class Agreement:
 
 
 def agreement(
-    simulated: Float[np.ndarray, " N"], real: Float[np.ndarray, " N"], *, seed: int = 0
+    simulated: Float[np.ndarray, " N"],
+    real: Float[np.ndarray, " N"],
+    *,
+    seed: int = 0,
+    num_permutations: int = NUM_PERMUTATIONS,
 ) -> Agreement:
     """All of it.
 
@@ -43,17 +48,19 @@ def agreement(
     if num < 4:
         raise ValueError(f"{num} policies: at least 4 are needed to say how well a world ranks them")
     r = pearson(simulated, real)
-    low, high = fisher_interval(r, num)
+    low, high = float("nan"), float("nan")
+    if np.ptp(simulated) > 0 and np.ptp(real) > 0:
+        low, high = stats.pearsonr(simulated, real).confidence_interval(0.95)
     others = [np.arange(num) != left_out for left_out in range(num)]
     dropped = np.array([pearson(simulated[keep], real[keep]) for keep in others])
     leverage = int(np.abs(dropped - r).argmax())
     rng = np.random.default_rng(seed)
-    by_chance = [pearson(rng.permutation(simulated), real) for _ in range(NUM_PERMUTATIONS)]
+    by_chance = [pearson(rng.permutation(simulated), real) for _ in range(num_permutations)]
     return Agreement(
         pearson=r,
-        pearson_low=low,
-        pearson_high=high,
-        spearman=pearson(ranks(simulated), ranks(real)),
+        pearson_low=float(low),
+        pearson_high=float(high),
+        spearman=pearson(stats.rankdata(simulated), stats.rankdata(real)),
         mmrv=mmrv(simulated, real),
         dropped_low=float(dropped.min()),
         dropped_high=float(dropped.max()),
@@ -68,19 +75,6 @@ def pearson(one: Float[np.ndarray, " N"], other: Float[np.ndarray, " N"]) -> flo
     first, second = one - one.mean(), other - other.mean()
     scale = np.sqrt((first**2).sum() * (second**2).sum())
     return float((first * second).sum() / scale) if scale > 1e-12 else 0.0
-
-
-def fisher_interval(r: float, num: int) -> tuple[float, float]:
-    """The 95% interval of a Pearson r of ``num`` pairs, which are taken to be normally distributed."""
-    middle, reach = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12)), 1.959964 / np.sqrt(num - 3)
-    return float(np.tanh(middle - reach)), float(np.tanh(middle + reach))
-
-
-def ranks(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    """Ranks from 1; equal numbers share the mean of theirs."""
-    below = (values[None, :] < values[:, None]).sum(axis=1)
-    equal = (values[None, :] == values[:, None]).sum(axis=1)
-    return below + 0.5 * (equal + 1)
 
 
 def mmrv(simulated: Float[np.ndarray, " N"], real: Float[np.ndarray, " N"]) -> float:

@@ -9,9 +9,10 @@ from tqdm import tqdm
 
 from kinema.data import view
 from kinema.data.lerobot import Dataset
+from kinema.evaluation.plot import error_video
 from kinema.evaluation.simulate import Comparison, SimulateConfig, compare_episode
 from kinema.evaluation.speed import measure_speed
-from kinema.evaluation.table import align
+from kinema.evaluation.tables import align
 from kinema.kits import Quantity, find_probe
 from kinema.simulation.session import BUNDLED_WORLDS, load, worlds
 
@@ -98,7 +99,7 @@ def write_pictures(
     start = real[:1]
     unit = quantities[0].unit
     curves = {q.label: comparison.errors[q.key] for q in quantities if q.unit == unit}
-    pictures = view.error_curve(view.side_by_side(real[1:], simulated), curves, unit=unit)
+    pictures = error_video(view.side_by_side(real[1:], simulated), curves, unit=unit)
     progress = tqdm(pictures, desc="filming", total=len(simulated), unit=" frames")
     view.write_video(film, (picture for picture in progress), fps=fps)
     rows = [real, np.concatenate([start, simulated])]

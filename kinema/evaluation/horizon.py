@@ -20,7 +20,7 @@ from kinema.evaluation.detector import Detector
 from kinema.evaluation.floor import Floor, find_floor
 from kinema.evaluation.image_distance import Slices, mean_square, psnr, sliced_frechet, ssim
 from kinema.evaluation.reality import Moment, Reality, RecordedEpisodes
-from kinema.evaluation.result import Result, Series, plain
+from kinema.evaluation.result import Result, Row, Series, describe_run, plain
 from kinema.evaluation.rollout import (
     PROPRIO,
     by_camera,
@@ -29,7 +29,6 @@ from kinema.evaluation.rollout import (
     reconstruct,
     session_generator,
 )
-from kinema.evaluation.table import Row, tell
 from kinema.evaluation.trust import trust_rows
 from kinema.kits import Probe, Quantity, Reading, errors, find_kit, kit_of_environment
 from kinema.simulation.session import SimulationBatch, Step, World, load
@@ -139,7 +138,7 @@ def horizon(config: HorizonConfig) -> int:
     paths = result.write(config.out)
     if is_interrupted:
         raise KeyboardInterrupt
-    tell(result, paths, as_json=config.json)
+    result.tell(paths, as_json=config.json)
     return 0
 
 
@@ -388,6 +387,7 @@ class Horizon:
             data=self.reality.source,
             axis="step",
             protocol={**plain(self.config), "rollouts": self.reality.num_rollouts},
+            run=describe_run(self.world),
             rows=self._rows(series, marks, rng),
             series=series,
             notes=self._notes(marks),

@@ -1,5 +1,7 @@
 """How far pictures are from pictures: PSNR, SSIM, and the sliced Frechet distance of two sets of them."""
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,11 @@ def mean_square(frames: Frames, others: Frames) -> np.ndarray:
 def psnr(square: np.ndarray) -> np.ndarray:
     """Decibels of mean square differences in squared levels, at most ``MAX_PSNR``."""
     return np.asarray(np.minimum(10.0 * np.log10(255.0**2 / np.maximum(square, 1e-9)), MAX_PSNR))
+
+
+def psnr_of_rms(difference: float) -> float:
+    """Decibels of a root mean square difference in levels."""
+    return 20.0 * math.log10(255.0 / max(difference, 1e-3))
 
 
 def ssim(frames: Frames, others: Frames) -> np.ndarray:

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from kinema.data import view
 from kinema.data.options import JsonObject
-from kinema.evaluation.table import align
+from kinema.evaluation.plot import error_video
+from kinema.evaluation.tables import align
 from kinema.kits import errors, find_probe
 from kinema.model.goals import encode_goal
 from kinema.planners import (
@@ -211,7 +212,7 @@ def write_pictures(world: World, trial: Trial, picture: np.ndarray | None, out: 
     scale = max(1, 256 // real.shape[1])
     paths = [out / "plan.mp4", out / "plan.png"]
     joined = np.concatenate(parts, axis=2)
-    frames = view.error_curve(joined, {}, scale=scale, titles=names, first_step=0)
+    frames = error_video(joined, {}, scale=scale, titles=names, first_step=0)
     view.write_video(paths[0], frames, fps=world.fps)
     rows, labels = [real, imagined, planned], ["real", "imagined", "first plan"]
     if picture is not None:

@@ -28,8 +28,7 @@ from kinema.evaluation.agents import (
     SimulatorAgent,
 )
 from kinema.evaluation.journal import Journal, identify
-from kinema.evaluation.result import Result, Series, plain
-from kinema.evaluation.table import Row, tell
+from kinema.evaluation.result import Result, Row, Series, describe_run, plain
 from kinema.evaluation.tasks import Judge, Task, TaskEnvironment, draw_tasks
 from kinema.kits import find_kit
 from kinema.planners import PLANNER_NAMES, PROPOSE, ProposeAndCheck, SearchConfig, find_proposer, make_planner
@@ -136,7 +135,7 @@ def planning(config: PlanningConfig) -> int:
         )
         paths = result.write(config.out)
         journal.finish()
-    tell(result, paths, as_json=config.json)
+    result.tell(paths, as_json=config.json)
     return 0
 
 
@@ -210,6 +209,7 @@ def measure_planning(
         data=source,
         axis="step",
         protocol=plain(config),
+        run=describe_run(world),
         rows=rows,
         series=series,
         notes=[

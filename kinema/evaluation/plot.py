@@ -1,234 +1,262 @@
-"""Curves with their intervals, drawn as one picture: panel under panel, all over the same axis."""
+"""Plots by Matplotlib: series with their intervals, agreement of two measurements, errors beneath a video.
 
-from typing import NamedTuple
+Matplotlib is imported when something is drawn.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kinema.data.view import BACKGROUND, FAINT, FONT, TEXT, Colour
+from kinema.data.view import BACKGROUND, FONT, LINE_HEIGHT, TEXT, enlarge, rgb
 
+if TYPE_CHECKING:
+    from kinema.evaluation.result import Series
 
-class Theme(NamedTuple):
-    """Colours of a plot."""
-
-    background: Colour
-    text: Colour
-    faint: Colour
-    grid: Colour
-    lines: tuple[Colour, ...]
-
-
-COLOURS: tuple[Colour, ...] = (
-    (86, 180, 233),
-    (240, 170, 30),
-    (0, 190, 135),
-    (204, 121, 167),
-    (240, 228, 66),
-    (213, 94, 0),
-    (160, 160, 160),
-)
-"""Okabe and Ito's, told apart by colour-blind eyes."""
-DARK = Theme(BACKGROUND, TEXT, FAINT, (52, 55, 60), COLOURS)
-LIGHT = Theme(
-    (255, 255, 255),
-    (28, 30, 33),
-    (110, 113, 120),
-    (222, 224, 228),
-    (
-        (0, 114, 178),
-        (196, 120, 0),
-        (0, 134, 97),
-        (178, 82, 140),
-        (140, 128, 0),
-        (190, 80, 0),
-        (100, 100, 100),
-    ),
-)
-"""The same hues, darker, to be read on white."""
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 44, 30
-SMOOTH = 3
-"""Pillow draws lines without smoothing: they are drawn this many times larger and reduced."""
 LOG_RATIO = 30.0
 """An axis that spans more than this is logarithmic."""
+SHARPNESS = 1.5
+"""Pixels of the file for each pixel of the page, for sharp screens."""
+WIDTH, PANEL_HEIGHT, SQUARE = 960, 240, 560
+"""Sizes of a plot in pixels of the page."""
 
 
-class Line(NamedTuple):
-    """One curve: its name, places, values and interval; NaN where there is none."""
+@dataclasses.dataclass(frozen=True)
+class Theme:
+    """Colours of a plot."""
 
-    name: str
-    x: np.ndarray
-    y: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
-class Panel(NamedTuple):
-    title: str
-    unit: str
-    lines: list[Line]
+    background: str
+    text: str
+    faint: str
+    grid: str
+    lines: tuple[str, ...]
 
 
-def paint(
-    panels: list[Panel], *, axis: str, width: int = 960, height: int = 230, theme: Theme = DARK
-) -> np.ndarray:
-    """All panels under each other, ``H W 3`` uint8; ``axis`` names what they run over."""
-    places = np.concatenate([line.x for panel in panels for line in panel.lines] or [np.ones(1)])
-    across = _Scale.over(places, LEFT, width - RIGHT, from_zero=False)
+DARK = Theme(
+    "#1e2024",
+    "#e1e2e4",
+    "#9a9da4",
+    "#3a3d43",
+    ("#56b4e9", "#f0aa1e", "#00be87", "#cc79a7", "#f0e442", "#d55e00", "#a0a0a0"),
+)
+"""Okabe and Ito's colours, which colour-blind readers distinguish."""
+LIGHT = Theme(
+    "#ffffff",
+    "#1c1e21",
+    "#62666d",
+    "#dee0e4",
+    ("#0072b2", "#c47800", "#008661", "#b2528c", "#8c8000", "#be5000", "#646464"),
+)
+"""The same hues, darker, for white paper."""
+
+Drawing = Callable[[Theme], np.ndarray]
+"""Draws a plot ``H W 3`` uint8 in the colours of a theme."""
+
+
+def draw_series(series: "Sequence[Series]", *, axis: str, theme: Theme = DARK) -> np.ndarray:
+    """Draw the panels of series under each other over one axis: ``H W 3`` uint8."""
+    panels = {
+        title: [one for one in series if one.panel == title]
+        for title in dict.fromkeys(s.panel for s in series)
+    }
+    figure = _figure(WIDTH, PANEL_HEIGHT * max(1, len(panels)), theme)
     if not panels:
-        return np.full((height, width, 3), theme.background, np.uint8)
-    return np.concatenate([_panel(panel, across, axis, width, height, theme) for panel in panels])
+        return _pixels(figure)
+    places = np.array([place for one in series for place in one.at], dtype=float)
+    axes = figure.subplots(len(panels), squeeze=False)[:, 0]
+    for each, (title, shown) in zip(axes, panels.items(), strict=True):
+        unit, factor = ("%", 100.0) if shown[0].unit == "share" else (shown[0].unit, 1.0)
+        _style(each, theme, title=f"{title}, {unit}" if unit else title)
+        values = []
+        for one, colour in zip(shown, _cycle(theme.lines), strict=False):
+            value, low, high = (factor * np.array(v, dtype=float) for v in (one.value, one.low, one.high))
+            each.fill_between(one.at, low, high, color=colour, alpha=0.2, linewidth=0)
+            known = np.isfinite(value)
+            each.plot(np.array(one.at)[known], value[known], color=colour, marker=".", label=one.what)
+            values += [value, low, high]
+        if not _scale(each.set_xscale, places):
+            each.xaxis.get_major_locator().set_params(integer=True)
+        _scale(each.set_yscale, np.concatenate(values))
+        each.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=7, frameon=False, fontsize=6.5,
+            labelcolor="linecolor", handlelength=1.0, borderaxespad=0.2,
+        )  # fmt: skip
+    axes[-1].set_xlabel(axis, color=theme.faint, loc="right", fontsize=7)
+    return _pixels(figure)
 
 
-class _Scale(NamedTuple):
-    """Values to pixels."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    is_log: bool
-
-    @classmethod
-    def over(cls, values: np.ndarray, start: float, end: float, *, from_zero: bool) -> "_Scale":
-        values = values[np.isfinite(values)]
-        if not len(values):
-            return cls(0.0, 1.0, start, end, False)
-        low, high = float(values.min()), float(values.max())
-        above = values[values > 0]
-        # What spans decades is read on a logarithmic scale; what falls below a millionth of the largest is
-        # drawn at the edge.
-        is_log = len(above) > 0 and low >= 0 and high > LOG_RATIO * float(np.quantile(above, 0.1))
-        if is_log:
-            return cls(max(float(above.min()), 1e-4 * high), high, start, end, True)
-        if from_zero and low >= 0 and low < 0.6 * high:
-            low = 0.0
-        if high == low:
-            low, high = low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)
-        return cls(low, high, start, end, False)
-
-    def __call__(self, values: np.ndarray) -> np.ndarray:
-        if self.is_log:
-            share = np.log(np.maximum(values, self.low) / self.low) / np.log(self.high / self.low)
-        else:
-            share = (values - self.low) / (self.high - self.low)
-        return np.asarray(self.start + share * (self.end - self.start))
-
-    def ticks(self) -> list[float]:
-        if self.is_log:
-            powers = range(int(np.ceil(np.log10(self.low) - 1e-9)), int(np.floor(np.log10(self.high))) + 1)
-            ticks = [10.0**power for power in powers]
-            if len(ticks) < 3:
-                ticks += [m * 10.0**p for m in (2, 5) for p in range(min(powers, default=0) - 1, 7)]
-            return sorted(tick for tick in ticks if self.low * 0.999 <= tick <= self.high * 1.001)
-        step = (self.high - self.low) / 4
-        power = 10.0 ** np.floor(np.log10(step))
-        step = next(power * m for m in (1, 2, 5, 10) if power * m >= 0.999 * step)
-        first = np.ceil(self.low / step - 1e-9)
-        return [float(step * tick) + 0.0 for tick in np.arange(first, np.floor(self.high / step + 1e-9) + 1)]
-
-
-def _panel(panel: Panel, across: _Scale, axis: str, width: int, height: int, theme: Theme) -> np.ndarray:
-    values = np.concatenate([np.concatenate([line.y, line.low, line.high]) for line in panel.lines])
-    up = _Scale.over(values, height - BOTTOM, TOP, from_zero=True)
-    large = Image.new("RGB", (width * SMOOTH, height * SMOOTH), theme.background)
-    draw = ImageDraw.Draw(large, "RGBA")
-    for tick in up.ticks():
-        y = float(up(np.array(tick))) * SMOOTH
-        draw.line([(LEFT * SMOOTH, y), ((width - RIGHT) * SMOOTH, y)], fill=theme.grid, width=SMOOTH)
-    for index, line in enumerate(panel.lines):
-        colour = theme.lines[index % len(theme.lines)]
-        x = across(line.x) * SMOOTH
-        y, low, high = (up(part) * SMOOTH for part in (line.y, line.low, line.high))
-        has_band = np.isfinite(low) & np.isfinite(high)
-        if has_band.sum() > 1:
-            outline = [*zip(x[has_band], low[has_band], strict=True)]
-            outline += [*zip(x[has_band][::-1], high[has_band][::-1], strict=True)]
-            draw.polygon(outline, fill=(*colour, 45))
-        known = np.isfinite(y)
-        points = [(float(a), float(b)) for a, b in zip(x[known], y[known], strict=True)]
-        if len(points) > 1:
-            draw.line(points, fill=colour, width=2 * SMOOTH, joint="curve")
-        for a, b in points:
-            draw.ellipse(
-                [a - 2.5 * SMOOTH, b - 2.5 * SMOOTH, a + 2.5 * SMOOTH, b + 2.5 * SMOOTH], fill=colour
-            )
-    image = large.resize((width, height), Image.Resampling.LANCZOS)
-    draw = ImageDraw.Draw(image)
-    draw.text(
-        (8, 6), f"{panel.title}, {panel.unit}" if panel.unit else panel.title, fill=theme.text, font=FONT
-    )
-    x = float(LEFT)
-    for index, line in enumerate(panel.lines):
-        draw.text((x, 24), line.name, fill=theme.lines[index % len(theme.lines)], font=FONT)
-        x += FONT.getlength(line.name) + 18
-    for tick in up.ticks():
-        draw.text(
-            (LEFT - 6, float(up(np.array(tick)))), f"{tick:g}", fill=theme.faint, font=FONT, anchor="rm"
-        )
-    for tick in across.ticks():
-        place = float(across(np.array(tick)))
-        draw.text((place, height - BOTTOM + 5), f"{tick:,g}", fill=theme.faint, font=FONT, anchor="ma")
-    draw.text((width - RIGHT, height - 13), axis, fill=theme.faint, font=FONT, anchor="ra")
-    return np.asarray(image)
-
-
-class Point(NamedTuple):
-    """One thing measured in two ways, with intervals."""
-
-    name: str
-    x: float
-    y: float
-    x_span: tuple[float, float]
-    y_span: tuple[float, float]
-
-
-def scatter(
-    points: list[Point], *, x: str, y: str, title: str, size: int = 560, theme: Theme = DARK
+def draw_agreement(
+    names: Sequence[str],
+    x: np.ndarray,
+    y: np.ndarray,
+    x_spans: np.ndarray,
+    y_spans: np.ndarray,
+    *,
+    x_label: str,
+    y_label: str,
+    title: str,
+    theme: Theme = DARK,
 ) -> np.ndarray:
-    """Points with their intervals and names on axes of one scale, and the line where both agree: ``H W 3``
-    uint8."""
-    values = np.array([v for p in points for v in (p.x, p.y, *p.x_span, *p.y_span)])
-    low, high = float(values.min()), float(values.max())
-    margin = 0.05 * (high - low) or 0.5
-    across = _Scale(low - margin, high + margin, LEFT, size - RIGHT, False)
-    up = _Scale(low - margin, high + margin, size - BOTTOM, TOP, False)
+    """Draw ``N`` things measured in two ways, with intervals ``N 2``, on axes of one scale: ``H W 3`` uint8.
 
-    def place(a: float, b: float) -> tuple[float, float]:
-        return float(across(np.array(a))) * SMOOTH, float(up(np.array(b))) * SMOOTH
+    The diagonal shows where both agree.
+    """
+    figure = _figure(SQUARE, SQUARE, theme)
+    axes = figure.subplots()
+    _style(axes, theme, title=title)
+    every = np.concatenate([x, y, x_spans.ravel(), y_spans.ravel()])
+    margin = 0.05 * (every.max() - every.min()) or 0.5
+    limits = float(every.min() - margin), float(every.max() + margin)
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
+    axes.plot(limits, limits, color=theme.faint, linewidth=0.8)
+    for index, (name, colour) in enumerate(zip(names, _cycle(theme.lines), strict=False)):
+        axes.plot(x_spans[index], [y[index]] * 2, color=colour, linewidth=1)
+        axes.plot([x[index]] * 2, y_spans[index], color=colour, linewidth=1)
+        axes.plot(x[index], y[index], color=colour, marker="o", markersize=5)
+        axes.annotate(
+            name, (x[index], y[index]), (4, 5), textcoords="offset points", color=colour, fontsize=7
+        )
+    axes.set_xlabel(x_label, color=theme.faint, fontsize=8)
+    axes.set_ylabel(y_label, color=theme.faint, fontsize=8)
+    return _pixels(figure)
 
-    large = Image.new("RGB", (size * SMOOTH, size * SMOOTH), theme.background)
-    draw = ImageDraw.Draw(large)
-    for tick in across.ticks():
-        draw.line([place(tick, across.low), place(tick, across.high)], fill=theme.grid, width=SMOOTH)
-        draw.line([place(across.low, tick), place(across.high, tick)], fill=theme.grid, width=SMOOTH)
-    draw.line([place(across.low, up.low), place(across.high, up.high)], fill=theme.faint, width=SMOOTH)
-    for index, point in enumerate(points):
-        colour = theme.lines[index % len(theme.lines)]
-        draw.line(
-            [place(point.x_span[0], point.y), place(point.x_span[1], point.y)], fill=colour, width=SMOOTH
+
+def error_video(
+    pictures: np.ndarray,
+    curves: Mapping[str, np.ndarray],
+    *,
+    unit: str = "",
+    scale: int = 4,
+    titles: Sequence[str] = ("real", "simulated", "difference (orange: too dark, blue: too bright)"),
+    first_step: int = 1,
+    height: int = 120,
+) -> Iterator[np.ndarray]:
+    """Yield frames ``H W 3`` uint8 of a video: ``pictures`` enlarged, and beneath them curves with a marker.
+
+    Args:
+        pictures: ``T H W C`` uint8, as ``view.side_by_side`` gives them.
+        curves: ``T`` numbers by name; NaN leaves a gap.
+        unit: unit of all curves.
+        scale: enlargement of the pictures.
+        titles: names of the panels from left to right.
+        first_step: step of the first picture.
+        height: pixels of the curves.
+    """
+    frames = rgb(pictures)
+    for name, values in curves.items():
+        if values.shape != (len(frames),):
+            raise ValueError(f"curve {name!r} has shape {values.shape}, but there are {len(frames)} pictures")
+    width = frames.shape[2] * scale
+    header = _title_bar(titles, width)
+    plotted = _Curves(curves, unit, width, height, first_step) if curves else None
+    for index, frame in enumerate(frames):
+        parts = [header, enlarge(frame, scale)]
+        if plotted is not None:
+            parts.append(plotted.draw(index))
+        yield np.concatenate(parts, axis=0)
+
+
+class _Curves:
+    """Curves over steps, drawn once bright and once dim: a frame shows its past bright."""
+
+    def __init__(
+        self, curves: Mapping[str, np.ndarray], unit: str, width: int, height: int, first_step: int
+    ) -> None:
+        self._curves = {name: np.asarray(values, dtype=float) for name, values in curves.items()}
+        self._unit, self._first_step = unit, first_step
+        figure = _figure(width, height, DARK, dpi=100, layout="none")
+        axes = figure.add_axes((45 / width, 20 / height, 1 - 60 / width, 1 - 40 / height))
+        _style(axes, DARK, size=7)
+        self._steps = first_step + np.arange(len(next(iter(self._curves.values()))))
+        lines = [
+            axes.plot(self._steps, values, color=colour, linewidth=1.2)[0]
+            for values, colour in zip(self._curves.values(), _cycle(DARK.lines), strict=False)
+        ]
+        axes.set_xlim(self._steps[0], max(self._steps[-1], self._steps[0] + 1))
+        axes.set_ylim(bottom=0.0)
+        self._bright = _pixels(figure)
+        for line in lines:
+            line.set_alpha(0.35)
+        self._dim = _pixels(figure)
+        self._to_pixels, self._height = axes.transData, height
+        self._top, self._bottom = (
+            height - axes.get_position().y1 * height,
+            height - axes.get_position().y0 * height,
         )
-        draw.line(
-            [place(point.x, point.y_span[0]), place(point.x, point.y_span[1])], fill=colour, width=SMOOTH
+        self._room = max(
+            FONT.getlength(self._label(name, value))
+            for name, values in self._curves.items()
+            for value in (*values[np.isfinite(values)], 0.0)
         )
-        a, b = place(point.x, point.y)
-        draw.ellipse([a - 4 * SMOOTH, b - 4 * SMOOTH, a + 4 * SMOOTH, b + 4 * SMOOTH], fill=colour)
-    image = large.resize((size, size), Image.Resampling.LANCZOS)
+
+    def draw(self, index: int) -> np.ndarray:
+        """Return the curves with the marker at picture ``index``: ``H W 3`` uint8."""
+        marker = self._to_pixels.transform((self._steps[index], 0.0))[0]
+        past = round(marker) + 1
+        image = Image.fromarray(np.concatenate([self._bright[:, :past], self._dim[:, past:]], axis=1))
+        draw = ImageDraw.Draw(image)
+        draw.line([(marker, self._top), (marker, self._bottom)], fill=DARK.faint)
+        draw.text((45, 3), f"step {index + self._first_step}", fill=TEXT, font=FONT)
+        left = 115.0
+        for colour, (name, values) in zip(_cycle(DARK.lines), self._curves.items(), strict=False):
+            value = float(values[index])
+            draw.text((left, 3), self._label(name, value), fill=colour, font=FONT)
+            left += self._room + 22
+            if np.isfinite(value):
+                y = self._height - self._to_pixels.transform((0.0, value))[1]
+                draw.ellipse([marker - 3, y - 3, marker + 3, y + 3], fill=colour)
+        return np.asarray(image)
+
+    def _label(self, name: str, value: float) -> str:
+        return f"{name} {value:.2f} {self._unit}".rstrip() if np.isfinite(value) else f"{name} -"
+
+
+def _figure(
+    width: int, height: int, theme: Theme, *, dpi: float = 100 * SHARPNESS, layout: Any = "constrained"
+) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / 100, height / 100), dpi=dpi, facecolor=theme.background, layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _pixels(figure: Any) -> np.ndarray:
+    figure.canvas.draw()
+    return np.array(figure.canvas.buffer_rgba())[..., :3]
+
+
+def _style(axes: Any, theme: Theme, *, title: str = "", size: float = 7.5) -> None:
+    axes.set_facecolor(theme.background)
+    axes.grid(color=theme.grid, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", colors=theme.faint, labelsize=size, length=0)
+    axes.spines[:].set_visible(False)
+    if title:
+        axes.set_title(title, color=theme.text, loc="left", fontsize=8.5, pad=16)
+
+
+def _scale(set_scale: Callable[..., None], values: np.ndarray) -> bool:
+    """Make an axis logarithmic for numbers that span decades; returns whether it did."""
+    values = values[np.isfinite(values)]
+    above = values[values > 0]
+    is_log = len(above) > 0 and values.min() >= 0 and values.max() > LOG_RATIO * np.quantile(above, 0.1)
+    if is_log:
+        set_scale("log", nonpositive="mask")
+    return bool(is_log)
+
+
+def _cycle(colours: Sequence[str]) -> Iterator[str]:
+    while True:
+        yield from colours
+
+
+def _title_bar(titles: Sequence[str], width: int) -> np.ndarray:
+    image = Image.new("RGB", (width, LINE_HEIGHT + 2), BACKGROUND)
     draw = ImageDraw.Draw(image)
-    for index, point in enumerate(points):
-        a, b = (number / SMOOTH for number in place(point.x, point.y))
-        draw.text((a + 6, b - 14), point.name, fill=theme.lines[index % len(theme.lines)], font=FONT)
-    draw.text((8, 6), title, fill=theme.text, font=FONT)
-    draw.text((8, 24), y, fill=theme.faint, font=FONT)
-    draw.text((size - RIGHT, size - 13), x, fill=theme.faint, font=FONT, anchor="ra")
-    for tick in across.ticks():
-        draw.text(
-            (float(across(np.array(tick))), size - BOTTOM + 5),
-            f"{tick:g}",
-            fill=theme.faint,
-            font=FONT,
-            anchor="ma",
-        )
-        draw.text(
-            (LEFT - 6, float(up(np.array(tick)))), f"{tick:g}", fill=theme.faint, font=FONT, anchor="rm"
-        )
+    for index, title in enumerate(titles):
+        draw.text((index * width / len(titles) + 4, 2), title, fill=TEXT, font=FONT)
     return np.asarray(image)

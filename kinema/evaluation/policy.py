@@ -22,10 +22,8 @@ from kinema.data.spaces import RENDER_KEY, ActionReader
 from kinema.evaluation import bootstrap
 from kinema.evaluation.correlation import agreement, of_halves
 from kinema.evaluation.journal import Journal, identify
-from kinema.evaluation.page import Drawing
-from kinema.evaluation.plot import Point, scatter
-from kinema.evaluation.result import Result, Series, plain
-from kinema.evaluation.table import Row, tell
+from kinema.evaluation.plot import Drawing, Theme, draw_agreement
+from kinema.evaluation.result import Result, Row, Series, describe_run, plain
 from kinema.simulation.real_env import Arena, seen_after
 from kinema.simulation.session import World, load
 from kinema.types import Seen
@@ -97,7 +95,7 @@ def policy(config: PolicyConfig) -> int:
         result, draw = judge(world, config, real, simulated)
         paths = result.write(config.out, {"scatter": draw})
         journal.finish()
-    tell(result, paths, as_json=config.json)
+    result.tell(paths, as_json=config.json)
     return 0
 
 
@@ -255,18 +253,28 @@ def judge(
         data=config.env,
         axis="policy",
         protocol={**plain(config), "returns": returns},
+        run=describe_run(world),
         rows=rows,
         series=series,
         notes=notes,
     )
-    points = []
-    for name, real_returns, simulated_returns in zip(names, real, simulated, strict=True):
-        spans = [
-            bootstrap.interval(lambda v: float(v.mean()), values, rng=rng)
-            for values in (real_returns, simulated_returns)
-        ]
-        points.append(Point(name, real_returns.mean(), simulated_returns.mean(), *spans))
+    spans = [
+        np.array([bootstrap.interval(lambda v: float(v.mean()), values, rng=rng) for values in returns])
+        for returns in (simulated, real)
+    ]
     title = f"r {found.pearson:.2f}, rho {found.spearman:.2f}, MMRV {found.mmrv:.3f}"
-    return result, lambda theme: scatter(
-        points, x="real return", y="simulated return", title=title, theme=theme
-    )
+
+    def draw(theme: Theme) -> np.ndarray:
+        return draw_agreement(
+            names,
+            means[1],
+            means[0],
+            spans[1],
+            spans[0],
+            x_label="real return",
+            y_label="simulated return",
+            title=title,
+            theme=theme,
+        )
+
+    return result, draw

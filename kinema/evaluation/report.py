@@ -6,18 +6,16 @@ again.
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from kinema.data.lerobot import Dataset
 from kinema.evaluation import bootstrap, rollout, validity
-from kinema.evaluation.page import write_files
-from kinema.evaluation.plot import Line, Panel, Theme, paint
+from kinema.evaluation.image_distance import psnr_of_rms
+from kinema.evaluation.result import Result, Row, Series, Statistic, describe_run
 from kinema.evaluation.rollout import PICTURE, PROPRIO, Clip, Sweep
 from kinema.evaluation.speed import measure_speed
-from kinema.evaluation.table import Curve, Report, Row, psnr
 from kinema.kits import Probe, Quantity, Target, errors, find_probe
 from kinema.model.world import CONFIG_FILE, WEIGHTS_FILE
 from kinema.simulation.session import BUNDLED_WORLDS, World
@@ -54,7 +52,7 @@ def measure(
     context: int,
     seed: int,
     num_denoising_steps: int | None = None,
-) -> Report:
+) -> Result:
     """Measures a world on held-out episodes.
 
     Args:
@@ -80,40 +78,17 @@ def measure(
     if config.speed_steps:
         rows.append(measurement.speed())
     rows += _size(source)
-    return Report(
+    return Result(
+        name="report",
         world=world.name,
         data=str(dataset.root),
+        axis="step",
         protocol={**dataclasses.asdict(config), **dataclasses.asdict(sweep), "clips": len(clips)},
-        rows=[_with_target(row, probe) for row in rows],
-        curves=measurement.curves,
+        rows=[row.with_target(_target(row.key, probe)) for row in rows],
+        run=describe_run(world),
+        series=measurement.series,
         notes=measurement.notes,
     )
-
-
-def write(report: Report, folder: Path) -> list[Path]:
-    """Write ``report.json``, ``report.png`` with the errors over the steps, and ``report.html`` with all of
-    it, each beside and then renamed."""
-    return write_files(
-        folder,
-        "report",
-        report.to_json(),
-        title=f"kinema simulate --report: world {report.world}",
-        subtitle=f"beside {report.data}; intervals are 95%",
-        tables=report.tables(),
-        drawings={"": lambda theme: _plot(report, theme)},
-        notes=report.notes,
-        protocol=report.protocol,
-    )
-
-
-def _plot(report: Report, theme: Theme) -> np.ndarray:
-    """The curves, one panel for each quantity: ``H W 3`` uint8."""
-    panels: dict[str, Panel] = {}
-    for curve in report.curves:
-        panel = panels.setdefault(curve.panel, Panel(curve.panel, curve.unit, []))
-        median, p90 = np.array(curve.median, dtype=float), np.array(curve.p90, dtype=float)
-        panel.lines.append(Line(curve.what, np.array(curve.steps, dtype=float), median, median, p90))
-    return paint(list(panels.values()), axis="step", theme=theme)
 
 
 class _Measurement:
@@ -123,7 +98,7 @@ class _Measurement:
         self, world: World, clips: list[Clip], probe: Probe | None, config: ReportConfig, sweep: Sweep
     ) -> None:
         self.world, self.clips, self.probe, self.config, self.sweep = world, clips, probe, config, sweep
-        self.curves: list[Curve] = []
+        self.series: list[Series] = []
         self.notes: list[str] = []
         self.rng = np.random.default_rng(sweep.seeds[0])
 
@@ -218,7 +193,7 @@ class _Measurement:
             key = quantity.key
             rows += self._quantity_rows(quantity, true[key], wrong[key], still[key])
             for name, values in (("", true), (", shuffled actions", wrong), (", last frame repeated", still)):
-                self.curves.append(_curve(quantity, name, values[key]))
+                self.series.append(_series(quantity, name, values[key]))
         for quantity in quantities:
             what = f"obedience: {quantity.label} error, shuffled over true actions"
             pair = wrong[quantity.key], true[quantity.key]
@@ -295,18 +270,9 @@ class _Measurement:
             is_higher_better=True,
         )
 
-    def _row(
-        self, key: str, what: str, unit: str, statistic: Callable[..., float], *samples: np.ndarray
-    ) -> Row:
-        low, high = bootstrap.interval(statistic, *samples, rng=self.rng)
-        return Row(
-            key=key,
-            what=what,
-            value=statistic(*samples),
-            unit=unit,
-            low=low,
-            high=high,
-            is_higher_better=unit == "share",
+    def _row(self, key: str, what: str, unit: str, statistic: Statistic, *samples: np.ndarray) -> Row:
+        return Row.measure(
+            key, what, unit, statistic, *samples, rng=self.rng, is_higher_better=unit == "share"
         )
 
     def _psnr_row(self, key: str, what: str, differences: np.ndarray) -> Row:
@@ -315,22 +281,18 @@ class _Measurement:
         return Row(
             key=key,
             what=what,
-            value=psnr(bootstrap.median(differences)),
+            value=psnr_of_rms(bootstrap.median(differences)),
             unit="dB",
-            low=psnr(high),
-            high=psnr(low),
+            low=psnr_of_rms(high),
+            high=psnr_of_rms(low),
             is_higher_better=True,
         )
 
 
-def _with_target(row: Row, probe: Probe | None) -> Row:
-    """The row with what it must reach: by its key, or by that of the same number told in another way."""
+def _target(key: str, probe: Probe | None) -> Target | None:
+    """The target of a row, by its key or by that of the same number at another place."""
     targets = probe.targets if probe is not None else {}
-    for key in (row.key, row.key.removesuffix("/last"), row.key.removesuffix("/recorded")):
-        target: Target | None = targets.get(key)
-        if target is not None:
-            return dataclasses.replace(row, must=target.must, aim=target.aim)
-    return row
+    return targets.get(key) or targets.get(key.removesuffix("/last").removesuffix("/recorded"))
 
 
 def _size(source: str) -> list[Row]:
@@ -343,14 +305,17 @@ def _size(source: str) -> list[Row]:
     return [Row(key="size", what="size of the world, its recording included", value=size, unit="MB")]
 
 
-def _curve(quantity: Quantity, name: str, values: np.ndarray) -> Curve:
-    """Over clips and seeds, the first two axes."""
+def _series(quantity: Quantity, name: str, values: np.ndarray) -> Series:
+    """Medians over clips and seeds, the first two axes, with the 90th percentile as their upper end."""
     columns = values.reshape(-1, values.shape[-1]).T
-    return Curve(
+    medians = [bootstrap.median(column) for column in columns]
+    return Series(
+        key=f"{quantity.key}{name.replace(', ', '/')}",
         what=f"{quantity.label}{name}",
         unit=quantity.unit,
         panel=f"{quantity.label}: median, shaded up to the 90th percentile",
-        steps=list(range(1, len(columns) + 1)),
-        median=[bootstrap.median(column) for column in columns],
-        p90=[bootstrap.percentile(column, 90.0) for column in columns],
+        at=list(range(1, len(columns) + 1)),
+        value=medians,
+        low=medians,
+        high=[bootstrap.percentile(column, 90.0) for column in columns],
     )

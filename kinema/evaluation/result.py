@@ -1,31 +1,87 @@
-"""What ``kinema evaluate`` measured: as JSON, as a short table, as a plot and as a page."""
+"""Results of measurements: rows and series with intervals, targets and provenance, and their files."""
 
 import dataclasses
-import json
 import math
+import os
+import platform
+import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from kinema.evaluation import bootstrap
-from kinema.evaluation.page import Drawing, write_files
-from kinema.evaluation.plot import DARK, Line, Panel, Theme, paint
-from kinema.evaluation.table import Cells, Row, align, to_json
+from kinema.data.files import to_json, write_text
+from kinema.data.view import write_png
+from kinema.evaluation import bootstrap, page, plot, tables
+from kinema.kits import Target
+from kinema.model.parts import fingerprint
+from kinema.simulation.session import World
 
-MAX_COLUMNS = 7
+Statistic = Callable[..., float]
+PACKAGES = ("kinema", "torch", "numpy")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One number."""
+
+    key: str
+    what: str
+    value: float
+    unit: str
+    low: float | None = None
+    """Lower end of the 95% interval; for speed, the slowest repeat."""
+    high: float | None = None
+    must: float | None = None
+    aim: float | None = None
+    is_higher_better: bool = False
+
+    @classmethod
+    def measure(
+        cls,
+        key: str,
+        what: str,
+        unit: str,
+        statistic: Statistic,
+        *samples: np.ndarray,
+        rng: np.random.Generator,
+        num_draws: int = 400,
+        target: Target | None = None,
+        is_higher_better: bool = False,
+    ) -> "Row":
+        """Return ``statistic(*samples)`` with its bootstrap interval over the first axis of the samples."""
+        low, high = bootstrap.interval(statistic, *samples, rng=rng, num=num_draws)
+        row = cls(key=key, what=what, value=statistic(*samples), unit=unit, low=low, high=high)
+        return dataclasses.replace(row, is_higher_better=is_higher_better).with_target(target)
+
+    def with_target(self, target: Target | None) -> "Row":
+        """Return the row with a target; without one, the row itself."""
+        return self if target is None else dataclasses.replace(self, must=target.must, aim=target.aim)
+
+    @property
+    def verdict(self) -> str:
+        """``aim`` or ``must`` where it is reached, ``missed`` where not, empty without a target."""
+        if self.must is None or self.aim is None:
+            return ""
+        sign = 1.0 if self.is_higher_better else -1.0
+        if sign * self.value >= sign * self.aim:
+            return "aim"
+        return "must" if sign * self.value >= sign * self.must else "missed"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Series:
-    """A number at several places of an axis, such as the steps of a simulation, with 95% intervals."""
+    """Numbers along an axis, such as the steps of a simulation, with intervals."""
 
     key: str
     what: str
     unit: str
     panel: str
-    """Title of the panel of the plot that shows it; series of one panel share their unit."""
+    """Title of the panel of the plot; series of one panel share their unit."""
     at: list[int]
     value: list[float]
     low: list[float]
@@ -39,123 +95,125 @@ class Series:
         unit: str,
         panel: str,
         at: Sequence[int],
-        statistic: Callable[..., float],
+        statistic: Statistic,
         *samples: Sequence[np.ndarray],
         rng: np.random.Generator,
     ) -> "Series":
-        """``statistic`` of what was measured at each place, with its bootstrap interval over the first axis
-        of every sample."""
-        value, low, high = [], [], []
-        for here in zip(*samples, strict=True):
-            value.append(statistic(*here))
-            span = bootstrap.interval(statistic, *here, rng=rng)
-            low.append(span[0])
-            high.append(span[1])
-        return cls(key=key, what=what, unit=unit, panel=panel, at=list(at), value=value, low=low, high=high)
+        """Return ``statistic`` at each place with its bootstrap interval over the first axis of the
+        samples."""
+        here = list(zip(*samples, strict=True))
+        spans = [bootstrap.interval(statistic, *each, rng=rng) for each in here]
+        return cls(
+            key=key,
+            what=what,
+            unit=unit,
+            panel=panel,
+            at=list(at),
+            value=[statistic(*each) for each in here],
+            low=[low for low, _ in spans],
+            high=[high for _, high in spans],
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """One protocol's outcome."""
+    """Outcome of one measurement."""
 
     name: str
     world: str
     data: str
     axis: str
-    """What the series run over, such as ``step``."""
+    """Name of the axis of the series, such as ``step``."""
     protocol: dict[str, Any]
+    """Settings, the seeds among them."""
     rows: list[Row]
     series: list[Series]
     notes: list[str]
+    run: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Provenance, as ``describe_run`` gives it."""
 
-    def write(self, folder: Path, drawings: Mapping[str, Drawing] | None = None) -> list[Path]:
-        """Write ``NAME.json``, ``NAME.png`` and ``NAME.html``, which shows all of it, into a folder, each
-        beside and then renamed. Further drawings, by name, become ``NAME-KEY.png`` and part of the page."""
-        return write_files(
-            folder,
-            self.name,
-            self.to_json(),
-            title=f"kinema evaluate {self.name}: world {self.world}",
-            subtitle=f"beside {self.data}; intervals are 95%",
-            tables=self.tables(),
-            drawings={"": self.plot, **(drawings or {})},
-            notes=self.notes,
-            protocol=self.protocol,
-        )
+    def write(self, folder: Path, drawings: Mapping[str, plot.Drawing] | None = None) -> list[Path]:
+        """Write ``NAME.json``, ``NAME.png`` and ``NAME.html`` into a folder and return their paths.
+
+        Further drawings, by name, become ``NAME-KEY.png`` and part of the page. The numbers are written
+        first, so that a failing plot does not lose them.
+        """
+        json_path, html_path = folder / f"{self.name}.json", folder / f"{self.name}.html"
+        write_text(json_path, self.to_json())
+        drawn = {"": self.plot, **(drawings or {})}
+        pictures = {folder / (f"{self.name}-{key}.png" if key else f"{self.name}.png"): key for key in drawn}
+        for path, key in pictures.items():
+            write_png(path, drawn[key](plot.DARK))
+        write_text(html_path, page.render(self, drawn))
+        return [json_path, *pictures, html_path]
 
     def to_json(self) -> str:
-        """Everything; numbers that are not finite become null."""
+        """Return everything as JSON; numbers that are not finite become null."""
         content = dataclasses.asdict(self)
         for row, entry in zip(self.rows, content["rows"], strict=True):
             entry["verdict"] = row.verdict
-        return json.dumps(to_json(content), indent=1, ensure_ascii=False) + "\n"
+        return to_json(content)
 
-    def plot(self, theme: Theme = DARK) -> np.ndarray:
-        """The series with their intervals, one panel under the other: ``H W 3`` uint8."""
-        panels: dict[str, Panel] = {}
-        for series in self.series:
-            panel = panels.setdefault(series.panel, Panel(series.panel, _unit(series.unit), []))
-            factor = 100.0 if series.unit == "share" else 1.0
-            value, low, high = (
-                factor * np.array(values, dtype=float) for values in (series.value, series.low, series.high)
-            )
-            panel.lines.append(Line(series.what, np.array(series.at, dtype=float), value, low, high))
-        return paint(list(panels.values()), axis=self.axis, theme=theme)
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Result":
+        """Return the result that ``to_json`` wrote; null becomes NaN."""
+        rows = [{key: value for key, value in row.items() if key != "verdict"} for row in content["rows"]]
+        rows = [{**row, "value": _number(row["value"])} for row in rows]
+        series = [
+            {**entry, **{key: list(map(_number, entry[key])) for key in ("value", "low", "high")}}
+            for entry in content["series"]
+        ]
+        fields = {
+            field.name: content[field.name] for field in dataclasses.fields(cls) if field.name in content
+        }
+        fields |= {"rows": [Row(**row) for row in rows], "series": [Series(**entry) for entry in series]}
+        return cls(**fields)
+
+    def plot(self, theme: plot.Theme = plot.DARK) -> np.ndarray:
+        """Draw the series with their intervals, one panel under the other: ``H W 3`` uint8."""
+        return plot.draw_series(self.series, axis=self.axis, theme=theme)
 
     def table(self) -> str:
-        """The rows, the series at a few places, and the notes, as text."""
+        """Return the rows, the series at a few places, and the notes as text."""
         notes = "\n".join(f"- {note}" for note in self.notes)
-        return "\n\n".join([*map(align, self.tables()), notes])
+        return "\n\n".join([*map(tables.align, tables.cells(self)), notes])
 
-    def tables(self) -> list[Cells]:
-        """The rows, and the series at a few places; the first row of each is its head."""
-        tables: list[Cells] = []
-        if self.rows:
-            lines = [["", "value", "interval", "must", "aim", ""]]
-            for row in self.rows:
-                span = "" if row.low is None else f"{_text(row.low, row.unit)} to {_text(row.high, row.unit)}"
-                asked = ["" if number is None else _text(number, row.unit) for number in (row.must, row.aim)]
-                value = f"{_text(row.value, row.unit)} {_unit(row.unit)}".rstrip()
-                lines.append([row.what, value, span, *asked, row.verdict])
-            tables.append(lines)
-        for panel in dict.fromkeys(series.panel for series in self.series):
-            of_panel = [series for series in self.series if series.panel == panel]
-            shown = _shown(sorted({place for series in of_panel for place in series.at}))
-            unit = _unit(of_panel[0].unit)
-            title = f"{panel}, {unit}" if unit else panel
-            lines = [[title, *(f"{place:,}" for place in shown)]]
-            for series in of_panel:
-                values = dict(zip(series.at, series.value, strict=True))
-                cells = [_text(values.get(place), series.unit) for place in shown]
-                lines.append([f"  {series.what}", *cells])
-            tables.append(lines)
-        return tables
+    def tell(self, paths: Sequence[Path], *, as_json: bool) -> None:
+        """Print the result and, beneath a table, its files."""
+        print(self.to_json() if as_json else self.table() + "\n\n" + "\n".join(map(str, paths)))
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """The fields of a configuration, as JSON can hold them."""
+    """Return the fields of a configuration with paths as text, for JSON."""
     return {
         key: str(value) if isinstance(value, Path) else value
         for key, value in dataclasses.asdict(config).items()
     }
 
 
-def _shown(places: list[int]) -> list[int]:
-    """The powers of ten where there are many places, and the first and the last."""
-    if len(places) <= MAX_COLUMNS:
-        return places
-    chosen = [place for place in places if math.log10(max(place, 1)).is_integer()]
-    return sorted({*chosen[-(MAX_COLUMNS - 2) :], places[0], places[-1]})
+def describe_run(world: World) -> dict[str, Any]:
+    """Return the command line, the machine, the versions and the hash of the world's weights."""
+    device = torch.device(world.device)
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        },
+        "versions": {name: _version(name) for name in PACKAGES},
+        "world_hash": fingerprint(world, world.heads),
+    }
 
 
-def _unit(unit: str) -> str:
-    return "%" if unit == "share" else unit
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
-def _text(value: float | None, unit: str) -> str:
-    if value is None or not math.isfinite(value):
-        return "-"
-    if unit == "share":
-        return f"{100 * value:.2f}"
-    size = abs(value)
-    return f"{value:.3f}" if size < 1 else f"{value:.2f}" if size < 10 else f"{value:,.1f}"
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

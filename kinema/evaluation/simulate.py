@@ -1,7 +1,6 @@
 """``kinema simulate``: a recorded episode simulated from its first frames, beside what really happened."""
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +10,11 @@ import tyro
 from tqdm import tqdm
 
 from kinema.data import view
-from kinema.data.files import write_text
+from kinema.data.files import to_json, write_text
 from kinema.data.lerobot import DataError, Dataset
-from kinema.evaluation.report import ReportConfig, measure, write
+from kinema.evaluation.image_distance import psnr_of_rms
+from kinema.evaluation.plot import error_video
+from kinema.evaluation.report import ReportConfig, measure
 from kinema.evaluation.rollout import (
     PICTURE,
     PROPRIO,
@@ -28,7 +29,7 @@ from kinema.evaluation.rollout import (
     roll_out,
     session_generator,
 )
-from kinema.evaluation.table import align, psnr, tell, to_json
+from kinema.evaluation.tables import align
 from kinema.kits import Probe, Quantity, errors, find_probe
 from kinema.simulation.session import World, load
 
@@ -108,8 +109,7 @@ def simulate(config: SimulateConfig) -> int:
             seed=config.seed,
             num_denoising_steps=config.num_denoising_steps,
         )
-        paths = write(measured, config.out)
-        tell(measured, paths, as_json=config.json)
+        measured.tell(measured.write(config.out), as_json=config.json)
         return 0
     comparison = compare_episode(world, dataset, config)
     written = _write_pictures(comparison, world, config)
@@ -218,7 +218,7 @@ def _write_pictures(comparison: Comparison, world: World, config: SimulateConfig
     simulated = np.concatenate([real[:1], simulated])
     pictures = view.side_by_side(real[1:], simulated[1:])
     scale = max(1, FILM_WIDTH // pictures.shape[2])
-    plotted = view.error_curve(pictures, curves, unit=unit, scale=scale)
+    plotted = error_video(pictures, curves, unit=unit, scale=scale)
     progress = tqdm(total=len(pictures), desc="filming", unit=" frames")
 
     def frames() -> Iterator[np.ndarray]:
@@ -241,7 +241,7 @@ def _curve(curves: dict[str, np.ndarray], unit: str, width: int) -> np.ndarray:
     """All of the curves in one picture: the last of a film that shows nothing else."""
     steps = len(next(iter(curves.values())))
     nothing = np.zeros((steps, 1, width, 3), np.uint8)
-    *_, last = view.error_curve(nothing, curves, unit=unit, scale=1, titles=("",), height=CURVE_HEIGHT)
+    *_, last = error_video(nothing, curves, unit=unit, scale=1, titles=("",), height=CURVE_HEIGHT)
     return last[-CURVE_HEIGHT:]
 
 
@@ -274,7 +274,7 @@ def _table(comparison: Comparison) -> str:
 def _cell(value: float, quantity: Quantity) -> str:
     if not np.isfinite(value):
         return "-"
-    return f"{psnr(value):.1f}" if quantity is PICTURE else f"{value:.2f}"
+    return f"{psnr_of_rms(value):.1f}" if quantity is PICTURE else f"{value:.2f}"
 
 
 def _numbers(comparison: Comparison, world: World, dataset: Dataset, config: SimulateConfig) -> str:
@@ -289,4 +289,4 @@ def _numbers(comparison: Comparison, world: World, dataset: Dataset, config: Sim
         "errors": {key: values.tolist() for key, values in comparison.errors.items()},
         "errors_of_last_frame_repeated": {key: values.tolist() for key, values in comparison.still.items()},
     }
-    return json.dumps(to_json(content), ensure_ascii=False) + "\n"
+    return to_json(content, indent=None)

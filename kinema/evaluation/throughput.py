@@ -16,10 +16,9 @@ import tyro
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from kinema.evaluation.result import Result, Series, plain
+from kinema.evaluation.result import Result, Row, Series, describe_run, plain
 from kinema.evaluation.rollout import Clip, load_clips, open_recordings
 from kinema.evaluation.speed import measure_latencies, start_streams, stream_actions
-from kinema.evaluation.table import Row, tell
 from kinema.hardware.packed import can_halve, can_pack
 from kinema.simulation.session import SimulationBatch, World, load
 
@@ -76,7 +75,7 @@ def speed(config: SpeedConfig) -> int:
     (clip,) = load_clips(world, dataset, num=1, length=config.context + 1, probe=None)
     result = measure_throughput(world, clip, config, source=str(dataset.root))
     paths = result.write(config.out)
-    tell(result, paths, as_json=config.json)
+    result.tell(paths, as_json=config.json)
     return 0
 
 
@@ -133,6 +132,7 @@ def measure_throughput(world: World, clip: Clip, config: SpeedConfig, *, source:
         data=source,
         axis="streams",
         protocol={**plain(config), "threads": torch.get_num_threads()},
+        run=describe_run(world),
         rows=rows,
         series=_series(streams, latencies, fps, shares),
         notes=[

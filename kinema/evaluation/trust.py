@@ -1,11 +1,9 @@
 """How well the trust that a simulation has in itself predicts its true error."""
 
-from collections.abc import Callable
-
 import numpy as np
+from scipy import stats
 
-from kinema.evaluation import bootstrap
-from kinema.evaluation.table import Row
+from kinema.evaluation.result import Row, Statistic
 
 FIFTH = 0.2
 
@@ -33,35 +31,31 @@ def trust_rows(
     """
     step = np.broadcast_to(-steps.astype(float), trust.shape)
 
-    def row(
-        name: str, text: str, statistic: Callable[..., float], *samples: np.ndarray, unit: str = ""
-    ) -> Row:
-        low, high = bootstrap.interval(statistic, *samples, rng=rng, num=200)
-        return Row(
-            key=f"trust/{name}/{key}", what=text, value=statistic(*samples), unit=unit, low=low, high=high
-        )
-
     def at_one_step(trust: np.ndarray, error: np.ndarray) -> float:
         found = [falling(trust[:, steps == s], error[:, steps == s]) for s in np.unique(steps)]
         known = [value for value in found if np.isfinite(value)]
         return float(np.mean(known)) if known else float("nan")
 
+    kinds: list[tuple[str, str, str, Statistic, np.ndarray]] = [
+        ("correlation", f"trust: rank correlation with {what} error", "", falling, trust),
+        ("same-step", "  among frames of the same step", "", at_one_step, trust),
+        ("baseline", "  of the number of steps alone", "", falling, step),
+        ("least", "  error of the least trusted fifth, median", unit, least_trusted, trust),
+        ("most", "  error of the most trusted fifth, median", unit, most_trusted, trust),
+    ]
     return [
-        row("correlation", f"trust: rank correlation with {what} error", falling, trust, error),
-        row("same-step", "  among frames of the same step", at_one_step, trust, error),
-        row("baseline", "  of the number of steps alone", falling, step, error),
-        row("least", "  error of the least trusted fifth, median", least_trusted, trust, error, unit=unit),
-        row("most", "  error of the most trusted fifth, median", most_trusted, trust, error, unit=unit),
+        Row.measure(f"trust/{name}/{key}", text, of, statistic, values, error, rng=rng, num_draws=200)
+        for name, text, of, statistic, values in kinds
     ]
 
 
 def falling(trust: np.ndarray, error: np.ndarray) -> float:
     """Spearman's rank correlation of error with lack of trust: 1 where less trust always means more error."""
     known = np.isfinite(trust) & np.isfinite(error)
-    one, other = _ranks(-trust[known]), _ranks(error[known])
-    if len(one) < 3 or one.std() == 0 or other.std() == 0:
+    one, other = -trust[known], error[known]
+    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
         return float("nan")
-    return float(np.corrcoef(one, other)[0, 1])
+    return float(np.corrcoef(stats.rankdata(one), stats.rankdata(other))[0, 1])
 
 
 def least_trusted(trust: np.ndarray, error: np.ndarray) -> float:
@@ -80,10 +74,3 @@ def _median_of_fifth(order: np.ndarray, error: np.ndarray) -> float:
         return float("nan")
     chosen = np.argsort(order[known], kind="stable")[: max(1, round(FIFTH * known.sum()))]
     return float(np.median(error[known][chosen]))
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks, those of equal values averaged."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - 0.5 * (counts - 1))[inverse]

@@ -22,9 +22,7 @@ from kinema.data.files import write_text
 from kinema.data.lerobot import Dataset
 from kinema.data.options import JsonObject
 from kinema.data.view import read_picture
-from kinema.evaluation import bootstrap
-from kinema.evaluation.result import Result, Series, plain
-from kinema.evaluation.table import Row
+from kinema.evaluation.result import Result, Row, Series, describe_run, plain
 from kinema.model.goals import encode_goal, encode_place
 from kinema.model.parts import save_part
 from kinema.model.world import CONFIG_FILE
@@ -309,8 +307,7 @@ def _result(
     series: list[Series] = []
 
     def add(key: str, what: str, values: np.ndarray) -> None:
-        low, high = bootstrap.interval(_mean, values, rng=rng)
-        rows.append(Row(key=key, what=what, value=_mean(values), unit="", low=low, high=high))
+        rows.append(Row.measure(key, what, "", _mean, values, rng=rng))
 
     if cloned is not None:
         add("cloned/real", "cloned policy, real return", cloned)
@@ -336,6 +333,7 @@ def _result(
         data=config.data,
         axis="update",
         protocol=plain(config),
+        run=describe_run(world),
         rows=rows,
         series=series,
         notes=[

@@ -1,4 +1,3 @@
-import math
 from pathlib import Path
 
 import av
@@ -11,10 +10,6 @@ from kinema.data import view
 
 def film(length: int = 5, height: int = 8, width: int = 10, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (length, height, width, 3), dtype=np.uint8)
-
-
-def has_colour(picture: np.ndarray, colour: view.Colour, tolerance: int = 40) -> bool:
-    return bool((np.abs(picture.astype(int) - colour).max(axis=-1) <= tolerance).any())
 
 
 def test_contact_sheet_shows_evenly_spaced_frames_unchanged() -> None:
@@ -91,45 +86,6 @@ def test_side_by_side_keeps_both_films_and_the_difference_in_order() -> None:
 def test_side_by_side_refuses_films_of_different_shape() -> None:
     with pytest.raises(ValueError, match=r"\(5, 8, 10, 3\).*\(4, 8, 10, 3\)"):
         view.side_by_side(film(5), film(4))
-
-
-def test_error_curve_draws_every_curve_with_a_marker_that_moves_and_leaves_gaps() -> None:
-    pictures = view.side_by_side(film(40, 16, 60), film(40, 16, 60, seed=1))
-    agent = np.linspace(0.0, 4.0, 40)
-    agent[10:20] = np.nan
-    frames = list(view.error_curve(pictures, {"agent": agent, "block": np.full(40, 2.0)}, unit="px", scale=2))
-    assert len(frames) == 40
-    assert len({frame.shape for frame in frames}) == 1
-    enlarged = pictures[7].repeat(2, axis=0).repeat(2, axis=1)
-    header = view.LINE_HEIGHT + 2
-    np.testing.assert_array_equal(frames[7][header : header + 32], enlarged)
-    first, gap, last = (frames[index][header + 32 + 20 :] for index in (0, 15, 39))
-    assert has_colour(last, view.CURVES[0])
-    assert has_colour(last, view.CURVES[1])
-    # What is to come is dim: at the start only the markers are bright, at the left end.
-    assert not has_colour(first[:, 60:], view.CURVES[0])
-    assert not has_colour(first[:, 60:], view.CURVES[1])
-    # Where a curve has no value it is not drawn.
-    room = last.shape[1] - 40 - 16
-    left, right = 40 + math.ceil(room * 10.5 / 39), 40 + math.floor(room * 18.5 / 39)
-    assert not has_colour(last[:, left:right], view.CURVES[0])
-    assert has_colour(gap[:, left:right], view.CURVES[1])
-
-
-@pytest.mark.parametrize("values", [[math.nan, math.nan], [0.0, 0.0], [1e-9, 1e9]])
-def test_error_curve_draws_degenerate_values(values: list[float]) -> None:
-    frames = list(view.error_curve(film(2, 8, 200), {"error": np.array(values)}, scale=1))
-    assert len(frames) == 2
-
-
-def test_error_curve_without_curves_only_names_the_panels() -> None:
-    (frame,) = view.error_curve(film(1, 8, 60), {}, scale=3)
-    assert frame.shape == (view.LINE_HEIGHT + 2 + 24, 180, 3)
-
-
-def test_error_curve_refuses_a_curve_of_another_length() -> None:
-    with pytest.raises(ValueError, match=r"'agent' has shape \(4,\), but there are 5"):
-        list(view.error_curve(film(5), {"agent": np.zeros(4)}))
 
 
 def test_mp4_plays_in_browsers_and_holds_every_frame(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_what_is_written(recording: Recording, tmp_path: Path) -> None:
         assert len(series["at"]) == len(series["value"]) == len(series["low"]) == len(series["high"])
     picture = np.asarray(Image.open(tmp_path / "horizon.png"))
     panels = len({series.panel for series in result.series})
-    assert picture.shape == (230 * panels, 960, 3)
+    assert picture.shape == (360 * panels, 1440, 3)
     table = result.table()
     assert "valid frames at step 20, trained detector" in table
     assert "last frame repeated" in table

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from kinema.evaluation.plot import DARK, LIGHT
-from kinema.evaluation.result import Result, Series
-from kinema.evaluation.table import Row
+from kinema.evaluation.result import Result, Row, Series
 
 EVIL = "<script src='https://evil.example/x.js'></script>&\"'"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -62,7 +61,7 @@ def read(path: Path) -> Reader:
 
 def test_the_page_holds_all_and_asks_nobody(tmp_path: Path) -> None:
     def mark(theme: Any) -> np.ndarray:
-        return np.full((3, 5, 3), theme.background, np.uint8)
+        return np.full((3, 5, 3), ImageColor.getrgb(theme.background), np.uint8)
 
     paths = result().write(tmp_path, {"scatter": mark})
     names = ["horizon.json", "horizon.png", "horizon-scatter.png", "horizon.html"]
@@ -84,7 +83,9 @@ def test_the_page_holds_all_and_asks_nobody(tmp_path: Path) -> None:
         data = base64.b64decode(link.partition(",")[2])
         pictures.append(np.asarray(Image.open(io.BytesIO(data))))
     # Each plot for dark and for light readers.
-    assert [tuple(picture[0, 0]) for picture in pictures] == [DARK.background, LIGHT.background] * 2
+    assert [tuple(picture[0, 0]) for picture in pictures] == [
+        ImageColor.getrgb(theme.background) for theme in (DARK, LIGHT)
+    ] * 2
     assert (pictures[0] == np.asarray(Image.open(tmp_path / "horizon.png"))).all()
     assert not re.search(r"https?:|url\(|@import", paths[-1].read_text(encoding="utf-8"))
 
@@ -108,11 +109,11 @@ def test_a_browser_shows_it_in_both_schemes_without_a_request(tmp_path: Path) ->
             page.on("request", lambda request, asked=asked: asked.append(request.url))
             page.on("console", lambda message, problems=problems: problems.append(message.text))
             page.goto(path.as_uri())
-            assert page.evaluate("document.querySelector('img').naturalWidth") == 960
+            assert page.evaluate("document.querySelector('img').naturalWidth") == 1440
             corner = """() => { const image = document.querySelector('img');
                 const canvas = document.createElement('canvas'); const context = canvas.getContext('2d');
                 context.drawImage(image, 0, 0); return [...context.getImageData(1, 1, 1, 1).data]; }"""
-            assert tuple(page.evaluate(corner)[:3]) == theme.background
+            assert tuple(page.evaluate(corner)[:3]) == ImageColor.getrgb(theme.background)
             # Nothing is wider than a phone.
             assert page.evaluate("document.documentElement.scrollWidth") <= 390
             assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]

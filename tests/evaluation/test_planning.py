@@ -269,7 +269,7 @@ def test_a_judgement_of_known_returns(world: World) -> None:  # noqa: F811
     assert rows["pearson"].value == pytest.approx(1.0)
     assert rows["mmrv"].value == 0.0
     assert (rows["pearson"].verdict, rows["mmrv"].verdict) == ("aim", "aim")
-    assert draw(LIGHT).shape == (560, 560, 3)
+    assert draw(LIGHT).shape == (840, 840, 3)
     assert rows["pearson/real"].value == pytest.approx(1.0, abs=0.01)
     assert rows["mmrv/real"].value == 0.0
     assert result.protocol["returns"]["zero"]["simulated"] == pytest.approx([1.8, 2.0, 2.2])
@@ -309,7 +309,7 @@ def test_evaluate_policy_as_a_command(
     # Simulated returns differ from policy to policy, and lie within what heads can tell.
     assert len({tuple(each["simulated"]) for each in returns.values()}) == 5
     assert all(-4.0 <= value <= 8.0 for each in returns.values() for value in each["simulated"])
-    assert Image.open(tmp_path / "policy-scatter.png").size == (560, 560)
+    assert Image.open(tmp_path / "policy-scatter.png").size == (840, 840)
     assert (tmp_path / "policy.html").read_text().count("<img") == 2
     # What needs the simulator's own state cannot be graded in a world, which is said before anything runs.
     monkeypatch.setattr("kinema.evaluation.policy.run_real", None)

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from kinema.data import DataError
-from kinema.evaluation import Report, ReportConfig, measure
-from kinema.evaluation.report import write
+from kinema.evaluation import ReportConfig, Result, measure
 from kinema.simulation.session import World
 
 from .drawn import DrawnWorld, Mistakes, Recording, record, tiny_config
@@ -14,16 +13,16 @@ from .drawn import DrawnWorld, Mistakes, Recording, record, tiny_config
 CONFIG = ReportConfig(episodes=4, seeds=2, steps=10, long_steps=0, batch=3, speed_steps=0)
 
 
-def run(recording: Recording, mistakes: Mistakes | None = None, config: ReportConfig = CONFIG) -> Report:
+def run(recording: Recording, mistakes: Mistakes | None = None, config: ReportConfig = CONFIG) -> Result:
     world = DrawnWorld(recording, mistakes)
     return measure(world, "drawn", recording.dataset, config=config, context=4, seed=0)
 
 
-def values(report: Report) -> dict[str, float]:
+def values(report: Result) -> dict[str, float]:
     return {row.key: row.value for row in report.rows}
 
 
-def verdicts(report: Report) -> dict[str, str]:
+def verdicts(report: Result) -> dict[str, str]:
     return {row.key: row.verdict for row in report.rows if row.verdict}
 
 
@@ -76,9 +75,9 @@ def test_a_thing_that_is_not_found_counts_as_far_away(recording: Recording) -> N
     measured = values(report)
     assert measured["tokenizer/found"] == 0.0
     assert measured["simulate/agent"] == pytest.approx(64 * 2**0.5)
-    curve = next(curve for curve in report.curves if curve.what == "agent position")
-    assert max(curve.median[:3]) < 0.3
-    assert min(curve.median[3:]) == pytest.approx(64 * 2**0.5)
+    curve = next(series for series in report.series if series.what == "agent position")
+    assert max(curve.value[:3]) < 0.3
+    assert min(curve.value[3:]) == pytest.approx(64 * 2**0.5)
 
 
 def test_validity_is_told_over_the_steps(recording: Recording) -> None:
@@ -168,11 +167,11 @@ def test_any_world_is_measured_by_its_pictures(recording: Recording) -> None:
 
 def test_report_as_json_and_as_table(recording: Recording, tmp_path: Path) -> None:
     report = run(recording, Mistakes(vanishes_after=0))
-    paths = write(report, tmp_path / "deep")
+    paths = report.write(tmp_path / "deep")
     assert [path.name for path in paths] == ["report.json", "report.png", "report.html"]
     assert sorted(paths) == sorted((tmp_path / "deep").iterdir())
     page = paths[-1].read_text(encoding="utf-8")
-    assert "agent position, last frame repeated, px" in page
+    assert "agent position, last frame repeated" in page
     assert '<td class="missed">missed</td>' in page
     content = json.loads((tmp_path / "deep" / "report.json").read_text(encoding="utf-8"))
     rows = {row["key"]: row for row in content["rows"]}
@@ -182,8 +181,8 @@ def test_report_as_json_and_as_table(recording: Recording, tmp_path: Path) -> No
     lines = report.table().splitlines()
     assert lines[0].split() == ["value", "interval", "must", "aim"]
     agent = next(line for line in lines if line.startswith("simulate 10 steps: agent position error"))
-    assert agent.split()[-3:] == ["1.00", "0.50", "missed"]
-    assert any(line.startswith("agent position, last frame repeated, px") for line in lines)
+    assert agent.split()[-3:] == ["1.00", "0.500", "missed"]
+    assert any(line.startswith("  agent position, last frame repeated") for line in lines)
     assert lines[-1].startswith("- ")
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from kinema.evaluation.result import Row
 from kinema.evaluation.rollout import Clip
-from kinema.evaluation.table import Row
 from kinema.evaluation.validity import long_actions, milestones
 
 
