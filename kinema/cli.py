@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from kinema.hardware.openmp import spin_briefly
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
@@ -190,6 +192,8 @@ def _run(name: str, command: Command, arguments: list[str]) -> int:
     try:
         import tyro
 
+        if command.module.startswith("kinema.serve."):
+            spin_briefly()  # Before the module imports PyTorch.
         module = importlib.import_module(command.module)
         config = tyro.cli(
             getattr(module, command.config),
