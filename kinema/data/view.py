@@ -1,5 +1,6 @@
 """Pictures for people: contact sheets, side-by-side films, mp4, gif and png files."""
 
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -115,6 +116,13 @@ def write_video(
         )
 
 
+def encode_mp4(frames: Iterable[np.ndarray], *, fps: float, scale: int = 1) -> bytes:
+    """Encode ``H W C`` uint8 frames as the bytes of an mp4, without a file; otherwise as ``write_video``."""
+    buffer = io.BytesIO()
+    _write_mp4(buffer, (_enlarge(frame, scale) for frame in _each_rgb(frames)), fps)
+    return buffer.getvalue()
+
+
 def write_png(path: str | os.PathLike[str], picture: np.ndarray) -> None:
     """Write one picture, ``H W C`` uint8."""
     image = Image.fromarray(rgb(picture[None])[0])
@@ -153,8 +161,11 @@ def enlarge(picture: np.ndarray, scale: int) -> np.ndarray:
     return picture.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def _write_mp4(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
-    with av.open(ffmpeg_path(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+def _write_mp4(target: Path | io.BytesIO, frames: Iterator[np.ndarray], fps: float) -> None:
+    is_file = isinstance(target, Path)
+    # FFmpeg moves the index to the front by opening the file once more, which it cannot with a buffer.
+    options = {"movflags": "faststart"} if is_file else {}
+    with av.open(ffmpeg_path(target) if is_file else target, "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "16", "preset": "veryfast"}
@@ -171,7 +182,7 @@ def _write_mp4(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
                 stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24"))
             )
         if size is None:
-            raise ValueError(f"{path.parent}: no frames to write as a video")
+            raise ValueError(f"{target.parent if is_file else 'mp4'}: no frames to write as a video")
         container.mux(stream.encode())
 
 

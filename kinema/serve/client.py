@@ -176,7 +176,7 @@ class RemoteWorld:
         parts: list[dict[str, np.ndarray]] = []
         first, total = 0, 1
         while first < total:
-            part = self.connection.ask(schema.Pictures, "GET", f"{session.path}/pictures", first=first)
+            part = self.connection.ask(schema.PastFrames, "GET", f"{session.path}/pictures", first=first)
             with self.connection.expecting("frames", f"shapes {part.shape}"):
                 parts.append({key: decode_frames(part.data[key], part.shape[key]) for key in self.cameras})
                 if not (num := len(parts[-1][self.cameras[0]])):

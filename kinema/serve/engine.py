@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from kinema.serve.limits import Limits, Refusal
+from kinema.serve.limits import Limits, Refusal, closing
 from kinema.serve.metrics import Metrics
 from kinema.simulation.batching import step_together
 from kinema.simulation.session import Simulation, Step
@@ -66,22 +66,26 @@ class Engine:
         self._last_batches: deque[set[int]] = deque(maxlen=2)
         self._last_seconds = 0.0
         self._task: asyncio.Task[None] | None = None
+        self._is_closing = False
 
     def start(self) -> None:
         """Begin to work, in the running event loop."""
         self._task = asyncio.create_task(self._work())
 
+    def stop(self) -> None:
+        """Refuse the work that waits and all that comes; the work that runs is finished."""
+        self._is_closing = True
+        for pending in (*self._steps, *self._jobs):
+            if not pending.future.done():
+                pending.future.set_exception(closing())
+
     async def close(self) -> None:
-        """Finish what runs, refuse what waits."""
+        """Stop, and wait for the work that runs."""
+        self.stop()
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        for pending in (*self._steps, *self._jobs):
-            if not pending.future.done():
-                pending.future.set_exception(
-                    Refusal(503, "the server is closing; connect again later", reason="closing")
-                )
         await asyncio.to_thread(self._executor.shutdown)
 
     async def step(
@@ -115,6 +119,8 @@ class Engine:
         return await future
 
     def _check_room(self, num: int) -> None:
+        if self._is_closing:
+            raise closing()
         waiting = len(self._steps) + len(self._jobs)
         if waiting + num > self._limits.max_queue:
             raise Refusal(

@@ -1,9 +1,11 @@
-"""What a client may ask for, and how it is told that it may not."""
+"""Limits on clients, and the error by which a request over a limit is refused."""
 
 import dataclasses
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+
+from starlette.responses import JSONResponse
 
 
 class Refusal(Exception):
@@ -18,11 +20,16 @@ class Refusal(Exception):
         self.retry_after = retry_after
         """Seconds after which it may be tried again."""
 
-    @property
-    def headers(self) -> dict[str, str]:
-        if self.retry_after is None:
-            return {}
-        return {"Retry-After": str(max(1, round(self.retry_after)))}
+    def response(self) -> JSONResponse:
+        """Make the answer of HTTP."""
+        headers = {}
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(max(1, round(self.retry_after)))
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        if self.status in (408, 413):
+            headers["Connection"] = "close"
+        return JSONResponse({"detail": self.message}, self.status, headers)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +66,9 @@ class Limits:
     """Time in which a request has to arrive."""
     idle_minutes: float = 15.0
     """A session that nobody uses for so long is closed."""
+    abandoned_seconds: float = 30.0
+    """A session whose client broke off in a request or stream is closed after so long, unless it is used
+    again."""
     requests_per_second: float = 400.0
     """Requests of one address; further ones are answered 429. A stream (WebSocket) counts once."""
 
@@ -97,3 +107,8 @@ class RateLimiter:
                 reason="rate",
                 retry_after=1.0,
             )
+
+
+def closing() -> Refusal:
+    """Make the refusal of a server that stops."""
+    return Refusal(503, "the server is closing; connect again later", reason="closing", retry_after=1.0)

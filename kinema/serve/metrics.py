@@ -13,6 +13,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self.sessions = Gauge("kinema_sessions", "Open sessions.", registry=self.registry)
         self.queue = Gauge("kinema_queue", "Requests that wait for the networks.", registry=self.registry)
+        self.plans = Gauge("kinema_plans", "Plans that are searched for.", registry=self.registry)
         self.opened = Counter("kinema_sessions_opened", "Sessions opened so far.", registry=self.registry)
         self.expired = Counter("kinema_sessions_expired", "Sessions closed unused.", registry=self.registry)
         self.steps = Counter("kinema_steps", "Steps simulated so far.", registry=self.registry)

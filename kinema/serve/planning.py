@@ -21,7 +21,7 @@ from kinema.planners.scores import normalize_actions, resolve_measure, restore_a
 from kinema.serve import images, schema
 from kinema.serve.engine import Engine
 from kinema.serve.goals import Goal, StateReader
-from kinema.serve.limits import Limits, Refusal
+from kinema.serve.limits import Limits, Refusal, closing
 from kinema.serve.sessions import Session
 from kinema.simulation.session import SimulationBatch, World
 from kinema.types import Seen
@@ -96,10 +96,14 @@ class Planning:
             raise
         return asyncio.ensure_future(self._search(score, turns, last_action, measure, request))
 
-    async def close(self) -> None:
-        """Stop every search."""
+    def stop(self) -> None:
+        """End every search."""
         for turns in self._running:
             turns.stop()
+
+    async def close(self) -> None:
+        """End every search, and wait for their threads."""
+        self.stop()
         await asyncio.to_thread(self._threads.shutdown)
 
     async def _search(
@@ -213,7 +217,7 @@ class _Turns:
         try:
             return self._pending.result()
         except concurrent.futures.CancelledError:
-            raise Refusal(503, "the server is closing; connect again later", reason="closing") from None
+            raise closing() from None
 
     def stop(self) -> None:
         """Let the search end at once, whoever waits for it."""

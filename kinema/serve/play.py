@@ -9,7 +9,8 @@ from typing import Annotated
 import tyro
 
 from kinema.serve.app import create_app
-from kinema.serve.command import ServeConfig, bind, make_server, make_service
+from kinema.serve.command import ServeConfig, make_service
+from kinema.serve.server import bind, make_server
 
 HOST = "127.0.0.1"
 
@@ -29,7 +30,7 @@ class PlayConfig:
 
 
 def play(config: PlayConfig) -> None:
-    """Serve the page to this machine until Ctrl-C."""
+    """Serve the page of a world to this machine until Ctrl-C."""
     served = ServeConfig(world=config.world, data=config.data, port=config.port, device=config.device)
     service = make_service(served)
     if service.world.cameras and not service.num_episodes:
@@ -42,4 +43,4 @@ def play(config: PlayConfig) -> None:
         if config.browser:
             # The listener is open already: a browser that is faster than the server waits for it.
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-        make_server(create_app(service)).run(sockets=[listener])
+        make_server(create_app(service), service.stop).run(sockets=[listener])

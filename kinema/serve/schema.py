@@ -7,10 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from kinema.planners import SearchConfig
 from kinema.planners.scores import MeasureOrAuto
 
-Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e30, le=1e30)]
+# Strict: true and "1" are no numbers.
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-1e30, le=1e30)]
 Row = Annotated[list[Number], Field(min_length=1, max_length=1024)]
 Action = Annotated[Row, Field(description="One number for each of the world's actions, in its units.")]
-Seed = Annotated[int, Field(ge=0, lt=2**62)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**62)]
 Shown = Literal["jpeg", "png", "raw", "none"]
 Kind = Annotated[
     Shown, Field(description="How pictures come back; raw is H W 3 bytes, row by row; none leaves them out.")
@@ -28,7 +29,7 @@ Text = Annotated[
 
 
 class Request(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class Start(Request):
@@ -210,8 +211,8 @@ class Inferred(BaseModel):
     actions: list[list[float]] = Field(description="The action between each picture and the next.")
 
 
-class Pictures(BaseModel):
-    num: int = Field(description="Pictures that are kept in all.")
+class PastFrames(BaseModel):
+    num: int = Field(description="Frames that are kept in all.")
     shape: dict[str, list[int]] = Field(description="T H W 3 of this answer, by camera.")
     data: dict[str, str] = Field(description="By camera: raw bytes in base64.")
 

@@ -33,7 +33,8 @@ class Session:
     id: str = dataclasses.field(default_factory=lambda: secrets.token_urlsafe(16))
     lock: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
     num_waiting: int = 0
-    last_used: float = 0.0
+    expires_at: float = 0.0
+    """On the clock of ``Sessions``; later by every use."""
 
 
 class Sessions:
@@ -64,6 +65,18 @@ class Sessions:
 
     def __contains__(self, session_id: str) -> bool:
         return session_id in self._sessions
+
+    def find(self, session_id: str) -> Session:
+        """Return an open session. Raises Refusal (404) where there is none."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise Refusal(
+                404,
+                f"no such session: it was closed, or nobody used it for {self._limits.idle_minutes:g} "
+                "minutes; open another",
+                reason="session",
+            )
+        return session
 
     @contextlib.contextmanager
     def room(self, client: str, num: int = 1) -> Iterator[None]:
@@ -96,7 +109,7 @@ class Sessions:
 
     def add(self, session: Session) -> Session:
         """Open a session that was made."""
-        session.last_used = self._clock()
+        self._prolong(session)
         self._sessions[session.id] = session
         self._metrics.opened.inc()
         self._metrics.sessions.set(len(self))
@@ -104,14 +117,14 @@ class Sessions:
 
     def close(self, session_id: str) -> None:
         """Close a session. Raises Refusal (404) where there is none."""
-        self._find(session_id)
+        self.find(session_id)
         self._remove(session_id)
 
     @contextlib.asynccontextmanager
     async def use(self, session_id: str) -> AsyncIterator[Session]:
         """A session for oneself; whoever comes later waits. Raises Refusal: 404 where there is none, 429
         where too many wait for it."""
-        session = self._find(session_id)
+        session = self.find(session_id)
         if session.num_waiting >= self._limits.max_waiting:
             raise Refusal(
                 429,
@@ -122,17 +135,24 @@ class Sessions:
         session.num_waiting += 1
         try:
             async with session.lock:
-                self._find(session_id)
+                self.find(session_id)
                 yield session
-                session.last_used = self._clock()
         finally:
             session.num_waiting -= 1
+            self._prolong(session)
+
+    def abandon(self, session_id: str) -> None:
+        """Close a session soon, unless it is used again: its client broke off. It may be closed already."""
+        if session_id in self._sessions:
+            soon = self._clock() + self._limits.abandoned_seconds
+            session = self._sessions[session_id]
+            session.expires_at = min(session.expires_at, soon)
 
     def expire(self) -> None:
         """Close the sessions that nobody used for long."""
-        oldest = self._clock() - 60.0 * self._limits.idle_minutes
+        now = self._clock()
         for session in list(self._sessions.values()):
-            if session.last_used < oldest and not session.num_waiting:
+            if session.expires_at < now and not session.num_waiting:
                 self._remove(session.id)
                 self._metrics.expired.inc()
 
@@ -140,16 +160,8 @@ class Sessions:
         for session_id in list(self._sessions):
             self._remove(session_id)
 
-    def _find(self, session_id: str) -> Session:
-        session = self._sessions.get(session_id)
-        if session is None:
-            raise Refusal(
-                404,
-                f"no such session: it was closed, or nobody used it for {self._limits.idle_minutes:g} "
-                "minutes; open another",
-                reason="session",
-            )
-        return session
+    def _prolong(self, session: Session) -> None:
+        session.expires_at = self._clock() + 60.0 * self._limits.idle_minutes
 
     def _remove(self, session_id: str) -> None:
         session = self._sessions.pop(session_id)

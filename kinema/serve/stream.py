@@ -21,6 +21,9 @@ from kinema.serve.limits import Refusal
 from kinema.serve.service import Service
 from kinema.serve.sessions import Session
 
+GOODBYE = 1000
+"""Code by which a client ends a stream on purpose; a page that is left sends another, a dead client none."""
+
 
 class StepMessage(schema.StepRequest):
     op: Literal["step"]
@@ -47,8 +50,7 @@ MESSAGE: TypeAdapter[StepMessage | RewindMessage | ChangeMessage | LookMessage] 
 async def serve_stream(socket: WebSocket, service: Service, session_id: str) -> None:
     """Answer messages until the client goes or the session is closed."""
     try:
-        async with service.sessions.use(session_id):
-            pass
+        service.sessions.find(session_id)
     except Refusal as refusal:
         await socket.close(1008, refusal.message[:100])
         return
@@ -62,8 +64,11 @@ async def serve_stream(socket: WebSocket, service: Service, session_id: str) -> 
                 status = error.status if isinstance(error, Refusal) else 422
                 answer = _pack({"error": explain(error), "status": status}, [])
             await socket.send_bytes(answer)
-    except (WebSocketDisconnect, KeyError, RuntimeError):
-        # Gone, or a binary message where there should be text; nothing is lost but this stream.
+    except WebSocketDisconnect as gone:
+        if gone.code != GOODBYE:
+            service.sessions.abandon(session_id)
+    except (KeyError, RuntimeError):
+        # A binary message where there should be text; nothing is lost but this stream.
         return
 
 

@@ -10,8 +10,8 @@ import uvicorn
 
 from kinema.data import Dataset
 from kinema.serve.app import create_app
-from kinema.serve.command import bind, make_server
 from kinema.serve.limits import Limits
+from kinema.serve.server import bind, make_server
 from kinema.serve.service import Service
 from kinema.simulation.session import World
 
@@ -27,9 +27,9 @@ def small_service(folder: Path, limits: Limits | None = None, world: World | Non
 
 
 @contextlib.contextmanager
-def running(service: Service, *, token: str | None = None) -> Iterator[str]:
+def running(service: Service, *, token: str | None = None, public_url: str | None = None) -> Iterator[str]:
     """The address of a server while it runs."""
-    server = make_server(create_app(service, token=token))
+    server = make_server(create_app(service, token=token, public_url=public_url), service.stop)
     with bind("127.0.0.1", 0) as listener, in_thread(server, listener):
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 

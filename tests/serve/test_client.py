@@ -139,8 +139,8 @@ def test_a_recorded_start(tmp_path: Path) -> None:
     with running(service) as url, kinema.connect(url) as remote:
         sim = remote.start_episode(1, row=7, context=5)
         assert remote.num_episodes == 2
-        assert service._dataset is not None
-        episode = service._dataset.episode(1)
+        assert service.recordings.dataset is not None
+        episode = service.recordings.dataset.episode(1)
         frames = {key: film[3:8] for key, film in episode.frames.items()}
         here = service.world.start(frames, episode.columns["action"][3:7])
         action = random_actions()

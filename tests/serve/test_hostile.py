@@ -66,8 +66,8 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Wi
         max_plan_seconds=0.2,
     )
     service = small_service(tmp_path_factory.mktemp("attacked"), limits)
-    assert service._dataset is not None
-    episode = service._dataset.episode(0)
+    assert service.recordings.dataset is not None
+    episode = service.recordings.dataset.episode(0)
     local = service.world.start(
         {key: film[:4] for key, film in episode.frames.items()}, episode.columns["action"][:3]
     )

@@ -42,8 +42,8 @@ def session(http: httpx.Client) -> Iterator[str]:
 def local(tmp_path_factory: pytest.TempPathFactory) -> Simulation:
     """What the server has, in this process."""
     service = small_service(tmp_path_factory.mktemp("local"))
-    assert isinstance(service._dataset, Dataset)
-    episode = service._dataset.episode(0)
+    assert isinstance(service.recordings.dataset, Dataset)
+    episode = service.recordings.dataset.episode(0)
     frames = {key: film[:4] for key, film in episode.frames.items()}
     return service.world.start(frames, episode.columns["action"][:3])
 

@@ -26,7 +26,8 @@ from mcp import Client
 from kinema.serve import images
 from kinema.serve.limits import Limits
 from kinema.serve.mcp import make_mcp
-from kinema.serve.service import Service, find_recordings
+from kinema.serve.recordings import find_recordings
+from kinema.serve.service import Service
 from kinema.simulation.session import load
 
 from ..worlds import SIZE, random_actions

@@ -16,7 +16,8 @@ import pytest
 
 from kinema.kits.pusht.detect import detect
 from kinema.serve.limits import Limits
-from kinema.serve.service import Service, find_recordings
+from kinema.serve.recordings import find_recordings
+from kinema.serve.service import Service
 from kinema.simulation.session import load
 
 from .running import running

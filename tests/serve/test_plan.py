@@ -20,7 +20,8 @@ from kinema.policies.cloned import CLONE_FILE, CloneConfig, ClonedPolicy, encode
 from kinema.serve import images
 from kinema.serve.command import ServeConfig, make_service
 from kinema.serve.limits import Limits
-from kinema.serve.service import Service, find_recordings
+from kinema.serve.recordings import find_recordings
+from kinema.serve.service import Service
 from kinema.simulation.session import load
 from kinema.types import Seen, ServerError, WorldError
 
@@ -51,8 +52,8 @@ def test_a_plan_is_that_of_the_planner(
     body = {"goal": {"frames": {CAMERA: in_base64(picture)}}, "planner": planner, "seed": 3, **SMALL}
     planned = http.post(f"/v1/sessions/{session}/plan", json=body).raise_for_status().json()
     service = small_service(tmp_path)
-    assert service._dataset is not None
-    world, episode = service.world, service._dataset.episode(0)
+    assert service.recordings.dataset is not None
+    world, episode = service.world, service.recordings.dataset.episode(0)
     given = episode.columns["action"][:3]
     sim = world.start({key: film[:4] for key, film in episode.frames.items()}, given)
     config = SearchConfig(horizon=4, candidates=20, iterations=2, num_knots=3, elites=4)
@@ -70,8 +71,8 @@ def test_a_plan_is_that_of_the_planner(
 
 def test_a_recorded_row_is_the_picture_there(http: httpx.Client, session: str, tmp_path: Path) -> None:
     service = small_service(tmp_path)
-    assert service._dataset is not None
-    picture = service._dataset.episode(1).frames[CAMERA][9]
+    assert service.recordings.dataset is not None
+    picture = service.recordings.dataset.episode(1).frames[CAMERA][9]
     plans = [
         http.post(f"/v1/sessions/{session}/plan", json={"goal": goal, **SMALL}).raise_for_status().json()
         for goal in ({"episode": 1, "row": 9}, {"frames": {CAMERA: in_base64(picture)}})
@@ -102,7 +103,7 @@ def test_mistakes_say_what_to_do(http: httpx.Client, session: str) -> None:
         ("plan", {"goal": {"state": {"block": [0, 0]}}}, 422, "no quantity 'block'; there are none"),
         ("plan", {"goal": {"frames": {CAMERA: "zz"}}}, 422, "send a JPEG or PNG"),
         ("plan", {"goal": {"proprio": [1.0]}}, 422, f"frames of {CAMERA} are needed"),
-        ("plan", {"goal": {"text": "push it"}}, 422, "knows no words.*give a picture"),
+        ("plan", {"goal": {"text": "push it"}}, 422, "knows no words.*give a frame"),
         ("plan", goal | {"measure": "steps"}, 422, "--heads"),
         ("plan", goal | {"planner": "best"}, 422, "planner"),
         ("plan", goal | {"max_seconds": 1000}, 422, "max_seconds=1000: at most 30"),
@@ -194,7 +195,7 @@ def test_the_cloned_policy_acts(tmp_path: Path) -> None:
     world.save(folder)
     save_part(folder / CLONE_FILE, clone.config, clone)
     source = small_service(tmp_path)
-    assert source._dataset is not None
+    assert source.recordings.dataset is not None
     service = make_service(ServeConfig(world=str(folder), data=tmp_path / "recorded"))
     frames, rows = random_frames(2), [[1.0, 2.0], [3.0, 4.0]]
     picture = random_frames(seed=7)
