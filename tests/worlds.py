@@ -105,8 +105,9 @@ def random_world(
     depth: int = 4,
     seed: int = 0,
     num_denoising_steps: int = 1,
+    recorded: tuple[int, int] = (SIZE, SIZE),
 ) -> World:
-    """A world of pictures of 32 by 32 that nobody trained; it reacts to all that it is given."""
+    """A world of frames of 32 by 32 that nobody trained; it reacts to all that it is given."""
     tokenizer = ConvTokenizerConfig(
         height=SIZE,
         width=SIZE,
@@ -120,7 +121,9 @@ def random_world(
         WorldConfig(
             name="random",
             fps=FPS,
-            cameras=tuple(CameraConfig(key=key, native_height=48, native_width=64) for key in keys),
+            cameras=tuple(
+                CameraConfig(key=key, native_height=recorded[0], native_width=recorded[1]) for key in keys
+            ),
             proprio_key=PROPRIO if proprio_dim else None,
             action_names=("right", "down"),
             tokenizer=tokenizer if num_cameras else None,

@@ -7,14 +7,14 @@ happens here and nowhere else.
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
+from kinema.data.frames import resize
 from kinema.data.layout import picture_shape
 from kinema.data.lerobot import DataError, Dataset
 
@@ -29,12 +29,22 @@ class SegmentsConfig:
     """Pictures are brought to this height in pixels."""
     width: int = 64
     """Pictures are brought to this width in pixels."""
+    sizes: tuple[tuple[int, int], ...] | None = None
+    """Height and width of the frames of each camera, where they are not all ``height`` and ``width``."""
     episodes: tuple[int, int] | None = None
     """First and one past the last episode to use; all by default."""
     left_out: tuple[int, ...] = ()
     """Positions of episodes in that range that are not used."""
     memory_limit_gb: float = 8.0
     """Decoded pictures beyond this many gigabytes go to a memory-mapped file."""
+
+    def sizes_of(self, cameras: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Height and width by camera. Raises ValueError where ``sizes`` is of another number of cameras."""
+        if self.sizes is None:
+            return dict.fromkeys(cameras, (self.height, self.width))
+        if len(self.sizes) != len(cameras):
+            raise ValueError(f"sizes={self.sizes}: one for each of {', '.join(cameras)} is needed")
+        return dict(zip(cameras, self.sizes, strict=True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,26 +182,33 @@ class Segments:
         """The last rows of the episodes that rows are of."""
         return self.first_rows(rows) + self.lengths[self._episode_of_row[rows]] - 1
 
-    def draw_pairs(self, rng: np.random.Generator, batch: int) -> Pairs:
-        """Pictures of two moments of one episode, of cameras drawn at random."""
-        cameras = list(self.frames)
+    @property
+    def cameras_by_size(self) -> list[list[int]]:
+        """Indices of the cameras, those of frames of one size together."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, frames in enumerate(self.frames.values()):
+            groups.setdefault(frames.shape[1:], []).append(index)
+        return list(groups.values())
+
+    def draw_pairs(
+        self, rng: np.random.Generator, batch: int, *, cameras: Sequence[int] | None = None
+    ) -> Pairs:
+        """Draw frames of two times of one episode, of cameras drawn at random that have frames of one size.
+
+        ``cameras``: indices of those to draw from.
+        """
+        keys, groups = list(self.frames), self.cameras_by_size
+        if cameras is None:
+            weights = np.cumsum([len(group) for group in groups])
+            chosen = 0 if len(groups) == 1 else np.searchsorted(weights, rng.integers(weights[-1]), "right")
+            cameras = groups[int(chosen)]
         first = rng.integers(0, self.num_rows, batch)
         episodes = self._episode_of_row[first]
         second = self.starts[episodes] + (rng.random(batch) * self.lengths[episodes]).astype(np.int64)
-        drawn = rng.integers(0, len(cameras), batch)
-        pairs = [self.frames[cameras[c]][[a, b]] for a, b, c in zip(first, second, drawn, strict=True)]
+        drawn = np.asarray(cameras)[rng.integers(0, len(cameras), batch)]
+        pairs = [self.frames[keys[c]][[a, b]] for a, b, c in zip(first, second, drawn, strict=True)]
         rows = np.stack([first, second], axis=1)
         return Pairs(pictures=torch.from_numpy(np.stack(pairs)), rows=rows, cameras=drawn)
-
-
-def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Pictures ``T H W C`` brought to another size, with antialiasing."""
-    if frames.shape[1:3] == (height, width):
-        return frames
-    resized = [
-        np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BOX)) for frame in frames
-    ]
-    return np.stack(resized) if resized else np.zeros((0, height, width, 3), np.uint8)
 
 
 def load_segments(
@@ -222,7 +239,8 @@ def load_segments(
     if not len(chosen):
         raise DataError(f"{dataset.root}: all of the episodes {first}:{stop} are left out")
     lengths = dataset.lengths()[chosen].astype(np.int64)
-    store = _FrameStore(dataset, config, cameras, int(lengths.sum()), cache)
+    sizes = config.sizes_of(cameras)
+    store = _FrameStore(dataset, config, sizes, int(lengths.sum()), cache)
     actions, proprio = [], []
     row = 0
     for index in tqdm(chosen.tolist(), desc="decoding episodes", unit="episode", disable=not progress):
@@ -232,7 +250,7 @@ def load_segments(
             values = _vectors(episode.columns[config.proprio])
             proprio.append(_finite(dataset, index, config.proprio, values))
         for key, frames in episode.frames.items():
-            store.frames[key][row : row + len(frames)] = resize(frames, config.height, config.width)
+            store.frames[key][row : row + len(frames)] = resize(frames, *sizes[key])
         row += len(actions[-1])
     store.finish()
     return Segments(
@@ -249,14 +267,19 @@ class _FrameStore:
     """Room for all pictures: plain arrays, or files that are marked complete when filled."""
 
     def __init__(
-        self, dataset: Dataset, config: SegmentsConfig, cameras: Sequence[str], num_rows: int, cache: Path
+        self,
+        dataset: Dataset,
+        config: SegmentsConfig,
+        sizes: Mapping[str, tuple[int, int]],
+        num_rows: int,
+        cache: Path,
     ):
-        shape = (num_rows, config.height, config.width, 3)
-        size_gb = len(cameras) * np.prod(shape, dtype=np.float64) / 1e9
+        shapes = {key: (num_rows, *size, 3) for key, size in sizes.items()}
+        size_gb = sum(np.prod(shape, dtype=np.float64) for shape in shapes.values()) / 1e9
         self.is_complete = False
         self._cache: Path | None = None
         if size_gb <= config.memory_limit_gb:
-            self.frames = {key: np.empty(shape, np.uint8) for key in cameras}
+            self.frames = {key: np.empty(shape, np.uint8) for key, shape in shapes.items()}
             return
         identity = {"dataset": str(dataset.root.resolve()), "frames": dataset.num_frames}
         identity |= dataclasses.asdict(config)
@@ -270,7 +293,7 @@ class _FrameStore:
             key: np.lib.format.open_memmap(
                 cache / f"{key}.npy", mode="r" if self.is_complete else "w+", dtype=np.uint8, shape=shape
             )
-            for key in cameras
+            for key, shape in shapes.items()
         }
 
     def finish(self) -> None:

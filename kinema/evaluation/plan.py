@@ -13,6 +13,7 @@ import tyro
 from tqdm import tqdm
 
 from kinema.data import view
+from kinema.data.frames import join_cameras
 from kinema.data.options import JsonObject
 from kinema.evaluation.plot import error_video
 from kinema.evaluation.tables import align
@@ -204,7 +205,7 @@ def write_pictures(world: World, trial: Trial, picture: np.ndarray | None, out: 
     )
     panels, names = [real, imagined], ["real", "imagined"]
     if picture is not None:
-        shown = np.concatenate(list(world.by_camera(picture[None]).values()), axis=2)
+        shown = join_cameras(world.by_camera(picture[None]).values())
         panels.insert(0, np.repeat(shown, len(real), axis=0))
         names.insert(0, "goal")
     gap = np.full((len(real), real.shape[1], view.GAP, 3), view.BACKGROUND, np.uint8)
@@ -224,4 +225,4 @@ def write_pictures(world: World, trial: Trial, picture: np.ndarray | None, out: 
 
 def film(seen: list[Seen]) -> np.ndarray:
     """Pictures ``T H W 3`` of what was seen, cameras side by side."""
-    return np.stack([np.concatenate(list(one.frames.values()), axis=1) for one in seen])
+    return np.concatenate([join_cameras(frame[None] for frame in one.frames.values()) for one in seen])

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from kinema.data import view
 from kinema.data.files import to_json, write_text
+from kinema.data.frames import join_cameras
 from kinema.data.lerobot import DataError, Dataset
 from kinema.evaluation.image_distance import psnr_of_rms
 from kinema.evaluation.plot import error_video
@@ -213,8 +214,8 @@ def _write_pictures(comparison: Comparison, world: World, config: SimulateConfig
         return [("curve", sheet)]
     start = config.context - 1
     # The last given frame comes first, so that the sheet shows where the simulation began.
-    real = np.concatenate([comparison.clip.frames[key][start:] for key in comparison.frames], axis=2)
-    simulated = np.concatenate(list(comparison.frames.values()), axis=2)
+    real = join_cameras(comparison.clip.frames[key][start:] for key in comparison.frames)
+    simulated = join_cameras(comparison.frames.values())
     simulated = np.concatenate([real[:1], simulated])
     pictures = view.side_by_side(real[1:], simulated[1:])
     scale = max(1, FILM_WIDTH // pictures.shape[2])

@@ -1,11 +1,14 @@
 """What the decoder learns by itself, once the manifold is known."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from kinema.model.manifold import Manifold
 from kinema.tokenizers import ConvTokenizer, TokenizerObjectiveConfig
+from kinema.tokenizers.convolutional import STRIDE
 from kinema.tokenizers.objective import PictureLoss
 
 DECODER_NOISE = 0.05
@@ -26,13 +29,24 @@ class DecoderObjective(nn.Module):
     other things hide it.
     """
 
-    def __init__(self, tokenizer: ConvTokenizer, manifold: Manifold, config: TokenizerObjectiveConfig):
+    _first_latent: Tensor
+    """First latent of each camera in those of all."""
+
+    def __init__(
+        self,
+        tokenizer: ConvTokenizer,
+        manifold: Manifold,
+        config: TokenizerObjectiveConfig,
+        grids: Sequence[tuple[int, int]],
+    ):
+        """``grids``: rows and columns of the latents of each camera."""
         super().__init__()
         self.decoder = tokenizer.decoder
         self.loss = PictureLoss(config)
         # Methods, not modules: they are used here, but not trained.
         self._decode, self._robot, self._distance = tokenizer.decode, manifold.robot, manifold.distance
-        self._num_latents = tokenizer.num_latents
+        first = torch.tensor([0, *(rows * columns for rows, columns in grids[:-1])]).cumsum(0)
+        self.register_buffer("_first_latent", first, persistent=False)
 
     def forward(
         self,
@@ -42,8 +56,9 @@ class DecoderObjective(nn.Module):
         cameras: Int[Tensor, " B"],
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and metrics of a batch: latents are those of all cameras, pictures of the one that ``cameras``
-        says."""
+        """Loss and metrics of a batch: latents are those of all cameras, frames of the one that ``cameras``
+        says; the frames of all of these have one size."""
+        grid = pairs.shape[2] // STRIDE, pairs.shape[3] // STRIDE
         latents, proprio = latents.flatten(0, 1), proprio.flatten(0, 1)
         count, device = len(latents), latents.device
         with torch.no_grad():
@@ -52,11 +67,14 @@ class DecoderObjective(nn.Module):
             latents = torch.lerp(latents, nearest, drawn * (is_drawn < DRAWN_SHARE))
             noise = torch.randn(latents.shape, generator=generator, device=device)
             is_guided = torch.rand(count, 1, 1, generator=generator, device=device) < GUIDED_SHARE
-            chosen = (torch.arange(count, device=device), cameras.repeat_interleave(2))
+            offsets = torch.arange(grid[0] * grid[1], device=device)
+            rows = torch.arange(count, device=device)[:, None]
+            columns = self._first_latent[cameras.repeat_interleave(2)][:, None] + offsets
             latents, guide = (
-                of_all.unflatten(1, (-1, self._num_latents))[chosen]
+                of_all[rows, columns]
                 for of_all in (latents + DECODER_NOISE * noise, self._robot(proprio) * is_guided)
             )
-        kept = self.loss.hardest(lambda: self._decode(latents, guide), pairs)
+        kept = self.loss.hardest(lambda: self._decode(latents, guide, grid=grid), pairs)
         pictures = torch.stack([2 * kept, 2 * kept + 1], 1).flatten()
-        return self.loss(self._decode(latents[pictures], guide[pictures]), pairs[kept])
+        decoded = self._decode(latents[pictures], guide[pictures], grid=grid)
+        return self.loss(decoded, pairs[kept])

@@ -11,13 +11,14 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kinema.data.files import replacing, write_tensors
-from kinema.data.segments import resize
+from kinema.data.frames import resize
 from kinema.hardware.machine import uses_bfloat16
 from kinema.model.acting import Acting, ActingConfig
 from kinema.model.heads import Heads, HeadsConfig, PlaceSizes
@@ -56,6 +57,15 @@ class CameraConfig:
     """Height of its pictures as recorded."""
     native_width: int
     """Width of its pictures as recorded."""
+    height: int | None = None
+    """Height of its frames as learned; that of the tokenizer by default."""
+    width: int | None = None
+    """Width of its frames as learned; that of the tokenizer by default."""
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """Height and width of its frames as recorded."""
+        return self.native_height, self.native_width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +95,14 @@ class WorldConfig:
     num_support: int = 0
     """Points that say where actions and proprioception were recorded: what is beyond them is taken for the
     nearest that was. 0: nothing is."""
+
+    @property
+    def learned_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of the frames of each camera as learned."""
+        if self.tokenizer is None:
+            return ()
+        height, width = self.tokenizer.height, self.tokenizer.width
+        return tuple((camera.height or height, camera.width or width) for camera in self.cameras)
 
     def __post_init__(self) -> None:
         # At 0.5 and below the dynamics takes a frame for unknown.
@@ -129,8 +147,8 @@ class WorldModel(nn.Module):
     def __init__(self, config: WorldConfig):
         super().__init__()
         self.config = config
-        self.tokenizer = ConvTokenizer(config.tokenizer) if config.tokenizer else None
         dynamics = config.dynamics
+        self.tokenizer = ConvTokenizer(config.tokenizer, dynamics.grids) if config.tokenizer else None
         self.dynamics = Dynamics(dynamics)
         self.manifold = (
             Manifold(
@@ -266,16 +284,17 @@ class WorldModel(nn.Module):
         Raises:
             WorldError: a camera is missing or unknown, or a picture has another size or type.
         """
-        by_camera = self.by_camera(frames)
+        by_camera = self._checked(frames)
         if not by_camera:
             return torch.zeros(0, 0, self.config.dynamics.latent_dim)
-        return torch.cat([self._encode_camera(pictures) for pictures in by_camera.values()], dim=1)
+        learned = zip(by_camera.values(), self.config.learned_sizes, strict=True)
+        return torch.cat([self._encode_camera(resize(films, *size)) for films, size in learned], dim=1)
 
     @torch.inference_mode()
     def decode(
         self, latents: Float[Tensor, "T L Z"], proprio: Float[Tensor, "T P"] | None = None
     ) -> np.ndarray | dict[str, np.ndarray] | None:
-        """Pictures ``uint8 T H W C`` of the learned size; a dict by camera where there are several.
+        """Pictures ``uint8 T H W C`` of the recorded size; a dict by camera where there are several.
 
         Normalised proprioception, where it is known, guides a decoder that takes a guide.
         """
@@ -297,16 +316,19 @@ class WorldModel(nn.Module):
         guide = None
         if self.manifold is not None and self.tokenizer.config.guide_dim and proprio is not None:
             guide = self.manifold.robot(proprio)
-        num_each = latents.shape[1] // len(self.cameras)
-        pictures = []
-        for index in range(len(self.cameras)):
-            of_camera = slice(index * num_each, (index + 1) * num_each)
+        pictures, first = [], 0
+        for camera, grid in zip(self.config.cameras, self.config.dynamics.grids, strict=True):
+            of_camera = slice(first, first + grid[0] * grid[1])
+            first = of_camera.stop
             with self.autocast():
                 pixels = self.tokenizer.decode(
-                    latents[:, of_camera], None if guide is None else guide[:, of_camera]
+                    latents[:, of_camera], None if guide is None else guide[:, of_camera], grid=grid
                 )
+            pixels = pixels.float()
+            if pixels.shape[2:] != camera.native_size:
+                pixels = F.interpolate(pixels, camera.native_size, mode="bilinear", antialias=True)
             # Half a level more, and then cut, is rounded.
-            levels = pixels.float().mul_(127.5).add_(128.0).clamp_(0.0, 255.0)
+            levels = pixels.mul_(127.5).add_(128.0).clamp_(0.0, 255.0)
             pictures.append(levels.to(torch.uint8).permute(0, 2, 3, 1))
         return pictures
 
@@ -319,7 +341,7 @@ class WorldModel(nn.Module):
         Raises:
             WorldError: pictures or proprioception do not fit this world.
         """
-        by_camera = self.by_camera(frames)
+        by_camera = self._checked(frames)
         num_frames = _length(by_camera)
         known = None if proprio is None else self.normalized_proprio(proprio, 1, num_frames)[0]
         parts = []
@@ -332,11 +354,16 @@ class WorldModel(nn.Module):
         return np.concatenate(parts) if parts else None
 
     def by_camera(self, frames: Pictures) -> dict[str, np.ndarray]:
-        """Check pictures and order them as this world's cameras are.
+        """Check frames, order them as this world's cameras are, and bring them to the recorded sizes.
 
         Raises:
             WorldError: says which camera or size is wrong and what is right.
         """
+        native = {camera.key: camera.native_size for camera in self.config.cameras}
+        return {key: resize(films, *native[key]) for key, films in self._checked(frames).items()}
+
+    def _checked(self, frames: Pictures) -> dict[str, np.ndarray]:
+        """Frames ``T H W 3`` by camera, of the recorded or of the learned size. Raises WorldError."""
         if frames is None:
             if self.cameras:
                 raise WorldError(f"world '{self.name}': pictures of {', '.join(self.cameras)} are needed")
@@ -358,12 +385,10 @@ class WorldModel(nn.Module):
                 f"world '{self.name}': no pictures of camera {', '.join(missing)}; "
                 f"got {', '.join(frames) or 'none'}"
             )
-        assert self.config.tokenizer is not None
-        learned = (self.config.tokenizer.height, self.config.tokenizer.width)
         checked = {}
-        for camera in self.config.cameras:
+        for camera, learned in zip(self.config.cameras, self.config.learned_sizes, strict=True):
             pictures = np.asarray(frames[camera.key])
-            native = (camera.native_height, camera.native_width)
+            native = camera.native_size
             if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8:
                 raise WorldError(
                     f"camera '{camera.key}': frames must be uint8 of shape (T, height, width, 3), "
@@ -372,11 +397,11 @@ class WorldModel(nn.Module):
             if pictures.shape[1:3] not in (learned, native):
                 raise WorldError(
                     f"camera '{camera.key}': frames are {pictures.shape[1]}x{pictures.shape[2]} (height x "
-                    f"width), but this world takes {native[0]}x{native[1]} (as recorded) or "
-                    f"{learned[0]}x{learned[1]} (as learned)"
+                    f"width), but this world takes {native[0]}x{native[1]} (as recorded)"
+                    + (f" or {learned[0]}x{learned[1]} (as learned)" if learned != native else "")
                 )
             # Without negative strides, which PyTorch does not take.
-            checked[camera.key] = np.ascontiguousarray(resize(pictures, *learned))
+            checked[camera.key] = np.ascontiguousarray(pictures)
         if len({len(pictures) for pictures in checked.values()}) > 1:
             sizes = ", ".join(f"{key} {len(pictures)}" for key, pictures in checked.items())
             raise WorldError(f"the cameras differ in number of frames: {sizes}")

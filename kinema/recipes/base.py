@@ -1,7 +1,9 @@
 """Recipes for any dataset: all its cameras and its proprioception."""
 
 import dataclasses
+import math
 
+from kinema.data.layout import picture_shape
 from kinema.data.lerobot import DataError, Dataset
 from kinema.data.segments import SegmentsConfig
 from kinema.model.manifold import ManifoldConfig
@@ -11,6 +13,8 @@ from kinema.recipes.recipe import Phase, Recipe, Schedule
 from kinema.tokenizers import ConvTokenizerConfig, TokenizerObjectiveConfig
 
 PROPRIO = "observation.state"
+MAX_ASPECT = 4.0
+"""Width over height from which frames are learned less high, so that their area grows no more."""
 
 
 def base(dataset: Dataset) -> Recipe:
@@ -61,17 +65,19 @@ def _recipe(
             f"{dataset.root}: neither a camera (observation.images.*) nor '{PROPRIO}'; it has "
             f"{', '.join(sorted(dataset.features))}"
         )
-    tokenizer, width = None, height
-    if dataset.cameras:
-        native_height, native_width, _ = dataset.features[dataset.cameras[0]]["shape"]
-        width = max(16, 16 * round(height * native_width / native_height / 16))
+    sizes = tuple(_learned_size(picture_shape(dataset.features[key]), height) for key in dataset.cameras)
+    tokenizer = None
+    if sizes:
         tokenizer = ConvTokenizerConfig(
-            height=height, width=width, encoder_widths=(48, 96, 192), decoder_widths=(48, 96, 192)
+            height=sizes[0][0],
+            width=sizes[0][1],
+            encoder_widths=(48, 96, 192),
+            decoder_widths=(48, 96, 192),
         )
-    grids = (tokenizer.grid,) * len(dataset.cameras) if tokenizer else ()
-    patch = 2 if tokenizer and not any(size % 2 for size in tokenizer.grid) else 1
+    grids = tuple((rows // 16, columns // 16) for rows, columns in sizes)
+    patch = 2 if grids and not any(size % 2 for grid in grids for size in grid) else 1
     return Recipe(
-        segments=SegmentsConfig(cameras=dataset.cameras, proprio=proprio, height=height, width=width),
+        segments=SegmentsConfig(cameras=dataset.cameras, proprio=proprio, sizes=sizes),
         num_held_out=max(1, dataset.num_episodes // 20),
         tokenizer=tokenizer,
         tokenizer_objective=TokenizerObjectiveConfig(),
@@ -98,6 +104,15 @@ def _recipe(
             optimizer="muon",
         ),
     )
+
+
+def _learned_size(shape: tuple[int, int, int], height: int) -> tuple[int, int]:
+    """Height and width in pixels, multiples of 16, of a camera's frames: as high as ``height`` and of the
+    recorded aspect, less high where they would be more than four times as wide."""
+    aspect = shape[1] / shape[0]
+    if aspect > MAX_ASPECT:
+        height = max(16, 16 * round(height * math.sqrt(MAX_ASPECT / aspect) / 16))
+    return height, max(16, 16 * round(height * aspect / 16))
 
 
 def _size(dataset: Dataset, key: str) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from kinema.data.frames import join_cameras
 from kinema.data.view import write_video
 from kinema.model.world import Pictures
 from kinema.serve import schema
@@ -190,7 +191,7 @@ class RemoteWorld:
         if frames is None:
             raise WorldError(f"world '{self.name}' has no camera, so there is nothing to save")
         if isinstance(frames, dict):
-            frames = np.concatenate(list(frames.values()), axis=2)
+            frames = join_cameras(frames.values())
         write_video(path, frames, fps=self.fps, scale=max(1, 256 // frames.shape[1]))
 
     def step_of(self, state: schema.State, frames: Mapping[str, np.ndarray]) -> Step:

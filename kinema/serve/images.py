@@ -74,7 +74,7 @@ def decode_frames(
 ) -> dict[str, np.ndarray]:
     """Pictures by camera, ``T H W 3``. Raises Refusal (422)."""
     found = {}
-    for camera in world.config.cameras:
+    for camera, learned in zip(world.config.cameras, world.config.learned_sizes, strict=True):
         texts = frames.get(camera.key)
         if not texts:
             raise Refusal(
@@ -88,9 +88,7 @@ def decode_frames(
                 f"frames of '{camera.key}': {len(texts)} pictures, at most {max_frames} at once",
                 reason="picture",
             )
-        assert world.config.tokenizer is not None
-        native = (camera.native_height, camera.native_width)
-        sizes = [(world.config.tokenizer.height, world.config.tokenizer.width), native]
+        sizes = [learned, camera.native_size]
         pictures = [decode(text, sizes, f"frames['{camera.key}'][{i}]") for i, text in enumerate(texts)]
         if len({picture.shape for picture in pictures}) > 1:
             raise Refusal(422, f"frames of '{camera.key}' differ in size", reason="picture")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kinema.data import Dataset
+from kinema.data.frames import join_cameras
 from kinema.data.view import encode_mp4
 from kinema.kits import find_kit
 from kinema.model.goals import encode_place
@@ -95,15 +96,13 @@ class Service:
     def describe(self) -> schema.WorldInfo:
         """Describe the world to clients."""
         world = self.world
-        tokenizer = world.config.tokenizer
         center, scale = world.action_normalizer.center.tolist(), world.action_normalizer.scale.tolist()
         return schema.WorldInfo(
             name=world.name,
             fps=world.fps,
             cameras=[
-                schema.CameraInfo(key=key, height=tokenizer.height, width=tokenizer.width)
-                for key in world.cameras
-                if tokenizer is not None
+                schema.CameraInfo(key=camera.key, height=camera.native_height, width=camera.native_width)
+                for camera in world.config.cameras
             ],
             actions=[
                 schema.ActionInfo(name=name, low=middle - half, high=middle + half)
@@ -261,7 +260,7 @@ class Service:
                 await self.past_frames(session, first, PIECE)
                 for first in range(0, session.simulation.num_pictures, PIECE)
             ]
-            frames = np.concatenate([np.concatenate(list(piece.values()), axis=2) for piece in pieces])
+            frames = np.concatenate([join_cameras(piece.values()) for piece in pieces])
             scale, is_wanted = max(1, 256 // frames.shape[1]), True
             each = itertools.takewhile(lambda _: is_wanted, frames)
             try:

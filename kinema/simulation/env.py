@@ -15,6 +15,7 @@ from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from kinema.data.frames import join_cameras
 from kinema.data.lerobot import Dataset
 from kinema.simulation.session import SimulationBatch, Step, World, load
 from kinema.simulation.starts import Start, Starts, begin
@@ -67,10 +68,8 @@ class _Rules:
             size = config.num_latents * config.latent_dim + config.proprio_dim
             return spaces.Box(-np.inf, np.inf, (size,), np.float32)
         parts: dict[str, spaces.Space[Any]] = {}
-        for key in world.cameras:
-            assert world.config.tokenizer is not None
-            size = (world.config.tokenizer.height, world.config.tokenizer.width, 3)
-            parts[short_name(key)] = spaces.Box(0, 255, size, np.uint8)
+        for camera in world.config.cameras:
+            parts[short_name(camera.key)] = spaces.Box(0, 255, (*camera.native_size, 3), np.uint8)
         if world.proprio_dim:
             parts["state"] = spaces.Box(-np.inf, np.inf, (world.proprio_dim,), np.float32)
         return spaces.Dict(parts)
@@ -114,7 +113,7 @@ class _Rules:
         if pictures is None:
             raise ValueError(f"world '{self.world.name}' has no camera, so there is nothing to render")
         if isinstance(pictures, dict):
-            return np.concatenate([picture[0] for picture in pictures.values()], axis=1)
+            return join_cameras(pictures.values())[0]
         return pictures[0]
 
 

@@ -39,9 +39,7 @@ class Arena:
             RecordError: it cannot be made, or does not show what the world needs.
         """
         self.world, self.name = world, name
-        self._sizes = {
-            camera.key: (camera.native_height, camera.native_width) for camera in world.config.cameras
-        }
+        self._sizes = {camera.key: camera.native_size for camera in world.config.cameras}
         size = next(iter(self._sizes.values()), None)
         made = make_environment(name, arguments or {}, render="auto", picture_size=size)
         self.env = made.env

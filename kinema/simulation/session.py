@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kinema.data.frames import join_cameras
 from kinema.data.view import write_video
 from kinema.hardware.machine import dtype_of, find_device, keep_freed_memory, one_thread
 from kinema.hardware.packed import can_pack, pack
@@ -449,7 +450,7 @@ class SimulationBatch:
         if pictures is None:
             raise WorldError(f"world '{self.world.name}' has no camera, so there is nothing to save")
         if isinstance(pictures, dict):
-            pictures = np.concatenate(list(pictures.values()), axis=2)
+            pictures = join_cameras(pictures.values())
         write_video(path, pictures, fps=self.world.fps, scale=max(1, 256 // pictures.shape[1]))
 
     def _noise(self, size: int, stream: int = 0) -> Tensor:

@@ -5,6 +5,7 @@ noised latents because noised latents are what it will see.
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +14,16 @@ from torch import Tensor, nn
 
 from kinema.hardware.packed import pack_convolutions
 
+STRIDE = 16
+"""Pixels in height and in width of a frame for each latent."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvTokenizerConfig:
     height: int
-    """Height of the picture in pixels, a multiple of 16."""
+    """Height of frames in pixels, a multiple of 16; of the first camera where sizes differ."""
     width: int
-    """Width of the picture in pixels, a multiple of 16."""
+    """Width of frames in pixels, a multiple of 16; of the first camera where sizes differ."""
     latent_dim: int = 16
     """Channels Z of each latent."""
     guide_dim: int = 0
@@ -37,7 +41,7 @@ class ConvTokenizerConfig:
     def __post_init__(self) -> None:
         for name in ("height", "width"):
             value = getattr(self, name)
-            if value < 16 or value % 16:
+            if value < STRIDE or value % STRIDE:
                 raise ValueError(
                     f"{name}={value}: the convolutional tokenizer needs a positive multiple of 16"
                 )
@@ -45,7 +49,7 @@ class ConvTokenizerConfig:
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of latents."""
-        return self.height // 16, self.width // 16
+        return self.height // STRIDE, self.width // STRIDE
 
 
 class _Residual(nn.Module):
@@ -71,9 +75,11 @@ class ConvTokenizer(nn.Module):
     latent_mean: Tensor
     latent_std: Tensor
 
-    def __init__(self, config: ConvTokenizerConfig):
+    def __init__(self, config: ConvTokenizerConfig, grids: Iterable[tuple[int, int]] = ()):
+        """``grids``: rows and columns of latents of every camera, where they are not all ``config.grid``."""
         super().__init__()
         self.config = config
+        self._has_one_grid = {config.grid, *grids} == {config.grid}
         fine, middle, coarse = config.encoder_widths
         num_fine, num_middle, num_coarse = config.encoder_blocks
         self.encoder = nn.Sequential(
@@ -106,12 +112,6 @@ class ConvTokenizer(nn.Module):
         self.register_buffer("latent_mean", torch.zeros(config.latent_dim))
         self.register_buffer("latent_std", torch.ones(config.latent_dim))
 
-    @property
-    def num_latents(self) -> int:
-        """L, latents in one picture."""
-        rows, columns = self.config.grid
-        return rows * columns
-
     def encode_raw(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B Z h w"]:
         """The grid before it is brought to unit variance; training works on this."""
         return self.encoder(pixels.contiguous(memory_format=torch.channels_last))
@@ -132,22 +132,36 @@ class ConvTokenizer(nn.Module):
         return (grid.flatten(2).transpose(1, 2) - self.latent_mean) / self.latent_std
 
     def decode(
-        self, latents: Float[Tensor, "B L Z"], guide: Float[Tensor, "B L G"] | None = None
+        self,
+        latents: Float[Tensor, "B L Z"],
+        guide: Float[Tensor, "B L G"] | None = None,
+        *,
+        grid: tuple[int, int] | None = None,
     ) -> Float[Tensor, "B 3 H W"]:
-        """Latents to pixels, about [-1, 1] (not clipped)."""
+        """Latents to pixels, about [-1, 1] (not clipped).
+
+        ``grid``: rows and columns of the latents; ``config.grid`` by default.
+        """
+        grid = grid or self.config.grid
         raw = latents * self.latent_std + self.latent_mean
-        return self.decode_raw(self._as_grid(raw), None if guide is None else self._as_grid(guide))
+        return self.decode_raw(_as_grid(raw, grid), None if guide is None else _as_grid(guide, grid))
 
     def pack(self, dtype: torch.dtype) -> None:
-        """Have the decoder compute by packed convolutions."""
+        """Have the decoder compute by packed convolutions, which are fast for one size of frames."""
+        if not self._has_one_grid:
+            return
         grid = self.latent_mean.new_zeros(1, self.config.latent_dim, *self.config.grid)
         pack_convolutions(self.decoder, lambda: self.decode_raw(grid), dtype)
 
-    def _as_grid(self, values: Float[Tensor, "B L V"]) -> Float[Tensor, "B V h w"]:
-        return values.transpose(1, 2).unflatten(2, self.config.grid)
-
     @torch.no_grad()
-    def set_statistics(self, grid: Float[Tensor, "B Z h w"]) -> None:
-        """Set the mean and deviation of the latents from a sample of raw ones."""
+    def set_statistics(self, *samples: Float[Tensor, "B Z h w"]) -> None:
+        """Set the mean and deviation of the latents from samples of raw ones, one for each size of frames."""
+        grid = samples[0]
+        if len(samples) > 1:
+            grid = torch.cat([sample.transpose(0, 1).flatten(1) for sample in samples], 1)[None, :, :, None]
         self.latent_mean.copy_(grid.mean((0, 2, 3)))
         self.latent_std.copy_(grid.std((0, 2, 3)).clamp_min(1e-6))
+
+
+def _as_grid(values: Float[Tensor, "B L V"], grid: tuple[int, int]) -> Float[Tensor, "B V h w"]:
+    return values.transpose(1, 2).unflatten(2, grid)

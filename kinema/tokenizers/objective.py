@@ -7,6 +7,7 @@ one that moves with it.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 
@@ -63,10 +64,11 @@ class PictureLoss(nn.Module):
         self.register_buffer("rarity", torch.ones(COLOUR_LEVELS**3))
 
     @torch.no_grad()
-    def fit_rarity(self, pictures: UInt8[Tensor, "N H W 3"]) -> None:
-        """Count how common each colour is, its neighbours with it, in a sample of the recorded pictures."""
+    def fit_rarity(self, *samples: UInt8[Tensor, "N H W 3"]) -> None:
+        """Count how common each colour is, its neighbours with it, in samples of the recorded frames, one for
+        each size."""
         counts = torch.zeros(COLOUR_LEVELS**3, dtype=torch.float64)
-        for piece in pictures.split(256):
+        for piece in itertools.chain.from_iterable(frames.split(256) for frames in samples):
             counts += torch.bincount(_colour_index(piece).flatten(), minlength=len(counts))
         share = (counts / counts.sum()).view(1, 1, COLOUR_LEVELS, COLOUR_LEVELS, COLOUR_LEVELS)
         share = 27.0 * F.avg_pool3d(share, 3, stride=1, padding=1).flatten()

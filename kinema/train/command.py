@@ -300,7 +300,7 @@ def _tokenizer_stage(world: World, recipe: Recipe, segments: Segments) -> Stage:
     tokenizer = world.tokenizer
     tokenizer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (PyTorch's stub lacks it)
     objective = TokenizerObjective(tokenizer, recipe.tokenizer_objective).to(world.device)
-    objective.loss.fit_rarity(sample_pictures(segments))
+    objective.loss.fit_rarity(*sample_pictures(segments))
 
     def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
         return (segments.draw_pairs(rng, phase.batch).pictures,)
@@ -350,8 +350,10 @@ def _decoder_stage(world: World, recipe: Recipe, recordings: Sequence[tuple[Segm
     assert world.tokenizer is not None
     assert world.manifold is not None
     assert recipe.decoder_schedule is not None
-    objective = DecoderObjective(world.tokenizer, world.manifold, recipe.tokenizer_objective).to(world.device)
-    objective.loss.fit_rarity(sample_pictures(recordings[0][0]))
+    objective = DecoderObjective(
+        world.tokenizer, world.manifold, recipe.tokenizer_objective, world.config.dynamics.grids
+    ).to(world.device)
+    objective.loss.fit_rarity(*sample_pictures(recordings[0][0]))
     rows_up_to = np.cumsum([segments.num_rows for segments, _ in recordings])
 
     def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
@@ -422,15 +424,13 @@ def _encoded(world: World, segments: Segments, config: TrainConfig) -> Values:
 
 
 def _segments_of(world: World, dataset: Dataset, episodes: tuple[int, int], out: Path) -> Segments:
-    """Episodes at the size that a finished world learned."""
-    size = world.config.tokenizer
+    """Episodes at the sizes that a finished world learned."""
     return load_segments(
         dataset,
         SegmentsConfig(
             cameras=world.cameras,
             proprio=world.config.proprio_key,
-            height=size.height if size else 0,
-            width=size.width if size else 0,
+            sizes=world.config.learned_sizes,
             episodes=episodes,
         ),
         out / "frames-{}-{}".format(*episodes),
@@ -509,8 +509,12 @@ def _world_config(config: TrainConfig, recipe: Recipe, dataset: Dataset, segment
         name=config.name or config.out.resolve().name,
         fps=dataset.fps,
         cameras=tuple(
-            CameraConfig(key=key, native_height=height, native_width=width)
-            for key, (height, width) in segments.native_sizes.items()
+            CameraConfig(key=key, native_height=native[0], native_width=native[1], height=height, width=width)
+            for (key, native), (height, width) in zip(
+                segments.native_sizes.items(),
+                recipe.segments.sizes_of(list(segments.native_sizes)).values(),
+                strict=True,
+            )
         ),
         proprio_key=recipe.segments.proprio,
         action_names=tuple(names),

@@ -31,9 +31,11 @@ def fit_units(world: World, segments: Segments) -> None:
         world.proprio_normalizer.fit(segments.proprio)
     fit_support(world, segments)
     if world.tokenizer is not None:
-        pixels = to_pixels(sample_pictures(segments).to(world.device))
-        raw = torch.cat([world.tokenizer.encode_raw(x) for x in pixels.split(128)])
-        world.tokenizer.set_statistics(raw)
+        samples = []
+        for frames in sample_pictures(segments):
+            pixels = to_pixels(frames.to(world.device))
+            samples.append(torch.cat([world.tokenizer.encode_raw(x) for x in pixels.split(128)]))
+        world.tokenizer.set_statistics(*samples)
 
 
 def fit_support(world: World, segments: Segments) -> None:
@@ -117,10 +119,15 @@ def _keep_latents(path: Path, latents: Tensor) -> None:
         print(f"latents are not kept ({error}): if this run is stopped, it will encode again")
 
 
-def sample_pictures(segments: Segments) -> Tensor:
-    """Pictures ``N H W 3`` drawn from all episodes."""
-    pairs = segments.draw_pairs(np.random.default_rng(0), min(SAMPLE_ROWS, segments.num_rows))
-    return pairs.pictures[:, 0]
+def sample_pictures(segments: Segments) -> list[Tensor]:
+    """Draw frames ``N H W 3`` from all episodes, for each size of frames."""
+    rng, num_cameras = np.random.default_rng(0), len(segments.frames)
+    return [
+        segments.draw_pairs(
+            rng, -(-min(SAMPLE_ROWS, segments.num_rows) * len(group) // num_cameras), cameras=group
+        ).pictures[:, 0]
+        for group in segments.cameras_by_size
+    ]
 
 
 def sample_frames(values: Values, count: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinema.data import DataError, Dataset, DatasetWriter
-from kinema.data.segments import Segments, SegmentsConfig, load_segments, resize
+from kinema.data.frames import resize
+from kinema.data.segments import Segments, SegmentsConfig, load_segments
 
 from ..worlds import CAMERA, HIGH, LOW, PROPRIO, SIZE, read, write_exact_world
 from .conftest import DATA, put
@@ -148,6 +149,34 @@ def test_pairs_are_of_every_camera() -> None:
     assert (pairs.amax((1, 2, 3, 4)) == pairs.amin((1, 2, 3, 4))).all()
     share = (pairs[:, 0, 0, 0, 0] == 1).float().mean().item()
     assert 0.35 < share < 0.65
+
+
+def test_cameras_keep_their_sizes_and_pairs_are_of_one_size(tmp_path: Path) -> None:
+    shapes = {"a": (48, 96), "b": (72, 40), "c": (24, 48)}
+    with DatasetWriter(tmp_path / "d", fps=10) as writer:
+        for value in (10, 200):
+            writer.add(
+                frames={
+                    f"observation.images.{key}": np.full((6, *shape, 3), value + index, np.uint8)
+                    for index, (key, shape) in enumerate(shapes.items())
+                },
+                columns={"action": np.zeros((6, 2), np.float32)},
+            )
+    sizes = ((16, 32), (32, 16), (16, 32))
+    segments = load(Dataset.open(tmp_path / "d"), tmp_path / "cache", proprio=None, sizes=sizes)
+    assert [frames.shape[1:3] for frames in segments.frames.values()] == list(sizes)
+    assert list(segments.native_sizes.values()) == list(shapes.values())
+    assert segments.cameras_by_size == [[0, 2], [1]]
+    rng, seen = np.random.default_rng(0), set()
+    for _ in range(40):
+        pairs = segments.draw_pairs(rng, 5)
+        values = pairs.pictures[:, :, 0, 0, 0].numpy()
+        assert np.array_equal(values, np.where(pairs.rows < 6, 10, 200) + pairs.cameras[:, None])
+        assert {sizes[camera] for camera in pairs.cameras} == {pairs.pictures.shape[2:4]}
+        seen |= set(pairs.cameras.tolist())
+    assert seen == {0, 1, 2}
+    with pytest.raises(ValueError, match="one for each"):
+        load(Dataset.open(tmp_path / "d"), tmp_path / "cache", proprio=None, sizes=sizes[:2])
 
 
 def test_draws_come_from_the_generator_alone() -> None:

@@ -119,10 +119,8 @@ def test_the_parts_of_a_recipe_fit_each_other(name: str, data: Path) -> None:
     recipe = RECIPES[name](Dataset.open(data))
     assert recipe.tokenizer is not None
     assert recipe.segments.cameras == (CAMERA,)
-    assert (recipe.segments.height, recipe.segments.width) == (
-        recipe.tokenizer.height,
-        recipe.tokenizer.width,
-    )
+    size = (recipe.tokenizer.height, recipe.tokenizer.width)
+    assert recipe.segments.sizes_of([CAMERA]) == {CAMERA: size}
     assert recipe.dynamics.grids == (recipe.tokenizer.grid,)
     assert recipe.dynamics.latent_dim == recipe.tokenizer.latent_dim
     assert recipe.dynamics.action_dim == 2
@@ -143,6 +141,24 @@ def test_all_cameras_and_their_shape_are_taken(droid: Path) -> None:
         assert recipe.tokenizer is not None
         height, width, _ = dataset.features[dataset.cameras[0]]["shape"]
         assert recipe.tokenizer.width / recipe.tokenizer.height == pytest.approx(width / height, rel=0.15)
+
+
+def test_each_camera_is_learned_in_its_own_aspect(tmp_path: Path) -> None:
+    shapes = {"wide": (48, 96), "portrait": (72, 40), "panorama": (16, 480)}
+    with DatasetWriter(tmp_path / "d", fps=10, codec="image") as writer:
+        writer.add(
+            frames={
+                f"observation.images.{key}": np.zeros((3, *shape, 3), np.uint8)
+                for key, shape in shapes.items()
+            },
+            columns={"action": np.zeros((3, 2), np.float32)},
+        )
+    recipe = RECIPES["tiny"](Dataset.open(tmp_path / "d"))
+    assert recipe.segments.sizes == ((32, 64), (32, 16), (16, 480))
+    assert recipe.dynamics.grids == ((2, 4), (2, 1), (1, 30))
+    assert recipe.dynamics.patch == 1
+    assert recipe.tokenizer is not None
+    assert recipe.tokenizer.grid == (2, 4)
 
 
 def write_columns(root: Path, *keys: str) -> Dataset:

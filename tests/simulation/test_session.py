@@ -424,7 +424,7 @@ def test_a_start_that_does_not_fit_is_refused(world: World, arm: World, vectors:
         (world, frames, {"actions": wrong}, r"actions: expected shape \(1, 2, 2\) .* got \(1, 3, 2\)"),
         (world, frames[0], {}, r"frames must be \(T, height, width, 3\).*picture\[None\].*got \(32, 32, 3\)"),
         (world, frames[:0], {}, r"frames must be .*T at least 1.*got \(0, 32, 32, 3\)"),
-        (world, frames[:, :8], {}, "frames are 8x32 .* this world takes 48x64"),
+        (world, frames[:, :8], {}, "frames are 8x32 .* this world takes 32x32"),
         (world, frames.astype(float), {}, "frames must be uint8"),
         (world, None, {}, "pictures of observation.images.top are needed"),
         (world, None, {"proprio": proprio}, "pictures of observation.images.top are needed"),

@@ -41,7 +41,6 @@ def test_one_latent_for_each_square_of_sixteen_pixels(
     pictures = pixels(2, 16 * rows, 16 * columns)
     latents = tokenizer.encode(pictures)
     assert tokenizer.config.grid == (rows, columns)
-    assert tokenizer.num_latents == rows * columns
     assert latents.shape == (2, rows * columns, latent_dim)
     assert tokenizer.decode(latents).shape == pictures.shape
 

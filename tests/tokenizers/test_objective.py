@@ -184,7 +184,7 @@ def make_decoder_objective(**fields: float) -> tuple[DecoderObjective, ConvToken
     manifold = Manifold(config, latents=(8, 4), proprio_dim=2)
     randomize(tokenizer)
     randomize(manifold)
-    objective = DecoderObjective(tokenizer, manifold, TokenizerObjectiveConfig(**fields))
+    objective = DecoderObjective(tokenizer, manifold, TokenizerObjectiveConfig(**fields), ((2, 2), (2, 2)))
     return objective, tokenizer, manifold
 
 
@@ -223,6 +223,27 @@ def test_the_decoder_learns_from_the_latents_of_the_right_camera(monkeypatch: py
     assert loss(other, 1) != loss(latents, 1)
 
 
+def test_frames_of_each_camera_may_have_another_size() -> None:
+    _, tokenizer, _ = make_decoder_objective()
+    manifold = Manifold(
+        ManifoldConfig(code_dim=2, width=16, depth=1, near_width=16), latents=(6, 4), proprio_dim=2
+    )
+    objective = DecoderObjective(tokenizer, manifold, TokenizerObjectiveConfig(), ((2, 1), (1, 4)))
+    seen: list[torch.Tensor] = []
+
+    def spy(latents: torch.Tensor, guide: torch.Tensor, *, grid: tuple[int, int]) -> torch.Tensor:
+        seen.append(latents)
+        return tokenizer.decode(latents, guide, grid=grid)
+
+    objective._decode = spy
+    latents, proprio = torch.arange(6.0).view(1, 1, 6, 1).expand(3, 2, 6, 4) * 100, torch.zeros(3, 2, 2)
+    for camera, (height, width), expected in ((0, (32, 16), [0, 100]), (1, (16, 64), [200, 300, 400, 500])):
+        pairs = torch.randint(0, 256, (3, 2, height, width, 3), dtype=torch.uint8, generator=seeded())
+        loss, _ = objective(pairs, latents, proprio, torch.full((3,), camera), seeded())
+        assert torch.isfinite(loss)
+        assert seen[-1].shape == (6, len(expected), 4)
+
+
 def test_the_decoder_learns_from_latents_that_are_drawn_to_the_manifold(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -231,9 +252,9 @@ def test_the_decoder_learns_from_latents_that_are_drawn_to_the_manifold(
     pairs, latents, proprio, cameras = decoder_batch()
     given: list[torch.Tensor] = []
 
-    def spy(latents: torch.Tensor, guide: torch.Tensor | None = None) -> torch.Tensor:
+    def spy(latents: torch.Tensor, guide: torch.Tensor, *, grid: tuple[int, int]) -> torch.Tensor:
         given.append(latents)
-        return tokenizer.decode(latents, guide)
+        return tokenizer.decode(latents, guide, grid=grid)
 
     objective._decode = spy
     monkeypatch.setattr(objective_module, "DECODER_NOISE", 0.0)
