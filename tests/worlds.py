@@ -105,7 +105,7 @@ def random_world(
     depth: int = 4,
     seed: int = 0,
     num_denoising_steps: int = 1,
-    recorded: tuple[int, int] = (SIZE, SIZE),
+    recorded_size: tuple[int, int] = (SIZE, SIZE),
 ) -> World:
     """A world of frames of 32 by 32 that nobody trained; it reacts to all that it is given."""
     tokenizer = ConvTokenizerConfig(
@@ -122,7 +122,7 @@ def random_world(
             name="random",
             fps=FPS,
             cameras=tuple(
-                CameraConfig(key=key, native_height=recorded[0], native_width=recorded[1]) for key in keys
+                CameraConfig(key=key, native_height=recorded_size[0], native_width=recorded_size[1]) for key in keys
             ),
             proprio_key=PROPRIO if proprio_dim else None,
             action_names=("right", "down"),

@@ -144,7 +144,7 @@ def test_many_pictures_are_done_in_parts(world: World, monkeypatch: pytest.Monke
 
 
 def test_frames_go_in_and_come_out_as_recorded_and_are_learned_in_another_size() -> None:
-    world = random_world(recorded=(48, 64))
+    world = random_world(recorded_size=(48, 64))
     recorded = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), dtype=np.uint8)
     assert np.array_equal(world.by_camera(recorded)[CAMERA], recorded)
     latents, learned = world.encode(recorded), resize(recorded, SIZE, SIZE)
