@@ -122,7 +122,8 @@ def random_world(
             name="random",
             fps=FPS,
             cameras=tuple(
-                CameraConfig(key=key, native_height=recorded_size[0], native_width=recorded_size[1]) for key in keys
+                CameraConfig(key=key, native_height=recorded_size[0], native_width=recorded_size[1])
+                for key in keys
             ),
             proprio_key=PROPRIO if proprio_dim else None,
             action_names=("right", "down"),

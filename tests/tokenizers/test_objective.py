@@ -231,7 +231,9 @@ def test_frames_of_each_camera_may_have_another_size() -> None:
     objective = DecoderObjective(tokenizer, manifold, TokenizerObjectiveConfig(), ((2, 1), (1, 4)))
     seen: list[torch.Tensor] = []
 
-    def spy(latents: torch.Tensor, guide: torch.Tensor | None = None, *, grid: tuple[int, int] | None = None) -> torch.Tensor:
+    def spy(
+        latents: torch.Tensor, guide: torch.Tensor | None = None, *, grid: tuple[int, int] | None = None
+    ) -> torch.Tensor:
         seen.append(latents)
         return tokenizer.decode(latents, guide, grid=grid)
 
@@ -252,7 +254,9 @@ def test_the_decoder_learns_from_latents_that_are_drawn_to_the_manifold(
     pairs, latents, proprio, cameras = decoder_batch()
     given: list[torch.Tensor] = []
 
-    def spy(latents: torch.Tensor, guide: torch.Tensor | None = None, *, grid: tuple[int, int] | None = None) -> torch.Tensor:
+    def spy(
+        latents: torch.Tensor, guide: torch.Tensor | None = None, *, grid: tuple[int, int] | None = None
+    ) -> torch.Tensor:
         given.append(latents)
         return tokenizer.decode(latents, guide, grid=grid)
 
