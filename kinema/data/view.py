@@ -119,7 +119,7 @@ def write_video(
 def encode_mp4(frames: Iterable[np.ndarray], *, fps: float, scale: int = 1) -> bytes:
     """Encode ``H W C`` uint8 frames as the bytes of an mp4, without a file; otherwise as ``write_video``."""
     buffer = io.BytesIO()
-    _write_mp4(buffer, (_enlarge(frame, scale) for frame in _each_rgb(frames)), fps)
+    _write_mp4(buffer, (enlarge(frame, scale) for frame in _each_rgb(frames)), fps)
     return buffer.getvalue()
 
 
