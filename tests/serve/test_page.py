@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import httpx
 import numpy as np
 import PIL.Image
 import pytest
@@ -248,6 +249,95 @@ def test_settings_and_starts(open_page: Callable[..., Any]) -> None:
     page.click("#start button")
     wait_until(page, lambda: "has rows 0 to 2009" in page.inner_text("#status"))
     assert "problem" in page.get_attribute("#status", "class")
+
+
+def test_a_wrong_setting_is_put_back_and_the_clock_goes_on(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.click("#play")
+    for field, wrong, said in (
+        ("#denoising", "99", "Denoising steps: give a whole number from 1 to 16."),
+        ("#denoising", "1.5", "Denoising steps: give a whole number from 1 to 16."),
+        ("#seed", "-1", "Seed: give a whole number from 0 to 2147483647."),
+    ):
+        before = page.input_value(field)
+        page.fill(field, wrong)
+        page.press(field, "Enter")
+        wait_until(page, lambda said=said: page.inner_text("#status") == said)
+        assert page.input_value(field) == before
+        now = steps(page)
+        wait_until(page, lambda now=now: steps(page) > now + 2)
+    page.fill("#row", "99999")
+    page.eval_on_selector("#start", "form => form.noValidate = true")
+    page.click("#start button")
+    wait_until(page, lambda: "has rows 0 to 2009" in page.inner_text("#status"))
+    now = steps(page)
+    wait_until(page, lambda: steps(page) > now + 2)
+
+
+def test_sessions_of_a_page_that_is_left_are_closed(open_page: Callable[..., Any], address: str) -> None:
+    page = open_page()
+    page.click("#fork")
+    page.wait_for_selector("[data-name=B]")
+    before = httpx.get(f"{address}/health").json()["sessions"]
+    for _ in range(3):
+        page.reload()
+        page.wait_for_selector("body[data-steps]")
+        wait_until(page, lambda: httpx.get(f"{address}/health").json()["sessions"] == before - 1)
+    page.goto("about:blank")
+    wait_until(page, lambda: httpx.get(f"{address}/health").json()["sessions"] == before - 2)
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[str]:
+    """A server that asks for a token."""
+    service = Service(load("pusht"), find_recordings("pusht", None), Limits())
+    with running(service, token="open sesame") as url:
+        yield url
+
+
+def test_a_token_is_asked_for(browser: Any, locked: str) -> None:
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto(locked)
+    page.wait_for_selector("#enter:visible")
+    wait_until(page, lambda: "asks for a token" in page.inner_text("#status"))
+    assert not page.is_visible("main")
+    assert "header" not in page.inner_text("body").lower()
+    page.fill("#token", "wrong")
+    page.press("#token", "Enter")
+    wait_until(page, lambda: page.inner_text("#status").startswith("Wrong token"))
+    page.fill("#token", "open sesame")
+    page.click("#enter button")
+    page.wait_for_selector("body[data-steps]")
+    assert not page.is_visible("#enter")
+    # The tab keeps it; a link carries it.
+    page.reload()
+    page.wait_for_selector("body[data-steps]")
+    page.close()
+    page = browser.new_page()
+    page.goto(f"{locked}/#token=open%20sesame")
+    page.wait_for_selector("body[data-steps]", timeout=PATIENCE)
+    page.close()
+
+
+def test_the_documentation_asks_no_other_server(browser: Any, locked: str) -> None:
+    page = browser.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{locked}/docs")
+    page.wait_for_selector(".opblock", timeout=PATIENCE)
+    assert page.locator(".opblock").count() > 15
+    assert all(url.startswith((locked, "data:")) for url in asked), asked
+    page.click(".btn.authorize")
+    page.fill(".auth-container input", "open sesame")
+    page.click(".auth-container .btn.authorize")
+    page.click(".btn-done")
+    page.click("#operations-world-get_world_v1_world_get .opblock-summary-control")
+    page.click(".try-out__btn")
+    page.click(".execute")
+    page.wait_for_selector(".responses-table.live-responses-table")
+    assert page.inner_text(".live-responses-table tbody .response-col_status").startswith("200")
+    page.close()
 
 
 def test_dark_and_light(open_page: Callable[..., Any]) -> None:

@@ -3,31 +3,44 @@
 const TOKEN = "kinema-token";
 
 // The token comes in the address, behind '#', where it is sent to nobody; it is kept for this tab only.
+let token = sessionStorage.getItem(TOKEN);
 const given = new URLSearchParams(location.hash.slice(1)).get("token");
 if (given) {
-  sessionStorage.setItem(TOKEN, given);
+  setToken(given);
   history.replaceState(null, "", location.pathname);
 }
-const token = sessionStorage.getItem(TOKEN);
 
-async function request(method, path, body) {
+export function setToken(text) {
+  sessionStorage.setItem(TOKEN, text);
+  token = text;
+}
+
+// An answer that is no success: what the server says, and its status.
+export class Refused extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+async function request(method, path, body, options = {}) {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let answer;
   try {
-    answer = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+    answer = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body), ...options });
   } catch {
     throw new Error("The server does not answer. Start it again, then reload this page.");
   }
   if (!answer.ok) {
     const problem = await answer.json().catch(() => ({}));
-    throw new Error(problem.detail ?? `The server answered ${answer.status}.`);
+    throw new Refused(problem.detail ?? `The server answered ${answer.status}.`, answer.status);
   }
   return answer;
 }
 
-export const ask = async (method, path, body) => {
-  const answer = await request(method, path, body);
+export const ask = async (method, path, body, options) => {
+  const answer = await request(method, path, body, options);
   return answer.status === 204 ? null : answer.json();
 };
 
@@ -62,7 +75,8 @@ export class Session {
 
   close() {
     this.socket?.close();
-    ask("DELETE", `/v1/sessions/${this.id}`).catch(() => {});
+    // Also when the page is left: a request that is kept alive outlives it.
+    ask("DELETE", `/v1/sessions/${this.id}`, undefined, { keepalive: true }).catch(() => {});
   }
 
   #connect() {

@@ -1,6 +1,6 @@
 // The page: the world's clock, the buttons, and what they do.
 
-import { ask, download, Session } from "./api.js";
+import { ask, download, Session, setToken } from "./api.js";
 import { Branch, difference } from "./branch.js";
 import { Controls } from "./controls.js";
 import { Plot } from "./plot.js";
@@ -27,7 +27,7 @@ const say = (text, isProblem = false) => {
   $("status").classList.toggle("problem", isProblem);
 };
 
-// What a button or the clock does; a mistake is told and stops the clock.
+// The work of a button or of the clock; the status line shows its error.
 let numBusy = 0;
 const guarded = (work) => async (event) => {
   event?.preventDefault?.();
@@ -35,7 +35,6 @@ const guarded = (work) => async (event) => {
   try {
     await work();
   } catch (error) {
-    play(false);
     say(error.message, true);
   } finally {
     $("stage").setAttribute("aria-busy", --numBusy > 0);
@@ -61,7 +60,12 @@ function play(shallPlay) {
 
 const tick = guarded(async () => {
   const begun = performance.now();
-  await step();
+  try {
+    await step();
+  } catch (error) {
+    play(false);
+    throw error;
+  }
   // The next one a period after this one was due, at once where the world is slower than that.
   if (isPlaying) timer = setTimeout(tick, Math.max(0, period() - (performance.now() - begun)));
 });
@@ -109,13 +113,26 @@ function compare() {
 
 // What the buttons do.
 
+// A whole number that was typed; a wrong one is put back and is an error.
+const typed = {};
+function whole(id) {
+  const input = $(id);
+  if (input.value === "" || !input.checkValidity()) {
+    const name = input.closest("label").textContent.trim();
+    const { min, max } = input;
+    input.value = typed[id] ?? input.defaultValue;
+    throw new Error(`${name[0].toUpperCase()}${name.slice(1)}: give a whole number ${max ? `from ${min} to ${max}` : `from ${min} on`}.`);
+  }
+  typed[id] = input.value;
+  return +input.value;
+}
+
 async function start() {
-  play(false);
   const body = {
-    episode: +$("episode").value,
-    row: +$("row").value,
-    seed: +$("seed").value,
-    num_denoising_steps: +$("denoising").value,
+    episode: whole("episode"),
+    row: whole("row"),
+    seed: whole("seed"),
+    num_denoising_steps: whole("denoising"),
     beside: world.has_beside,
   };
   const session = await Session.start(body, isSmall() ? "png" : "jpeg");
@@ -128,6 +145,7 @@ async function start() {
   if (world.pointer && proprio?.length === controls.values.length) controls.values = [...proprio];
   controls.onchange();
   say(`Episode ${body.episode} from row ${body.row}.`);
+  return PAUSE;
 }
 
 const isSmall = () => world.cameras.every(({ width, height }) => width * height <= SMALL);
@@ -169,7 +187,7 @@ async function rewind() {
 }
 
 async function change() {
-  const message = { op: "change", seed: +$("seed").value, num_denoising_steps: +$("denoising").value };
+  const message = { op: "change", seed: whole("seed"), num_denoising_steps: whole("denoising") };
   // With two branches the second one changes, so that the two can be compared.
   await branches.at(-1).say(message);
   say(`Seed ${message.seed} and ${message.num_denoising_steps} denoising steps from here on.`);
@@ -205,18 +223,24 @@ function record() {
 
 // Wiring.
 
+const PAUSE = "pause"; // From work after which the clock stays stopped.
+
 async function oneStep() {
-  play(false);
   await step();
+  return PAUSE;
 }
 
-// Whatever a branch is asked, it answers one thing at a time: a click waits for the step that is under way.
+// Whatever a branch is asked, it answers one thing at a time: a click waits for the step that is under way. The
+// clock goes on afterwards, also where the work failed.
 async function settled(work) {
-  const wasPlaying = isPlaying;
+  let goesOn = isPlaying;
   play(false);
   while (branches.some(({ isBusy }) => isBusy)) await new Promise((resolve) => setTimeout(resolve, 5));
-  await work();
-  if (wasPlaying) play(true);
+  try {
+    if ((await work()) === PAUSE) goesOn = false;
+  } finally {
+    if (goesOn) play(true);
+  }
 }
 
 function wire() {
@@ -237,11 +261,13 @@ function wire() {
     event.preventDefault();
     $(keys[event.key]).click();
   });
-  $("start").onsubmit = guarded(() => settled(start).then(() => play(false)));
+  $("start").onsubmit = guarded(() => settled(start));
   for (const id of ["seed", "denoising"]) $(id).onchange = guarded(() => settled(change));
   $("theme").onclick = () => setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
   addEventListener("resize", () => Object.values(plots).forEach((plot) => plot.draw()));
   addEventListener("pagehide", () => branches.forEach(({ session }) => session.close()));
+  // The sessions of a page that was left are closed.
+  addEventListener("pageshow", ({ persisted }) => persisted && location.reload());
 }
 
 function setTheme(theme) {
@@ -274,10 +300,35 @@ function offerActions() {
   $("spring").onchange = () => (controls.springs = $("spring").checked);
 }
 
+// The world; as long as the server refuses the token, one is asked for.
+async function enter() {
+  for (let isFirst = true; ; isFirst = false) {
+    try {
+      return await ask("GET", "/v1/world");
+    } catch (error) {
+      if (error.status !== 401) throw error;
+      const where = "kinema serve printed it when it started, or it is in KINEMA_TOKEN.";
+      say(isFirst ? `This server asks for a token: ${where}` : `Wrong token: ${where}`, !isFirst);
+    }
+    $("enter").hidden = false;
+    $("token").focus();
+    await new Promise((resolve) => {
+      $("enter").onsubmit = (event) => {
+        event.preventDefault();
+        setToken($("token").value.trim());
+        $("token").value = "";
+        resolve();
+      };
+    });
+  }
+}
+
 async function begin() {
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
   setTheme(localStorage.getItem("kinema-theme") ?? (dark ? "dark" : "light"));
-  world = await ask("GET", "/v1/world");
+  world = await enter();
+  $("enter").hidden = true;
+  document.querySelector("main").hidden = false;
   $("world-name").textContent = world.name;
   document.title = `kinema ${world.name}`;
   if (!world.cameras.length) throw new Error("This world has no camera, so there is nothing to show here.");
@@ -292,7 +343,7 @@ async function begin() {
     ? "Move the pointer or a finger over the simulated picture: the robot follows. Arrow keys (with the picture in focus) and a gamepad's stick work too."
     : "Press on the simulated picture and drag: the two chosen numbers of the action follow, and spring back when you let go. The others have sliders.";
   $("episode").max = world.num_episodes - 1;
-  $("denoising").value = world.num_denoising_steps;
+  $("denoising").value = typed.denoising = world.num_denoising_steps;
   $("denoising").max = world.limits.max_denoising_steps;
   $("real-figure").hidden = !world.has_beside;
   // A slow clock feels like a slow machine: worlds of few steps a second begin faster than they were recorded.
