@@ -65,7 +65,7 @@ def create_app(
     app = FastAPI(
         title=f"kinema: {service.world.name}",
         version=version("kinema"),
-        description="Sessions of a simulated world. The README of kinema shows clients in Python.",
+        description="Sessions of a simulated world. From Python: kinema.connect(url).",
         lifespan=lifespan,
         responses={code: {"model": Problem, "description": text} for code, text in REFUSALS.items()},
         redirect_slashes=False,
