@@ -4,8 +4,9 @@ import asyncio
 import dataclasses
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -101,7 +102,7 @@ def serve_mcp(config: McpConfig) -> None:
     if config.transport == "stdio":
         _serve_stdio(config)
     else:
-        asyncio.run(_serve_http(_load(config), config))
+        asyncio.run(_serve_http(config))
 
 
 def make_mcp(service: "Service") -> MCPServer:
@@ -156,9 +157,47 @@ def _serve_stdio(config: McpConfig) -> None:
 
 
 async def _answer_stdio(loading: "Future[Service]", is_answering: threading.Event) -> None:
+    async with _tools(asyncio.wrap_future(loading)) as server:
+        asyncio.get_running_loop().call_soon(is_answering.set)
+        await server.run_stdio_async()
+
+
+async def _serve_http(config: McpConfig) -> None:
+    from kinema.serve.command import find_token
+    from kinema.serve.guard import LOOPBACK, Guard
+    from kinema.serve.metrics import Metrics
+    from kinema.serve.server import bind, make_server
+
+    token = find_token(config.host)
+    with bind(config.host, config.port) as listener:
+        loading = asyncio.create_task(asyncio.to_thread(_load, config))
+        async with _tools(loading) as tools:
+            app = tools.streamable_http_app(host=config.host)
+            hosts = (*LOOPBACK, config.host)
+            server = make_server(
+                Guard(app, limits=config.limits, metrics=Metrics(), token=token, hosts=hosts)
+            )
+
+            def end(loaded: "asyncio.Task[Service]") -> None:
+                server.should_exit = loaded.cancelled() or loaded.exception() is not None
+
+            loading.add_done_callback(end)
+            address = f"http://{config.host}:{listener.getsockname()[1]}/mcp"
+            print(f"tools of world '{config.world}' at {address}", flush=True)
+            if token is not None:
+                print(f"token: {token}", flush=True)
+            await server.serve(sockets=[listener])
+        if loading.done():
+            loading.result()
+
+
+@asynccontextmanager
+async def _tools(loading: "asyncio.Future[Service]") -> AsyncIterator[ToolServer]:
+    """Tools that wait for a service; it is closed at the end."""
+
     async def open_bench() -> "Workbench":
         try:
-            service = await asyncio.wrap_future(loading)
+            service = await loading
         except Exception as error:
             raise KinemaError(f"the world cannot be loaded: {error}") from error
         from kinema.serve.workbench import Workbench
@@ -167,32 +206,11 @@ async def _answer_stdio(loading: "Future[Service]", is_answering: threading.Even
         return Workbench(service)
 
     bench = asyncio.create_task(open_bench())
-    server = ToolServer(lambda: asyncio.shield(bench))
-    asyncio.get_running_loop().call_soon(is_answering.set)
     try:
-        await server.run_stdio_async()
+        yield ToolServer(lambda: asyncio.shield(bench))
     finally:
+        is_open = loading.done() and not loading.cancelled() and loading.exception() is None
         bench.cancel()
-        if loading.done() and not loading.exception():
+        await asyncio.gather(bench, return_exceptions=True)
+        if is_open:
             await loading.result().close()
-
-
-async def _serve_http(service: "Service", config: McpConfig) -> None:
-    from kinema.serve.command import bind, find_token, make_server
-    from kinema.serve.guard import LOOPBACK, Guard
-
-    token = find_token(config.host)
-    hosts = (*LOOPBACK, config.host)
-    app = make_mcp(service).streamable_http_app(host=config.host)
-    guard = Guard(app, limits=config.limits, metrics=service.metrics, token=token, hosts=hosts)
-    with bind(config.host, config.port) as listener:
-        print(
-            f"tools of world '{service.world.name}' at http://{config.host}:{listener.getsockname()[1]}/mcp"
-        )
-        if token is not None:
-            print(f"token: {token}", flush=True)
-        await service.start()
-        try:
-            await make_server(guard).serve(sockets=[listener])
-        finally:
-            await service.close()

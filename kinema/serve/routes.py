@@ -149,6 +149,8 @@ async def steps(session: Held, body: schema.StepsRequest, request: Request, serv
         await service.step([session], [action], decode=is_shown and body.format != "none")
         if is_shown:
             states.append(service.state(session, body.format))
+    if body.only_last:
+        states[-1].outside |= service.world.outside(body.actions)
     return schema.States(states=states)
 
 

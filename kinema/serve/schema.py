@@ -191,8 +191,8 @@ class State(BaseModel):
     trust: float | None = Field(description="From 1 towards 0; null where the world cannot tell.")
     outside: dict[str, float] = Field(
         default_factory=dict,
-        description="Numbers given to the last step, or at the start, that lie outside the recorded ones: "
-        "name and distance in units of the recorded range. Empty where none does.",
+        description="Numbers given to the last step, to any step with only_last, or at the start, that lie "
+        "outside the recorded ones: name and distance in units of the recorded range.",
     )
     proprio: list[float] | None
     frames: dict[str, Picture] = Field(description="By camera.")

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +106,23 @@ def test_the_same_calls_give_the_same_steps(worlds: tuple[RemoteWorld, World], t
     np.testing.assert_allclose(
         remote.infer(frames, proprio=proprio), local.infer(frames, proprio=proprio), rtol=1e-2, atol=1e-2
     )
+
+
+def test_numbers_outside_are_named_in_answers_of_http(tmp_path: Path) -> None:
+    with running(small_service(tmp_path)) as url, kinema.connect(url) as remote:
+        path = f"/v1/sessions/{remote.start_episode().id}"
+        near, far = [1.0, 1.5], [60.0, 1.5]
+
+        def outside(name: str, **body: Any) -> list[dict[str, float]]:
+            answer = remote.connection.request("POST", f"{path}/{name}", {"format": "none", **body}).json()
+            return [state["outside"] for state in answer.get("states", [answer])]
+
+        assert outside("step", action=near) == [{}]
+        (one,) = outside("step", action=far)
+        assert one["right"] > 1
+        assert outside("steps", actions=[far, near]) == [pytest.approx(one), {}]
+        assert outside("steps", actions=[far, near], only_last=True) == [pytest.approx(one)]
+        assert outside("rewind", num_steps=1) == [pytest.approx(one)]
 
 
 def test_mistakes_are_those_of_a_local_world(worlds: tuple[RemoteWorld, World]) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -432,7 +433,7 @@ def test_an_agents_day(tmp_path: Path) -> None:
 
 def test_over_http() -> None:
     command = [sys.executable, "-m", "kinema", "mcp", "pusht", "--transport", "http", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             (url,) = re.findall(r"http://\S+/mcp", server.stdout.readline())
@@ -443,10 +444,19 @@ def test_over_http() -> None:
                     assert {"list_worlds", "look", "imagine", "compare", "act", "rewind"} <= tools
                     started = await client.call_tool("start", {"environment": False})
                     assert len(pictures(started)) == 1
-                    assert started.structured_content is not None
-                    assert started.structured_content["trust"] == 1.0
+                    assert json.loads(text_of(started))["trust"] == 1.0
 
             asyncio.run(use())
+            server.send_signal(signal.SIGINT)
+            _, err = server.communicate(timeout=60)
+            assert "Traceback" not in err
         finally:
-            server.terminate()
-            server.wait(30)
+            server.kill()
+
+
+def test_over_http_a_world_that_cannot_be_loaded_ends_it() -> None:
+    command = [sys.executable, "-m", "kinema", "mcp", "nowhere", "--transport", "http", "--port", "0"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert "error: no world 'nowhere'" in ended.stderr
+    assert "Traceback" not in ended.stderr
