@@ -6,9 +6,11 @@ Only the module of the command that was asked for is imported, so that ``kinema 
 import dataclasses
 import importlib
 import os
+import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import requires, version
 
 from kinema.hardware.openmp import spin_briefly
 
@@ -144,25 +146,8 @@ COMMANDS = {
     ),
 }
 
-EXTRA_OF_MODULE = {
-    "gymnasium": "gym",
-    "dm_control": "dmc",
-    "gym_pusht": "pusht",
-    "pymunk": "pusht",
-    "fastapi": "serve",
-    "httpx": "serve",
-    "huggingface_hub": "hub",
-    "mcp": "mcp",
-    "prometheus_client": "serve",
-    "rerun": "view",
-    "scipy": "evaluate",
-    "shimmy": "dmc",
-    "stable_baselines3": "agents",
-    "tensorboard": "train",
-    "uvicorn": "serve",
-    "websockets": "serve",
-}
-"""Which extra brings a module that may be missing."""
+REQUIREMENT_OF_MODULE = {"rerun": "rerun-sdk"}
+"""Names by which pip knows modules that are called otherwise."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -226,10 +211,19 @@ def _explain(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         message = f"{error.filename}: {error.strerror}"
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
-        extra = EXTRA_OF_MODULE.get(error.name.partition(".")[0])
+        extra = _extra_of(error.name.partition(".")[0])
         if extra is not None and "pip install" not in message:
             message += f"; install it with: pip install 'kinema[{extra}]'"
     return message
+
+
+def _extra_of(module: str) -> str | None:
+    """Find the extra of kinema that brings a module with the fewest others."""
+    name = REQUIREMENT_OF_MODULE.get(module, module).replace("_", "-")
+    found = re.findall(r"(?m)^([\w.-]+).*extra == ['\"]([\w-]+)", "\n".join(requires("kinema") or ()))
+    sizes = Counter(extra for _, extra in found)
+    extras = [extra for package, extra in found if package.replace("_", "-") == name]
+    return min(extras, key=lambda extra: sizes[extra], default=None)
 
 
 def _help() -> str:

@@ -100,7 +100,7 @@ def _loads(library: str) -> bool:
 
 
 def _model(env: gymnasium.Env[Any, Any]) -> Any:
-    """MuJoCo's model of Gymnasium's environments and of the dm_control suite's, or None."""
+    """MuJoCo's model of Gymnasium's environments and of those that have ``physics``, or None."""
     if "mujoco" not in sys.modules:
         return None
     plain: Any = env.unwrapped

@@ -47,21 +47,22 @@ class RecordConfig:
     """What to record. Episode i depends on seed + i alone, never on the number of workers."""
 
     env: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV")]
-    """Gymnasium id, such as gym_pusht/PushT-v0. A package named like the part before the slash is imported
-    first; for any other module that registers environments write MODULE:ID."""
+    """Gymnasium id, such as Pendulum-v1. A package named like the part before a slash (PACKAGE/NAME-v0) is
+    imported first; for any other module that registers environments write MODULE:ID."""
     episodes: int
     """How many episodes the dataset shall have, those already on disk included."""
     out: Path
     """Folder of the dataset. Where an earlier run of the same command left episodes, this one continues."""
     policy: str = "random"
-    """random, zero, pusht-play, cartpole-swing, cloned, act, imagined, or MODULE:CALLABLE. The callable gets
-    --policy-args (and the environment's spaces, if it has parameters action_space or observation_space) and
-    returns an object with reset(rng, info) and act(observation, info); None instead of an action ends the
-    episode. A number behind @ mixes in so large a share of random actions, as in pusht-play@0.3."""
+    """Name of a policy (random, zero, cloned, act, imagined, or one of a kit), or MODULE:CALLABLE. The
+    callable gets --policy-args (and the environment's spaces, if it has parameters action_space or
+    observation_space) and returns an object with reset(rng, info) and act(observation, info); None instead
+    of an action ends the episode. A number behind @ mixes in so large a share of random actions, as in
+    cloned@0.3."""
     policy_args: JsonObject = dataclasses.field(default_factory=dict)
     """Arguments of the policy."""
     env_args: JsonObject = dataclasses.field(default_factory=dict)
-    """Arguments of the environment. gym_pusht and dm_control draw pictures at 64x64 unless told otherwise."""
+    """Arguments of the environment. Kits fill in what is not given, such as frames of 64x64."""
     seed: int = 0
     """Seed of episode 0; episode i has seed + i."""
     workers: int | None = None
@@ -78,7 +79,7 @@ class RecordConfig:
     """Resize pictures to this side, or to this height and width; by default they stay as they are."""
     info_keys: NameList = ()
     """Entries of the environment's info to record as float32 columns info.NAME, each as it came with the
-    observation of its row. For gym_pusht: pos_agent,block_pose."""
+    observation of its row; the state that a kit needs is in some."""
     fps: float | None = None
     """Steps a second; by default what the environment says (render_fps)."""
     codec: Literal["auto", "av1", "h264", "lossless", "image"] = "auto"

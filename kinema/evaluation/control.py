@@ -27,7 +27,7 @@ WRONG = ("shuffled", "delayed", "zero")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ControlConfig:
     world: Annotated[str, tyro.conf.Positional]
-    """Name of a bundled world (pusht), folder of one, or its Hub id."""
+    """Name of a bundled world, folder of a world, or its Hub id."""
     data: str | None = None
     """Recorded episodes (a LeRobot folder or Hub id); by default what the world brings along."""
     steps: int = 50

@@ -14,7 +14,7 @@ from kinema.evaluation.simulate import Comparison, SimulateConfig, compare_episo
 from kinema.evaluation.speed import measure_speed
 from kinema.evaluation.tables import align
 from kinema.kits import Quantity, find_probe
-from kinema.simulation.session import BUNDLED_WORLDS, load, worlds
+from kinema.simulation.session import BUNDLED_WORLDS, default_world, load
 
 RECORDING = "recording"
 """Folder in a bundled world with its held-out recording, a LeRobot dataset of one episode."""
@@ -42,7 +42,7 @@ def demo(config: DemoConfig) -> None:
     Raises:
         FileNotFoundError: the installed package lacks the recording.
     """
-    name = worlds()[0]
+    name = default_world()
     recording = BUNDLED_WORLDS / name / RECORDING
     if not recording.is_dir():
         raise FileNotFoundError(f"{recording}: the bundled recording is missing; install kinema again")

@@ -49,12 +49,12 @@ LIVE_SEED = 2_000_000
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HorizonConfig:
     world: Annotated[str, tyro.conf.Positional]
-    """Name of a bundled world (pusht), folder of one, or its Hub id."""
+    """Name of a bundled world, folder of a world, or its Hub id."""
     data: str | None = None
     """Recorded episodes to compare with (a LeRobot folder or Hub id), and real frames for the detector; by
     default what the world brings along."""
     env: str | None = None
-    """Compare with this live environment instead, such as gym_pusht/PushT-v0: nothing limits the steps."""
+    """Gymnasium id of a live environment to compare with instead: nothing limits the steps."""
     env_args: JsonObject = dataclasses.field(default_factory=dict)
     """Arguments of the environment."""
     policy: str = "random"

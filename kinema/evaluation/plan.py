@@ -38,9 +38,9 @@ from kinema.types import Seen
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanConfig:
     world: Annotated[str, tyro.conf.Positional]
-    """Name of a bundled world (pusht), folder of one, or its Hub id."""
+    """Name of a bundled world, folder of a world, or its Hub id."""
     env: str
-    """The real environment: a Gymnasium id, such as gym_pusht/PushT-v0, or MODULE:ID."""
+    """The real environment: a Gymnasium id (PACKAGE/NAME-v0), or MODULE:ID."""
     env_args: JsonObject = dataclasses.field(default_factory=dict)
     """Arguments of the environment."""
     goal: Path | None = None

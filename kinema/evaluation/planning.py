@@ -43,7 +43,7 @@ BEST = "best planner"
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanningConfig:
     world: Annotated[str, tyro.conf.Positional]
-    """Name of a bundled world (pusht), folder of one, or its Hub id."""
+    """Name of a bundled world, folder of a world, or its Hub id."""
     data: str
     """Held-out episodes (a LeRobot folder or Hub id) that hold the state of the real simulator."""
     planners: tuple[str, ...] = ()

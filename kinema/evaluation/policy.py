@@ -32,12 +32,12 @@ from kinema.types import Seen
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
     world: Annotated[str, tyro.conf.Positional]
-    """Name of a bundled world (pusht), folder of one, or its Hub id; it needs heads."""
+    """Name of a bundled world, folder of a world, or its Hub id; it needs heads."""
     policies: tuple[str, ...]
     """Policies as `kinema record --policy` takes them (random, zero, cloned, MODULE:CALLABLE), at least 4 in
     all; a number behind @ mixes in so large a share of random actions, as in cloned@0.3."""
     env: str
-    """The real environment: a Gymnasium id, such as gym_pusht/PushT-v0, or MODULE:ID."""
+    """The real environment: a Gymnasium id (PACKAGE/NAME-v0), or MODULE:ID."""
     policy_args: JsonObject = dataclasses.field(default_factory=dict)
     """Arguments of policies by their name, such as {"cloned": {"world": "worlds/mine"}}."""
     env_args: JsonObject = dataclasses.field(default_factory=dict)

@@ -31,7 +31,7 @@ FEW_STEPS = 1000
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpeedConfig:
     world: Annotated[str, tyro.conf.Positional]
-    """Name of a bundled world (pusht), folder of one, or its Hub id."""
+    """Name of a bundled world, folder of a world, or its Hub id."""
     data: str | None = None
     """Recorded episodes to start from (a LeRobot folder or Hub id); by default what the world brings."""
     streams: tuple[int, ...] = (1, 8, 64)

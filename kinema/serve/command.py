@@ -18,7 +18,7 @@ from kinema.serve.limits import Limits
 from kinema.serve.recordings import find_recordings
 from kinema.serve.server import bind, make_server
 from kinema.serve.service import Service
-from kinema.simulation.session import load
+from kinema.simulation.session import default_world, load
 
 TOKEN_VARIABLE = "KINEMA_TOKEN"
 ANY_ADDRESS = ("0.0.0.0", "::", "")
@@ -26,8 +26,8 @@ ANY_ADDRESS = ("0.0.0.0", "::", "")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    world: Annotated[str, tyro.conf.Positional] = "pusht"
-    """A bundled world, a folder, or a Hub id."""
+    world: Annotated[str, tyro.conf.Positional] = ""
+    """A bundled world (by default the first), a folder, or a Hub id."""
     data: Path | None = None
     """Recorded episodes that sessions may begin in; by default those that the world brings."""
     host: str = "127.0.0.1"
@@ -98,9 +98,10 @@ def make_service(config: ServeConfig) -> Service:
     num_threads = leave_threads()
     if "OMP_NUM_THREADS" not in os.environ:
         num_threads = max(1, num_threads - 1)
-    world = load(config.world, device=config.device)
-    recordings = find_recordings(config.world, config.data)
-    clone = find_clone(world, config.world)
+    source = config.world or default_world()
+    world = load(source, device=config.device)
+    recordings = find_recordings(source, config.data)
+    clone = find_clone(world, source)
     return Service(world, recordings, config.limits, clone=clone, num_threads=num_threads)
 
 

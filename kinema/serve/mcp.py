@@ -40,8 +40,8 @@ LAST_WORDS_SECONDS = 1.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class McpConfig:
-    world: Annotated[str, tyro.conf.Positional] = "pusht"
-    """A bundled world, a folder, or a Hub id."""
+    world: Annotated[str, tyro.conf.Positional] = ""
+    """A bundled world (by default the first), a folder, or a Hub id."""
     data: Path | None = None
     """Recorded episodes to start from; by default those that the world brings."""
     transport: Literal["stdio", "http"] = "stdio"

@@ -17,8 +17,8 @@ HOST = "127.0.0.1"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlayConfig:
-    world: Annotated[str, tyro.conf.Positional] = "pusht"
-    """A bundled world, a folder, or a Hub id."""
+    world: Annotated[str, tyro.conf.Positional] = ""
+    """A bundled world (by default the first), a folder, or a Hub id."""
     data: Path | None = None
     """Recorded episodes to start from; by default those that the world brings."""
     port: int = 0

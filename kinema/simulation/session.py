@@ -781,8 +781,13 @@ def worlds() -> list[str]:
     return sorted(path.parent.name for path in BUNDLED_WORLDS.glob(f"*/{CONFIG_FILE}"))
 
 
+def default_world() -> str:
+    """Name the bundled world that commands take where none is named; empty where none is installed."""
+    return next(iter(worlds()), "")
+
+
 def load(source: str | Path, *, device: str | torch.device = "auto", precision: Precision = "auto") -> World:
-    """A world by the name of a bundled one (``pusht``), by its folder, or by its Hub id (``owner/name``).
+    """A world by the name of a bundled one (``worlds()``), by its folder, or by its Hub id (``owner/name``).
 
     On a CPU the process then keeps the memory that tensors free: see ``hardware.keep_freed_memory``.
 

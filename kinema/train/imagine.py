@@ -53,7 +53,7 @@ STAGE, FREE_STAGE = "imagine", "imagine-free"
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImagineConfig(LoopConfig):
     world: Annotated[str, tyro.conf.Positional]
-    """Name of a bundled world (pusht), folder of one, or its Hub id; it needs heads."""
+    """Name of a bundled world, folder of a world, or its Hub id; it needs heads."""
     data: str
     """Recorded episodes to start from: a LeRobot folder or Hub id."""
     out: Path = Path()
