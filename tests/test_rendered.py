@@ -58,7 +58,7 @@ gymnasium.register(ENVIRONMENT, Rendered)
 class Looks:
     """Does what its pictures show, and remembers them."""
 
-    needs_picture = True
+    needs_frame = True
 
     def __init__(self) -> None:
         self.shown: list[dict[str, Any]] = []

@@ -14,8 +14,8 @@ from kinema.data.spaces import Leaf, RecordError, leaves
 class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     """The same environment; a reset or a step that breaks the interface raises RecordError.
 
-    The error says the step, what was expected and what came. What is unambiguous is taken and made plain: a
-    reward or a flag may be an array of one number.
+    The error says the step, what was expected and what came. Unambiguous values are taken: a reward or a
+    flag may be an array of one number.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any]):

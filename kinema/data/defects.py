@@ -180,12 +180,17 @@ def _relative(path: Path, root: Path) -> str:
 def _check_tables(dataset: Dataset) -> Iterator[Defect]:
     """``info.json`` and the episodes table against each other."""
     root, table = dataset.root, dataset.table
-    if fold.staged_episodes(root):
+    staged: list[Path] = []
+    try:
+        staged = fold.staged_episodes(root)
+    except DataError as error:
+        yield Defect.of(error, root, kind="unreadable", severity="warning")
+    if staged:
         yield Defect(
             severity="warning",
             kind="interrupted",
             file=fold.STAGING,
-            message=f"{len(fold.staged_episodes(root))} episodes of an interrupted or running recording wait "
+            message=f"{len(staged)} episodes of an interrupted or running recording wait "
             f"here; the same `kinema record` command, or kinema.data.recover({str(root)!r}), adds them",
         )
     if not dataset.num_episodes:

@@ -28,11 +28,11 @@ POLICIES = {entry.name: entry.value for entry in sorted(entry_points(group="kine
 
 @runtime_checkable
 class Policy(Protocol):
-    """What chooses the actions.
+    """Chooses the actions.
 
     It may also have ``ends_episodes = True``: then the environment's own limit of steps is lifted, because
-    the policy says itself when an episode is over. And ``needs_picture = True``: then ``info`` has the
-    picture, under ``RENDER_KEY``, where the environment draws it apart from its observation. And
+    the policy says itself when an episode is over. And ``needs_frame = True``: then ``info`` has the
+    frame, under ``RENDER_KEY``, where the environment draws it apart from its observation. And
     ``is_blind = True``: it looks at no frame, so that none has to be drawn for it.
     """
 
@@ -51,22 +51,22 @@ class Environment:
 
     env: gymnasium.Env[Any, Any]
     is_rendered: bool
-    """Whether its rendered frames are to be recorded."""
+    """Its rendered frames are to be recorded."""
     max_steps: int | None
-    """The limit that it is registered with."""
+    """Limit of steps that it is registered with."""
 
 
 def make_environment(
-    name: str, arguments: Mapping[str, Any], *, render: Render, picture_size: tuple[int, int] | None
+    name: str, arguments: Mapping[str, Any], *, render: Render, frame_size: tuple[int, int] | None
 ) -> Environment:
     """Make a registered environment; ``name`` is ID or MODULE:ID. Raises RecordError."""
     mujoco.choose_backend()
     env_id, max_steps = _find(name)
     kit = kit_of_environment(env_id)
     environments = None if kit is None else kit.environments
-    reduced_size = picture_size
+    reduced_size = frame_size
     if environments is not None:
-        arguments, reduced_size = environments.arguments(arguments, picture_size)
+        arguments, reduced_size = environments.arguments(arguments, frame_size)
 
     def make(**more: str) -> gymnasium.Env[Any, Any]:
         try:
@@ -93,13 +93,13 @@ def make_environment(
         env, is_rendered = make(render_mode="rgb_array"), True
     elif render == "always":
         raise RecordError(
-            f"--render always: {name!r} cannot draw pictures: its render modes are "
+            f"--render always: {name!r} cannot draw frames: its render modes are "
             f"{env.metadata.get('render_modes')}, without rgb_array"
         )
     else:
         is_rendered = False
     if not (is_rendered or reader.cameras or reader.names):
-        raise RecordError(f"{name!r} has nothing to record: no picture and no number in its observation")
+        raise RecordError(f"{name!r} has nothing to record: no frame and no number in its observation")
     if is_rendered:
         env = mujoco.draw_plainly(env, reduced_size)
     return Environment(env=CheckedEnv(env), is_rendered=is_rendered, max_steps=max_steps)
@@ -111,18 +111,19 @@ def make_twin(simulator: Simulator) -> tuple[gymnasium.Env[Any, Any], Twin]:
     Raises:
         RecordError: it is not installed.
     """
-    made = make_environment(simulator.env, simulator.blind_arguments, render="never", picture_size=None)
+    made = make_environment(simulator.env, simulator.blind_arguments, render="never", frame_size=None)
     made.env.reset(seed=0)
     return made.env, simulator.wrap(made.env)
 
 
-def needs_picture(policy: Policy) -> bool:
-    """Whether a policy looks at pictures that are no part of the observation."""
-    return bool(getattr(policy, "needs_picture", False))
+def needs_frame(policy: Policy) -> bool:
+    """Tell whether a policy looks at frames that are no part of the observation."""
+    # Its name until 0.1.0 was needs_picture.
+    return bool(getattr(policy, "needs_frame", False) or getattr(policy, "needs_picture", False))
 
 
 def parse_policy(text: str) -> tuple[str, float]:
-    """A policy's name and its share of random actions: of ``cloned@0.3`` they are ``cloned`` and 0.3.
+    """Split a policy's name from its share of random actions: ``cloned@0.3`` is ``cloned`` and 0.3.
 
     Raises RecordError, where there can be no policy of this name, too.
     """
@@ -141,12 +142,12 @@ def parse_policy(text: str) -> tuple[str, float]:
 
 
 class Mixed:
-    """A policy that does something random instead, now and then."""
+    """Another policy, with a share of its actions replaced by random ones."""
 
     def __init__(self, policy: Policy, action_space: Any, share: float):
         # Spaces carry a generator, which must not be shared between two that draw from it.
         self._policy, self._space, self._share = policy, copy.deepcopy(action_space), share
-        self.needs_picture = needs_picture(policy)
+        self.needs_frame = needs_frame(policy)
         self.ends_episodes = bool(getattr(policy, "ends_episodes", False))
         self.is_blind = bool(getattr(policy, "is_blind", False))
 
@@ -199,7 +200,7 @@ def make_policy(text: str, arguments: Mapping[str, Any], env: gymnasium.Env[Any,
 
 
 def _find(name: str) -> tuple[str, int | None]:
-    """The registered id and its own limit of steps; imports the module that registers it."""
+    """Find the registered id and its own limit of steps; imports the module that registers it."""
     module, _, env_id = name.rpartition(":")
     namespace = env_id.partition("/")[0] if "/" in env_id else ""
     kit = kit_of_environment(env_id)

@@ -38,9 +38,9 @@ from kinema.data.layout import (
     INFO_DEFAULTS,
     INFO_PATH,
     STATS_PATH,
-    TASKS_PATH,
     DataError,
     arrow_schema,
+    exists,
     format_path,
     from_arrow,
     open_parquet,
@@ -76,7 +76,7 @@ def lock(root: Path) -> Iterator[None]:
 
     Raises DataError where another writer holds it, and OSError where the folder cannot be written to.
     """
-    is_new = not root.exists()
+    is_new = not exists(root)
     staging = root / STAGING
     path = staging / "lock"
     busy = DataError("another process is recording into this dataset; wait for it to end", path=root)
@@ -92,7 +92,7 @@ def lock(root: Path) -> Iterator[None]:
             except BlockingIOError as error:
                 raise busy from error
             # The last holder may have removed the file between our opening and our locking it.
-            if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
+            if not exists(path) or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
                 raise busy
         try:
             yield
@@ -107,8 +107,6 @@ def lock(root: Path) -> Iterator[None]:
 
 def is_vacant(root: Path) -> bool:
     """Check that a folder holds no files but what an interrupted start of a recording leaves."""
-    if not root.exists():
-        return True
     held = (path for path in root.rglob("*") if not path.is_dir())
     return not any(path.name != "lock" and not path.name.endswith(PART) for path in held)
 
@@ -117,10 +115,22 @@ def video_file(key: str) -> str:
     return f"{key}.mp4"
 
 
+def list_folder(folder: Path) -> list[Path]:
+    """List a folder in order of the names; one that does not exist is empty.
+
+    Raises DataError where it cannot be read: ``Path.glob`` would take it for an empty one.
+    """
+    try:
+        return sorted(folder / name for name in os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DataError(f"cannot be listed ({error.strerror}); make it readable", path=folder) from error
+
+
 def staged_episodes(root: Path) -> list[Path]:
-    """Folders of the finished episodes that wait to be folded, in order."""
-    staging = root / STAGING
-    return sorted(path for path in staging.glob("*") if path.name.isdigit()) if staging.is_dir() else []
+    """List the folders of the finished episodes that wait to be folded, in order. Raises DataError."""
+    return [path for path in list_folder(root / STAGING) if path.name.isdigit()]
 
 
 def recover(root: Path | str) -> int:
@@ -129,7 +139,7 @@ def recover(root: Path | str) -> int:
     Raises DataError where another process records into the folder, or one of them cannot be read.
     """
     root = Path(root)
-    if not (root / STAGING).is_dir():
+    if not list_folder(root / STAGING):
         return 0
     with lock(root):
         return fold(root)
@@ -141,7 +151,9 @@ def next_location(location: Location, chunks_size: int) -> Location:
 
 
 def episode_files(root: Path) -> list[Path]:
-    return sorted((root / "meta" / "episodes").glob("*/*.parquet"))
+    """List the files of the episodes table, in order. Raises DataError."""
+    chunks = [path for path in list_folder(root / "meta" / "episodes") if path.is_dir()]
+    return [path for chunk in chunks for path in list_folder(chunk) if path.suffix == ".parquet"]
 
 
 def fold(root: Path) -> int:
@@ -157,6 +169,13 @@ def fold(root: Path) -> int:
     info |= {key: value for key, value in INFO_DEFAULTS.items() if info.get(key) is None}
     last = last_episode(root)
     num_before = 0 if last is None else last["episode_index"] + 1
+    num_said = info.get("total_episodes")
+    if isinstance(num_said, int) and num_said > num_before:
+        raise DataError(
+            f"says {num_said} episodes, but the table in meta/episodes ends after {num_before}: to add to it "
+            "would overwrite the others. Restore the table from a copy, or correct total_episodes",
+            path=root / INFO_PATH,
+        )
     summaries = [_read_staged(path, info) for path in staged]
     new = [
         (path, summary)
@@ -174,7 +193,7 @@ def fold(root: Path) -> int:
 
 def _finish_leftovers(staging: Path) -> None:
     """Delete what is folded or was never whole; complete an episode that lacks only its last rename."""
-    for path in sorted(staging.iterdir()):
+    for path in list_folder(staging):
         if not path.stem.isdigit():
             continue
         if path.suffix == FOLDED:
@@ -235,7 +254,7 @@ def _renumber(paths: list[Path], start: int) -> list[Path]:
 
 
 def last_episode(root: Path) -> dict[str, Any] | None:
-    """The last row of the episodes table without its statistics; None without any. Raises DataError."""
+    """Read the last row of the episodes table without its statistics; None without any. Raises DataError."""
     for path in reversed(episode_files(root)):
         table = read_parquet(path, with_statistics=False)
         names = table.column_names
@@ -281,7 +300,7 @@ def _commit(
         if feature["dtype"] == "video":
             columns |= _fold_videos(root, info, last, new, key, lengths)
     columns |= _statistics(info, summaries, columns, task_indices)
-    if not (root / TASKS_PATH).is_file() or len(tasks) > len(read_tasks(root)):
+    if tasks != read_tasks(root):
         write_tasks(root, tasks)
     _append_episodes(root, info, last, pa.table(columns))
 
@@ -289,7 +308,7 @@ def _commit(
 def _statistics(
     info: dict[str, Any], summaries: list[Summary], columns: dict[str, Any], task_indices: np.ndarray
 ) -> dict[str, pa.Array]:
-    """The episodes' statistics as columns; those of an episode's position are known only now."""
+    """Make columns of the episodes' statistics; those of an episode's position are computed here."""
     stats: list[dict[str, Any]] = []
     for number, summary in enumerate(summaries):
         length = summary["length"]
@@ -309,7 +328,7 @@ def _statistics(
 
 
 def _nested(values: np.ndarray) -> pa.Array:
-    """``N ...`` as lists of lists of any length, which is how LeRobot stores statistics."""
+    """Make lists of lists of an array ``N ...``, as LeRobot stores statistics."""
     column = pa.array(values.reshape(-1))
     for depth in reversed(range(1, values.ndim)):
         offsets = np.arange(0, len(column) + 1, values.shape[depth], dtype=np.int32)
@@ -369,7 +388,7 @@ def _fold_data(
     before = None if last is None else (last["data/chunk_index"], last["data/file_index"])
     old = None if before is None else root / format_path(info["data_path"], chunk=before[0], file=before[1])
     is_alike = False
-    if old is not None and old.exists():
+    if old is not None and exists(old):
         with open_parquet(old) as file:
             is_alike = file.schema_arrow.equals(schema)
     places = _place(
@@ -408,7 +427,7 @@ def _fold_data(
 
 
 def _parquet_size(path: Path) -> int:
-    """Bytes of a staged episode's columns, without the footer, which the final file has once."""
+    """Count the bytes of a staged episode's columns, without the footer, which the final file has once."""
     with open_parquet(path) as file:
         group = file.metadata.row_group(0)
         return sum(group.column(i).total_compressed_size for i in range(group.num_columns))
@@ -432,7 +451,7 @@ def _fold_videos(
         before = (last[names["chunk_index"]], last[names["file_index"]])
         path = root / format_path(info["video_path"], chunk=before[0], file=before[1], key=key)
         end = Fraction(last[names["to_timestamp"]]).limit_denominator(100_000)
-        old = path if path.exists() else None
+        old = path if exists(path) else None
     follows = [old is not None and headers[0].can_follow(video.probe(old))]
     follows += [after.can_follow(header) for header, after in itertools.pairwise(headers)]
     places = _place(
@@ -477,16 +496,16 @@ def _append_episodes(root: Path, info: dict[str, Any], last: dict[str, Any] | No
         old = read_parquet(path)
         if path.stat().st_size > info["data_files_size_in_mb"] * 2**20:
             old = None
-            while path.exists():
+            while exists(path):
                 place = next_location(place, info["chunks_size"])
                 path = root / format_path(EPISODES_PATH, chunk=place[0], file=place[1])
     rows = rows.append_column("meta/episodes/chunk_index", pa.array(np.full(len(rows), place[0])))
     rows = rows.append_column("meta/episodes/file_index", pa.array(np.full(len(rows), place[1])))
     if old is not None:
-        # What another program wrote may lack a statistic or have one of its own.
-        known = set(rows.column_names)
+        # The table of another program may lack a statistic or have one of its own.
+        names = set(rows.column_names)
         columns = [
-            rows[field.name].cast(field.type) if field.name in known else pa.nulls(len(rows), field.type)
+            rows[field.name].cast(field.type) if field.name in names else pa.nulls(len(rows), field.type)
             for field in old.schema
         ]
         rows = pa.concat_tables([old, pa.table(columns, schema=old.schema)])
@@ -512,7 +531,7 @@ def _summarise(root: Path, info: dict[str, Any]) -> None:
                 parts.setdefault(key, []).append(statistics.aggregate(stacked))
     merged = {key: statistics.aggregate(statistics.stack(group)) for key, group in parts.items()}
     stats = {key: {name: value.tolist() for name, value in of_key.items()} for key, of_key in merged.items()}
-    before = read_json(root, STATS_PATH) if (root / STATS_PATH).is_file() else {}
+    before = read_json(root, STATS_PATH) if exists(root / STATS_PATH) else {}
     stale = sorted(set(before) - set(stats))
     if stale:
         # Written by a program that keeps no statistics by episode: there is nothing to compute new ones from.

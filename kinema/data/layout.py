@@ -168,6 +168,18 @@ def from_arrow(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return inner.reshape(len(array), *lengths, *inner.shape[1:])
 
 
+def exists(path: Path) -> bool:
+    """Check that a path exists.
+
+    Raises OSError where that cannot be seen: pathlib says no from Python 3.14 on.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
     """Open a parquet file; pyarrow alone takes a relative path with a colon for the address of a server."""
@@ -203,7 +215,7 @@ def read_json(root: Path, name: str) -> dict[str, Any]:
 def read_tasks(root: Path) -> list[str]:
     """Task texts in the order of their index; empty without a table."""
     path = root / TASKS_PATH
-    if not path.is_file():
+    if not exists(path):
         return []
     try:
         table = read_parquet(path)

@@ -71,7 +71,12 @@ class Dataset:
         root = Path(source)
         if not root.is_dir():
             root = _download(str(source))
-        if staged := len(fold.staged_episodes(root)):
+        try:
+            staged = len(fold.staged_episodes(root))
+        except DataError as error:
+            staged = 0
+            warnings.warn(str(error), stacklevel=2)
+        if staged:
             warnings.warn(
                 f"{root}: left out {staged} episodes of an interrupted or running recording; the same "
                 f"`kinema record` command, or kinema.data.recover({str(root)!r}), adds them",

@@ -16,7 +16,7 @@ BACKENDS = {"egl": ("libEGL.so.1", "libOpenGL.so.0"), "osmesa": ("libOSMesa.so.8
 PACKAGES = {"egl": "libegl1 libopengl0 libgl1-mesa-dri", "osmesa": "libosmesa6"}
 """Debian's packages with these libraries."""
 FLAGS_OFF = ("shadow", "reflection", "skybox", "haze")
-"""What is left out of pictures: it takes most of the time and tells nothing of the robot."""
+"""Effects that are left out of frames: they take most of the time and show nothing of the robot."""
 
 
 def choose_backend() -> None:
@@ -31,16 +31,15 @@ def choose_backend() -> None:
 
 
 def is_loadable(backend: str) -> bool:
-    """Whether the libraries of a backend are there; of others than those in ``BACKENDS`` nothing is known,
-    and they are taken to work."""
+    """Check that the libraries of a backend can be loaded; backends that are not in ``BACKENDS`` pass."""
     if backend not in BACKENDS:
         return True
-    found = [_loads(library) for library in BACKENDS[backend]]
-    return all(found) if backend == "egl" else any(found)
+    loaded = [_loads(library) for library in BACKENDS[backend]]
+    return all(loaded) if backend == "egl" else any(loaded)
 
 
 def missing_backend() -> str | None:
-    """What to install where the libraries of the chosen backend are missing."""
+    """Name the packages to install where the libraries of the chosen backend are missing, else None."""
     chosen = os.environ.get("MUJOCO_GL", "")
     if chosen != "disabled" and is_loadable(chosen):
         return None
@@ -51,7 +50,7 @@ def missing_backend() -> str | None:
 def draw_plainly(
     env: gymnasium.Env[Any, Any], size: tuple[int, int] | None = None
 ) -> gymnasium.Env[Any, Any]:
-    """Let MuJoCo draw without shadows, multisampling and scenery, and bring its pictures to a height and
+    """Let MuJoCo draw without shadows, multisampling and scenery, and bring its frames to a height and
     width.
 
     Nothing may have been drawn yet. Environments without MuJoCo stay as they are.
@@ -63,7 +62,7 @@ def draw_plainly(
     if model is None:
         return env
     # Shadow maps of 4096 pixels and multisampling are most of the work of a renderer without a GPU. They are
-    # made with the renderer, and that is made with the first picture.
+    # made with the renderer, and that is made with the first frame.
     model.vis.quality.shadowsize = 0
     model.vis.quality.offsamples = 0
     env.reset(seed=0)
@@ -81,7 +80,7 @@ def draw_plainly(
 
 
 class _Reduced(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """The same with pictures of another height and width."""
+    """Environment whose rendered frames are resized."""
 
     def __init__(self, env: gymnasium.Env[Any, Any], size: tuple[int, int]):
         super().__init__(env)
@@ -100,7 +99,7 @@ def _loads(library: str) -> bool:
 
 
 def _model(env: gymnasium.Env[Any, Any]) -> Any:
-    """MuJoCo's model of Gymnasium's environments and of those that have ``physics``, or None."""
+    """Find MuJoCo's model in an environment of Gymnasium or in one that has ``physics``, else None."""
     if "mujoco" not in sys.modules:
         return None
     plain: Any = env.unwrapped

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from kinema.data import fold
 from kinema.data.checked_env import blamed, to_flag, to_number
-from kinema.data.environment import Render, make_environment, make_policy, needs_picture, parse_policy
-from kinema.data.layout import INFO_PATH, read_json, write_json
+from kinema.data.environment import Render, make_environment, make_policy, needs_frame, parse_policy
+from kinema.data.layout import INFO_PATH, exists, read_json, write_json
 from kinema.data.options import JsonObject, NameList
 from kinema.data.spaces import (
     RENDER_KEY,
@@ -29,7 +29,7 @@ from kinema.data.spaces import (
     RecordError,
     info_value,
     resize,
-    to_picture,
+    to_frame,
 )
 from kinema.data.workers import JobError, run_in_order
 from kinema.data.writer import MAX_FPS, DatasetWriter
@@ -44,13 +44,13 @@ MAX_SIDE = 16_384
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordConfig:
-    """What to record. Episode i depends on seed + i alone, never on the number of workers."""
+    """Options of a recording. Episode i depends on seed + i alone, never on the number of workers."""
 
     env: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV")]
     """Gymnasium id, such as Pendulum-v1. A package named like the part before a slash (PACKAGE/NAME-v0) is
     imported first; for any other module that registers environments write MODULE:ID."""
     episodes: int
-    """How many episodes the dataset shall have, those already on disk included."""
+    """Number of episodes that the dataset shall have, those already on disk included."""
     out: Path
     """Folder of the dataset. Where an earlier run of the same command left episodes, this one continues."""
     policy: str = "random"
@@ -74,16 +74,16 @@ class RecordConfig:
     """The instruction in words; by default the text in the observation, where there is one."""
     render: Render = "auto"
     """Record rendered frames (rgb_array) as observation.images.render: auto does it when the observation
-    holds no picture and the environment can draw."""
+    holds no frame and the environment can draw."""
     camera_size: int | tuple[int, int] | None = None
-    """Resize pictures to this side, or to this height and width; by default they stay as they are."""
+    """Resize frames to this side, or to this height and width; by default they stay as they are."""
     info_keys: NameList = ()
     """Entries of the environment's info to record as float32 columns info.NAME, each as it came with the
     observation of its row; the state that a kit needs is in some."""
     fps: float | None = None
-    """Steps a second; by default what the environment says (render_fps)."""
+    """Steps per second, at most 10,000; by default the environment's own (render_fps)."""
     codec: Literal["auto", "av1", "h264", "lossless", "image"] = "auto"
-    """How pictures are stored. auto: small pictures without loss, larger ones as LeRobot does (AV1)."""
+    """Format of stored frames. auto: small ones without loss, larger ones as LeRobot stores them (AV1)."""
 
     def __post_init__(self) -> None:
         for name, value, least, most in (
@@ -92,7 +92,7 @@ class RecordConfig:
             ("--workers", self.workers, 1, np.inf),
             ("--max-steps", self.max_steps, 1, np.inf),
             ("--fps", self.fps, 1e-3, MAX_FPS),
-            *(("--camera-size", side, 1, MAX_SIDE) for side in self.picture_size or ()),
+            *(("--camera-size", side, 1, MAX_SIDE) for side in self.frame_size or ()),
         ):
             if value is not None and not least <= value <= most:
                 limit = f", at most {most}" if np.isfinite(most) else ""
@@ -100,8 +100,8 @@ class RecordConfig:
         parse_policy(self.policy)
 
     @property
-    def picture_size(self) -> tuple[int, int] | None:
-        """Height and width that pictures shall have, if any."""
+    def frame_size(self) -> tuple[int, int] | None:
+        """Height and width of recorded frames; None leaves them as they are."""
         size = self.camera_size
         return (size, size) if isinstance(size, int) else size
 
@@ -110,7 +110,7 @@ class RecordConfig:
         return self.workers or os.cpu_count() or 1
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the content of an episode, as JSON holds it."""
+        """List the options that decide the content of an episode, as JSON holds them."""
         fields = dataclasses.asdict(self)
         for name in ("episodes", "out", "workers"):
             del fields[name]
@@ -119,7 +119,7 @@ class RecordConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recording:
-    """One episode as it comes from a worker."""
+    """An episode as a worker returns it."""
 
     frames: dict[str, np.ndarray]
     columns: dict[str, np.ndarray]
@@ -129,7 +129,7 @@ class Recording:
     fps: float
 
     def features(self) -> dict[str, dict[str, Any]]:
-        """The features of a dataset of such episodes."""
+        """Describe the features of a dataset of such episodes."""
         features: dict[str, dict[str, Any]] = {
             key: {"dtype": "video", "shape": list(frames.shape[1:]), "names": ["height", "width", "channels"]}
             for key, frames in self.frames.items()
@@ -151,7 +151,7 @@ class EpisodeRecorder:
     def __init__(self, config: RecordConfig):
         self.config = config
         environment = make_environment(
-            config.env, config.env_args, render=config.render, picture_size=config.picture_size
+            config.env, config.env_args, render=config.render, frame_size=config.frame_size
         )
         self.env = environment.env
         self._is_rendered = environment.is_rendered
@@ -200,7 +200,7 @@ class EpisodeRecorder:
         num_rows = 0
         is_over = False
         while not is_over:
-            drawn = self._draw() if needs_picture(self.policy) else {}
+            drawn = self._draw() if needs_frame(self.policy) else {}
             with blamed(f"step {num_rows}: act() of the policy"):
                 action = self.policy.act(observation, {**info, **drawn})
             if action is None:
@@ -228,7 +228,9 @@ class EpisodeRecorder:
     def _find_fps(self) -> float:
         given = self.config.fps or (self.env.metadata or {}).get("render_fps")
         if not given:
-            raise RecordError(f"{self.config.env!r} does not say how many steps it makes a second; add --fps")
+            raise RecordError(
+                f"{self.config.env!r} does not say how many steps it makes per second; add --fps"
+            )
         fps = to_number(given, f"{self.config.env!r} has as metadata['render_fps']")
         if not 0 < fps < np.inf:
             raise RecordError(f"{self.config.env!r} has as metadata['render_fps'] {fps}; add --fps")
@@ -247,14 +249,14 @@ class EpisodeRecorder:
         return own_limit
 
     def _draw(self) -> dict[str, np.ndarray]:
-        """The picture that is no part of the observation, if any."""
+        """Draw the frame that is no part of the observation, if any."""
         if not self._is_rendered:
             return {}
-        return self._at_size({RENDER_KEY: to_picture(self.env.render(), RENDER_KEY)})
+        return self._at_size({RENDER_KEY: to_frame(self.env.render(), RENDER_KEY)})
 
-    def _at_size(self, pictures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        size = self.config.picture_size
-        return pictures if size is None else {key: resize(frame, size) for key, frame in pictures.items()}
+    def _at_size(self, frames: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        size = self.config.frame_size
+        return frames if size is None else {key: resize(frame, size) for key, frame in frames.items()}
 
 
 def _stack(key: str, values: list[Any]) -> np.ndarray:
@@ -278,7 +280,7 @@ def _column(key: str, values: list[Any]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordResult:
-    """What a call of ``record`` leaves."""
+    """Dataset that a call of ``record`` leaves."""
 
     root: Path
     num_episodes: int
@@ -334,18 +336,18 @@ def record(config: RecordConfig) -> RecordResult:
 
 def _check_out(out: Path) -> None:
     """Refuse a folder that holds something else than a dataset. Raises RecordError."""
-    if out.exists() and not out.is_dir():
+    if exists(out) and not out.is_dir():
         raise RecordError(f"--out: {out} is a file; choose a new folder")
     # In this order: another writer may create its dataset between the two.
-    if not fold.is_vacant(out) and not (out / INFO_PATH).exists():
+    if not fold.is_vacant(out) and not exists(out / INFO_PATH):
         raise RecordError(f"--out: {out} is not a dataset and not empty; choose a new folder")
 
 
 def _continue(config: RecordConfig, stack: contextlib.ExitStack) -> DatasetWriter | None:
-    """The writer of the dataset that an earlier run of this command left, if one did."""
-    if not (config.out / INFO_PATH).exists():
+    """Open the dataset that an earlier run of this command left, if one did."""
+    if not exists(config.out / INFO_PATH):
         return None
-    has_recipe = (config.out / RECIPE_PATH).exists()
+    has_recipe = exists(config.out / RECIPE_PATH)
     if has_recipe:
         _check_same(config, read_json(config.out, RECIPE_PATH))
     fps = read_json(config.out, INFO_PATH).get("fps", 0)
@@ -387,7 +389,7 @@ def _create(config: RecordConfig, first: Recording, stack: contextlib.ExitStack)
 
 @contextlib.contextmanager
 def _explained(config: RecordConfig) -> Iterator[None]:
-    """Says of a worker's failure which environment, episode and seed it was."""
+    """Name the environment, episode and seed in the error of a worker."""
     try:
         yield
     except JobError as error:
@@ -403,7 +405,7 @@ def _explained(config: RecordConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Inside, the first Ctrl-C only sets what the returned function tells; the second one interrupts."""
+    """Yield a function that says whether Ctrl-C was pressed; inside, only a second Ctrl-C interrupts."""
     requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield requested.is_set  # Python hands signals to the main thread alone.

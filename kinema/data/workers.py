@@ -1,6 +1,9 @@
-"""Numbered jobs in worker processes, their results in the order of the numbers."""
+"""Run numbered jobs in worker processes and return their results in the order of the numbers.
 
-import collections
+``concurrent.futures`` would not do: one process that dies breaks its whole pool, without saying which job
+it had or why it died, and the results of the other jobs are lost with it.
+"""
+
 import contextlib
 import dataclasses
 import multiprocessing
@@ -13,14 +16,14 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 POLL_SECONDS = 0.1
-"""How soon a request to stop is noticed while no result arrives."""
+"""Time until a request to stop is noticed while no result arrives."""
 STOP_SECONDS = 3.0
-"""How long a worker may take to close what it holds before it is killed."""
+"""Time that a worker may take to close its task before it is killed."""
 
 
 @runtime_checkable
 class Task(Protocol[T_co]):
-    """What a worker holds: made once in its process, then called for each of its jobs."""
+    """Work of a process: made once in it, then called for each of its jobs."""
 
     def __call__(self, job: int, /) -> T_co: ...
 
@@ -61,13 +64,12 @@ def run_in_order(
     workers: list[_Worker] = []
     try:
         workers += [_Worker(make) for _ in range(min(num_workers, len(jobs)))]
-        waiting = collections.deque(jobs)
         outcomes: dict[int, _Result[T] | JobError] = {}
-        due = jobs.start
+        due = begun = jobs.start
         while due < jobs.stop:
             stopped = is_stopped()
             if not stopped and not any(isinstance(outcome, JobError) for outcome in outcomes.values()):
-                _dispatch(workers, waiting, due + 2 * num_workers)
+                begun = _dispatch(workers, begun, min(jobs.stop, due + 2 * num_workers))
             busy: dict[Any, _Worker] = {
                 worker.connection: worker for worker in workers if worker.job is not None
             }
@@ -89,14 +91,17 @@ def run_in_order(
             worker.join()
 
 
-def _dispatch(workers: "Sequence[_Worker]", waiting: collections.deque[int], limit: int) -> None:
+def _dispatch(workers: "Sequence[_Worker]", begun: int, limit: int) -> int:
+    """Begin jobs up to a limit on the workers that are free; returns the first job not begun."""
     for worker in workers:
-        if waiting and waiting[0] < limit and worker.job is None and worker.alive:
-            worker.start(waiting.popleft())
+        if begun < limit and worker.job is None and worker.alive:
+            worker.start(begun)
+            begun += 1
+    return begun
 
 
 class _Worker:
-    """The parent's side of one process."""
+    """Parent's side of a process."""
 
     def __init__(self, make: Callable[[], Task[Any]]):
         # Spawned, because a fork copies the locks of whatever threads the caller has, and simulators and
@@ -142,7 +147,7 @@ class _Worker:
 
 
 def _work(connection: Connection, make: Callable[[], Task[Any]]) -> None:
-    """The process's side: make the task, then answer every job with a result or an error."""
+    """Make the task in the process, then answer every job with a result or an error."""
     # Ctrl-C reaches every process of a terminal; when to stop is the parent's decision.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit)
@@ -166,7 +171,7 @@ def _work(connection: Connection, make: Callable[[], Task[Any]]) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """The error's text; its type too, unless that says no more than that a value is wrong."""
+    """Name an error: its text, and its type unless it only says that a value is wrong."""
     text = str(error)
     return text if text and isinstance(error, ValueError | ImportError) else f"{type(error).__name__}: {text}"
 

@@ -7,7 +7,6 @@ by packet. After a kill the next ``DatasetWriter`` on the same folder, or ``reco
 """
 
 import contextlib
-import errno
 import io
 import json
 import os
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 from av.error import FFmpegError
 
 from kinema.data import fold, statistics, video
-from kinema.data.files import opened
+from kinema.data.files import ADVICE, opened
 from kinema.data.layout import (
     DATA_PATH,
     INFO_DEFAULTS,
@@ -36,6 +35,7 @@ from kinema.data.layout import (
     Feature,
     arrow_schema,
     arrow_type,
+    exists,
     is_picture,
     picture_shape,
     read_json,
@@ -47,16 +47,8 @@ from kinema.data.layout import (
 TIMESTAMP_TOLERANCE = 1e-4
 """Seconds by which a timestamp may be off, as in LeRobot."""
 
-_REMEDIES: dict[int | None, str] = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Make room on the disk"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Make the folder writable"),
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "Close files or raise the limit of open files (ulimit -n)"),
-    errno.ENOMEM: "Free memory",
-}
-"""Advice by the number of a system error."""
-
 MAX_FPS = 10_000
-"""Rows a second up to which timestamps of 32 bits and the clocks of videos tell rows apart."""
+"""Rows per second up to which timestamps of 32 bits and the clocks of videos keep rows apart."""
 
 MAX_STAGED = 4096
 """Episodes after which the staged ones are folded, however small they are."""
@@ -69,7 +61,7 @@ class DatasetWriter:
     numpy dtype or ``string`` for columns. Without it the first episode decides. The columns that follow from
     a row's position (timestamp, frame_index, ...) are added.
 
-    ``codec``: ``auto`` (exact pictures in H.264 up to 128 pixels, AV1 above, as LeRobot), ``av1``, ``h264``,
+    ``codec``: ``auto`` (exact frames in H.264 up to 128 pixels, AV1 above, as LeRobot), ``av1``, ``h264``,
     ``lossless`` or ``image`` (PNG in the data files). A dataset that is continued keeps its own.
 
     ``is_locked``: the caller holds ``kinema.data.fold.lock`` of the folder already.
@@ -117,7 +109,7 @@ class DatasetWriter:
         self._staged_bytes: dict[str, int] = {}
         self._is_closed = False
         # In this order: another writer may create its dataset between the two.
-        if not fold.is_vacant(self.root) and not (self.root / INFO_PATH).exists():
+        if not fold.is_vacant(self.root) and not exists(self.root / INFO_PATH):
             raise ValueError(
                 f"{self.root} is not empty and holds no dataset ({INFO_PATH}); choose another folder"
             )
@@ -125,7 +117,7 @@ class DatasetWriter:
         with self._explained(), contextlib.ExitStack() as stack:
             if not is_locked:
                 stack.enter_context(fold.lock(self.root))
-            if (self.root / INFO_PATH).exists():
+            if exists(self.root / INFO_PATH):
                 self._info = read_json(self.root, INFO_PATH)
                 self._check_continued(features)
                 fold.fold(self.root)
@@ -157,7 +149,7 @@ class DatasetWriter:
     def add(
         self, *, frames: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray], task: str = ""
     ) -> None:
-        """Add a finished episode of ``T`` steps: pictures ``T H W C`` uint8 and columns ``T ...`` by key.
+        """Add a finished episode of ``T`` steps: frames ``T H W C`` uint8 and columns ``T ...`` by key.
 
         When this returns, the episode survives a kill of the process.
         """
@@ -165,13 +157,13 @@ class DatasetWriter:
             raise ValueError(f"the writer of {self.root} is closed; open another to add episodes")
         if not self.features:
             self._create(self._infer_features(frames, columns))
-        length, rows, pictures = self._checked(frames, columns)
-        stats = {key: statistics.of_frames(picture) for key, picture in pictures.items()}
+        length, rows, frames = self._checked(frames, columns)
+        stats = {key: statistics.of_frames(values) for key, values in frames.items()}
         stats |= {
             key: statistics.of_column(values) for key, values in rows.items() if values.dtype.kind in "biuf"
         }
         with self._explained():
-            self._stage(length, rows, pictures, stats, task)
+            self._stage(length, rows, frames, stats, task)
         info = INFO_DEFAULTS | self._info
         limits = {"data": info["data_files_size_in_mb"]}
         if self._num_staged >= MAX_STAGED or any(
@@ -203,12 +195,14 @@ class DatasetWriter:
         try:
             yield
         except (OSError, FFmpegError, MemoryError, pa.ArrowException) as error:
-            remedy = _REMEDIES.get(getattr(error, "errno", None), "Remove the cause")
+            remedy = ADVICE.get(getattr(error, "errno", None) or 0, "remove the cause").partition(" and try")[
+                0
+            ]
             count = self.num_episodes
             safe = f"the {count} finished episodes are safe" if count else "no finished episode is lost"
             raise DataError(
-                f"writing failed ({str(error) or type(error).__name__}); {safe}. {remedy}, then record into "
-                "the same folder again to continue",
+                f"writing failed ({str(error) or type(error).__name__}); {safe}. {remedy.capitalize()}, then "
+                "record into the same folder again to continue",
                 path=self.root,
             ) from error
 
@@ -227,7 +221,7 @@ class DatasetWriter:
                 "names": given.get("names"),
             }
             if is_picture(entry):
-                self._complete_picture(key, entry)
+                self._complete_camera(key, entry)
             else:
                 _check_dtype(key, entry)
             entries[key] = entry
@@ -236,10 +230,10 @@ class DatasetWriter:
             self._info["video_path"] = VIDEO_PATH
         write_json(self.root / INFO_PATH, self._info)
 
-    def _complete_picture(self, key: str, entry: Feature) -> None:
+    def _complete_camera(self, key: str, entry: Feature) -> None:
         if len(entry["shape"]) != 3:
             raise ValueError(
-                f"feature {key}: a picture's shape is height, width, channels; got {entry['shape']}"
+                f"feature {key}: a frame's shape is height, width, channels; got {entry['shape']}"
             )
         if self._codec == "image":
             entry["dtype"] = "image"
@@ -260,8 +254,8 @@ class DatasetWriter:
         self, frames: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray]
     ) -> dict[str, Feature]:
         features: dict[str, Feature] = {}
-        for key, picture in frames.items():
-            features[key] = {"dtype": "video", "shape": list(np.shape(picture)[1:])}
+        for key, values in frames.items():
+            features[key] = {"dtype": "video", "shape": list(np.shape(values)[1:])}
         for key, values in columns.items():
             array = np.asarray(values)
             dtype = "string" if array.dtype.kind in "UO" else array.dtype.name
@@ -269,7 +263,7 @@ class DatasetWriter:
         return features
 
     def _check_continued(self, features: Mapping[str, Feature] | None) -> None:
-        """Whether what this session will write fits what is there."""
+        """Check that the options of this session fit the dataset on disk."""
         version = str(self._info.get("codebase_version", VERSION))
         if not version.startswith("v3"):
             raise DataError(
@@ -306,7 +300,7 @@ class DatasetWriter:
                 )
 
     def _codec_of(self, key: str) -> str:
-        """Codec in which a camera's videos go on: that of its files, where they are known."""
+        """Find the codec in which a camera's videos go on: that of its files, where they say it."""
         entry = self.features[key]
         info = entry.get("info") or {}
         known = (info.get("video.codec"), info.get("video.pix_fmt"))
@@ -318,7 +312,7 @@ class DatasetWriter:
     def _checked(
         self, frames: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray]
     ) -> tuple[int, dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Length, columns and pictures of an episode as the features have them."""
+        """Bring an episode to the dtypes and shapes of the features: its length, columns and frames."""
         cameras = {key for key, feature in self.features.items() if is_picture(feature)}
         wanted = set(self.features) - cameras - set(POSITION_FEATURES)
         for what, expected, got in (
@@ -351,8 +345,11 @@ class DatasetWriter:
                 f"episode {self.num_episodes}, timestamp: row t must be at t/{self.fps} s; resample first"
             )
         rows |= {"timestamp": times.astype(np.float32), "frame_index": np.arange(length)}
-        pictures = {key: self._checked_pictures(key, arrays[key]) for key in self.features if key in cameras}
-        return length, rows, pictures
+        return (
+            length,
+            rows,
+            {key: self._checked_frames(key, arrays[key]) for key in self.features if key in cameras},
+        )
 
     def _checked_column(self, key: str, array: np.ndarray) -> np.ndarray:
         feature = self.features[key]
@@ -372,11 +369,11 @@ class DatasetWriter:
             )
         return array.astype(dtype)
 
-    def _checked_pictures(self, key: str, array: np.ndarray) -> np.ndarray:
+    def _checked_frames(self, key: str, array: np.ndarray) -> np.ndarray:
         shape = picture_shape(self.features[key])
         if array.dtype != np.uint8 or array.shape[1:] != shape:
             raise ValueError(
-                f"episode {self.num_episodes}, {key}: expected uint8 pictures of shape {list(shape)}, "
+                f"episode {self.num_episodes}, {key}: expected uint8 frames of shape {list(shape)}, "
                 f"got {array.dtype} {list(array.shape[1:])}"
             )
         return array
@@ -385,7 +382,7 @@ class DatasetWriter:
         self,
         length: int,
         rows: dict[str, np.ndarray],
-        pictures: dict[str, np.ndarray],
+        frames: dict[str, np.ndarray],
         stats: dict[str, statistics.Statistics],
         task: str,
     ) -> None:
@@ -396,12 +393,12 @@ class DatasetWriter:
         sizes: dict[str, int] = {}
         try:
             part.mkdir(parents=True)
-            columns = {key: to_arrow(values, self.features[key]) for key, values in rows.items()}
-            for key, picture in pictures.items():
+            columns = {key: to_arrow(column, self.features[key]) for key, column in rows.items()}
+            for key, values in frames.items():
                 if self.features[key]["dtype"] == "image":
-                    columns[key] = _embedded(picture, arrow_type(self.features[key]))
+                    columns[key] = _embedded(values, arrow_type(self.features[key]))
                     continue
-                encoded = video.encode(picture, fps=self.fps, codec=self._codec_of(key))
+                encoded = video.encode(values, fps=self.fps, codec=self._codec_of(key))
                 (part / fold.video_file(key)).write_bytes(encoded)
                 sizes[key] = len(encoded)
             schema = arrow_schema(self.features)
@@ -446,11 +443,11 @@ def _check_dtype(key: str, entry: Feature) -> None:
         raise ValueError(f"feature {key}: sizes must be positive, got shape {entry['shape']}")
 
 
-def _embedded(pictures: np.ndarray, kind: pa.DataType) -> pa.Array:
-    """Pictures ``T H W C`` as PNG files inside an Arrow column."""
+def _embedded(frames: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """Encode frames ``T H W C`` as PNG files inside an Arrow column."""
     rows = []
-    for number, picture in enumerate(pictures):
+    for number, frame in enumerate(frames):
         buffer = io.BytesIO()
-        PIL.Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(buffer, format="PNG")
+        PIL.Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame).save(buffer, format="PNG")
         rows.append({"bytes": buffer.getvalue(), "path": f"frame-{number:06d}.png"})
     return pa.array(rows, kind)

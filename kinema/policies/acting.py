@@ -22,7 +22,7 @@ DRAW_STEPS = 4
 class ActingPolicy:
     """A world that acts: in real environments, and for ``kinema record``."""
 
-    needs_picture = True
+    needs_frame = True
 
     def __init__(
         self,

@@ -130,7 +130,7 @@ def most_likely(found: torch.distributions.MixtureSameFamily) -> Float[Tensor, "
 class ClonedPolicy:
     """A clone that acts: in real environments, in a world, and for ``kinema record``."""
 
-    needs_picture = True
+    needs_frame = True
 
     def __init__(
         self,

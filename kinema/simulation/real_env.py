@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kinema.data.environment import Policy, make_environment, needs_picture
+from kinema.data.environment import Policy, make_environment, needs_frame
 from kinema.data.spaces import (
     RENDER_KEY,
     ActionReader,
     ObservationReader,
     RecordError,
     resize,
-    to_picture,
+    to_frame,
 )
 from kinema.simulation.session import Step, World
 from kinema.types import Seen
@@ -41,7 +41,7 @@ class Arena:
         self.world, self.name = world, name
         self._sizes = {camera.key: camera.native_size for camera in world.config.cameras}
         size = next(iter(self._sizes.values()), None)
-        made = make_environment(name, arguments or {}, render="auto", picture_size=size)
+        made = make_environment(name, arguments or {}, render="auto", frame_size=size)
         self.env = made.env
         self._is_rendered = made.is_rendered
         self.reader = ObservationReader(self.env.observation_space)
@@ -97,13 +97,13 @@ class Arena:
     def info_for(self, policy: Policy, info: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the environment says now, for a policy: with the picture where it needs one that is no part
         of the observation."""
-        return {**info, **self._draw()} if needs_picture(policy) else info
+        return {**info, **self._draw()} if needs_frame(policy) else info
 
     def _draw(self) -> dict[str, np.ndarray]:
         """The picture that is no part of the observation, if any, as it was recorded."""
         if not self._is_rendered:
             return {}
-        picture = to_picture(self.env.render(), RENDER_KEY)
+        picture = to_frame(self.env.render(), RENDER_KEY)
         return {RENDER_KEY: resize(picture, self._sizes.get(RENDER_KEY, picture.shape[:2]))}
 
     def observation(self, seen: Seen) -> Any:

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from kinema.cli import main
 from kinema.data import DataError, Dataset, DatasetWriter, recover
 from kinema.data.defects import find_defects
 
-from .conftest import EPISODES, FPS, SIDE, TOP, edit_parquet, make_recording
+from .conftest import EPISODES, FPS, SIDE, TOP, edit_parquet, make_recording, write
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks and file limits are those of POSIX")
 
@@ -159,6 +161,71 @@ def test_episodes_that_others_added_do_not_hide_those_staged(staged: Path, tmp_p
     actions = [Dataset.open(staged).episode(index).columns["action"] for index in range(6)]
     for first, second in zip(actions[:3], actions[3:], strict=True):
         np.testing.assert_array_equal(first, second)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that another user reaches, unlike those of pytest."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        yield Path(folder)
+
+
+UNREADABLE = """
+import os, shutil, sys
+from pathlib import Path
+from kinema.data import DataError, recover
+# Modules that are imported on demand: the other user may not reach them.
+recover(shutil.copytree("d", "warm"))
+root, closed = Path("d"), Path("d") / sys.argv[1]
+if os.geteuid() == 0:
+    for path in (Path("."), root, *root.rglob("*")):
+        os.chown(path, 65534, 65534)
+    os.setuid(65534)  # To root everything is permitted.
+mode = closed.stat().st_mode
+closed.chmod(0)
+try:
+    recover(root)
+except (DataError, OSError) as error:
+    print(error)
+else:
+    print("no error")
+finally:
+    closed.chmod(mode)
+"""
+
+
+@pytest.mark.parametrize(
+    "closed", ["meta", "meta/episodes", "meta/episodes/chunk-000", "data", "videos", ".staging", EPISODES]
+)
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(closed: str, open_folder: Path) -> None:
+    """Where the table of episodes was taken for empty, the next episodes were written over the first ones."""
+    root = write(open_folder / "d", [make_recording(number) for number in range(2)])
+    writer = DatasetWriter(root, fps=FPS)
+    writer.add(**make_recording(2))
+    writer._resources.close()
+    before = contents(root)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", UNREADABLE, closed]
+    done = subprocess.run(command, cwd=open_folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"d/{closed}" in done.stdout
+    # Data files may have grown already: they begin with the same rows.
+    assert contents(root).keys() == before.keys()
+    assert recover(root) == 1
+    assert_holds_first(Dataset.open(root))
+
+
+def test_a_table_that_lacks_episodes_is_not_written_on(tmp_path: Path) -> None:
+    root = write(tmp_path / "d", [make_recording(number) for number in range(2)])
+    shutil.rmtree(root / "meta/episodes")
+    before = contents(root)
+    with (
+        pytest.raises(DataError, match=r"says 2 episodes, but the table .* ends after 0.*Restore"),
+        DatasetWriter(root, fps=FPS) as writer,
+    ):
+        writer.add(**make_recording(2))
+    assert contents(root).items() >= before.items()
 
 
 def test_a_file_that_holds_other_episodes_is_not_overwritten(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ ARGUMENTS: dict[str, Any] = {"environment_kwargs": {"control_timestep": 0.05}}
 
 
 def make(name: str = CARTPOLE, arguments: dict[str, Any] = ARGUMENTS, **options: Any) -> Environment:
-    return make_environment(name, arguments, **{"render": "auto", "picture_size": None, **options})
+    return make_environment(name, arguments, **{"render": "auto", "frame_size": None, **options})
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_its_rate_is_that_of_its_steps(cartpole: Any) -> None:
 
 
 def test_the_size_that_is_asked_for(can_draw: None) -> None:
-    asked = make(picture_size=(32, 48)).env
+    asked = make(frame_size=(32, 48)).env
     own = make(arguments={**ARGUMENTS, "render_kwargs": {"height": 20, "width": 30}}).env
     for env, shape in ((asked, (32, 48, 3)), (own, (20, 30, 3))):
         env.reset(seed=1)

@@ -8,7 +8,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinema.data.spaces import ActionReader, ObservationReader, RecordError, resize, to_picture
+from kinema.data.spaces import ActionReader, ObservationReader, RecordError, resize, to_frame
 
 numbers = st.one_of(
     st.lists(st.integers(1, 3), max_size=2).map(
@@ -88,8 +88,8 @@ def test_a_space_without_a_fixed_size_is_refused() -> None:
 
 
 def test_float_pictures_are_refused() -> None:
-    with pytest.raises(RecordError, match=r"expected a uint8 picture.*float32 of shape \(4, 4, 3\)"):
-        to_picture(np.zeros((4, 4, 3), np.float32), "observation.images.render")
+    with pytest.raises(RecordError, match=r"expected a uint8 frame.*float32 of shape \(4, 4, 3\)"):
+        to_frame(np.zeros((4, 4, 3), np.float32), "observation.images.render")
 
 
 def test_resizing_averages_areas() -> None:
@@ -131,5 +131,5 @@ def test_an_observation_needs_all_that_its_space_has() -> None:
     picture = {"observation.images.top": np.zeros((24, 32, 3), np.uint8)}
     with pytest.raises(RecordError, match=r"needs 3 numbers of observation\.state, got 2"):
         reader.observation(picture, {"observation.state": np.zeros(2)})
-    with pytest.raises(RecordError, match=r"needs a picture of observation\.images\.top"):
+    with pytest.raises(RecordError, match=r"needs a frame of observation\.images\.top"):
         reader.observation({}, {"observation.state": np.zeros(3)})

@@ -15,7 +15,7 @@ class Painter:
     """Draws states of PushT as gym-pusht does, 64 pixels wide, right or with a mistake."""
 
     def __init__(self) -> None:
-        environment = make_environment("gym_pusht/PushT-v0", {}, render="never", picture_size=None)
+        environment = make_environment("gym_pusht/PushT-v0", {}, render="never", frame_size=None)
         self._env: Any = environment.env.unwrapped
         self._env.reset(seed=0)
 

@@ -43,9 +43,7 @@ def env() -> Iterator[Any]:
     pytest.importorskip("dm_control", reason="needs kinema[dmc]")
     arguments = {"environment_kwargs": {"control_timestep": 0.05}}
     # Without pictures, which are what takes time.
-    made = make_environment(
-        "dm_control/cartpole-swingup-v0", arguments, render="never", picture_size=None
-    ).env
+    made = make_environment("dm_control/cartpole-swingup-v0", arguments, render="never", frame_size=None).env
     yield made
     made.close()
 

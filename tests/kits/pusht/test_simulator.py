@@ -42,7 +42,7 @@ def test_only_the_frames_that_are_needed_are_drawn() -> None:
     from kinema.data.environment import make_environment
 
     assert KIT.simulator is not None
-    env = make_environment(KIT.simulator.env, {}, render="never", picture_size=None).env
+    env = make_environment(KIT.simulator.env, {}, render="never", frame_size=None).env
     before = env.reset(seed=0)[0]["pixels"]
     needed = False
     KIT.simulator.wrap(env).draw_where(lambda: needed)
