@@ -289,7 +289,7 @@ def test_two_writers_are_refused(dataset: Path) -> None:
         (lambda r: r["columns"].update(action=r["columns"]["action"][:-1]), "every array needs the same T"),
         (lambda r: r["columns"].update(action=np.zeros((7, 3))), r"4, action: expected rows of shape \[2\]"),
         (lambda r: r["columns"].update(action=np.zeros((7, 2), complex)), "expected float32, got complex128"),
-        (lambda r: r["frames"].update({TOP: r["frames"][TOP] / 255.0}), rf"{TOP}: expected uint8 pictures"),
+        (lambda r: r["frames"].update({TOP: r["frames"][TOP] / 255.0}), rf"{TOP}: expected uint8 frames"),
         (lambda r: r["frames"].update({TOP: r["frames"][TOP][:, :-1]}), r"got uint8 \[23, 32, 3\]"),
         (lambda r: r["columns"].update(timestamp=np.arange(7) / 5), "timestamp: row t must be at t/10 s"),
     ],
