@@ -21,3 +21,17 @@ def test_without_a_cache_the_same_comes_out(option: str) -> None:
     found = re.search(r"differ by (\S+)", line)
     assert found is not None
     assert float(found[1]) < (0.05 if option == "--decode" else 1e-4)
+
+
+def test_sampling_compares_its_objectives() -> None:
+    command = [sys.executable, str(BENCHMARKS / "sampling.py"), "--updates", "5", "--batch", "16"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.count("%") == 3]
+    assert [row[:2] for row in rows] == [
+        [objective, calls]
+        for objective in ("distance", "mean", "shortcut")
+        for calls in ("1", "2", "4", "16")
+    ]
+    for row in rows:
+        assert sum(float(share.rstrip("%")) for share in row[2:]) == pytest.approx(100.0, abs=0.2)
