@@ -16,7 +16,16 @@ from tqdm import tqdm
 
 from kinema.evaluation import bootstrap, rollout
 from kinema.evaluation.result import Result, Row, Series, describe_run, plain
-from kinema.evaluation.rollout import PICTURE, PROPRIO, Clip, Sweep, by_camera, load_clips, open_recordings
+from kinema.evaluation.rollout import (
+    PICTURE,
+    PROPRIO,
+    Clip,
+    Sweep,
+    by_camera,
+    load_clips,
+    note_on_training,
+    open_recordings,
+)
 from kinema.kits import Probe, Quantity, Target, find_probe
 from kinema.simulation.session import World, load
 from kinema.types import Frames
@@ -71,6 +80,7 @@ def control(config: ControlConfig) -> int:
     probe = find_probe(world.name, world.cameras, dataset.features)
     clips = load_clips(world, dataset, num=config.rollouts, length=config.context + config.steps, probe=probe)
     result = measure_control(world, clips, config, source=str(dataset.root), probe=probe)
+    result.notes.extend(note_on_training(config.world, dataset, {clip.episode for clip in clips}))
     paths = result.write(config.out)
     result.tell(paths, as_json=config.json)
     return 0

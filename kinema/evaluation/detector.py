@@ -140,7 +140,8 @@ class Detector:
         real = _join(pieces)
         if len(real) < LEAST_FRAMES:
             raise DataError(
-                f"a detector needs at least {LEAST_FRAMES} real pictures, there are {len(real)}",
+                f"a detector of valid frames learns from at least {LEAST_FRAMES} real pictures, there are "
+                f"{len(real)}; give more recordings as --data",
                 path=dataset.root,
             )
         folds = _folds([len(piece) for piece in pieces])

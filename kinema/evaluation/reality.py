@@ -75,6 +75,8 @@ class RecordedEpisodes:
                 path=dataset.root,
             )
         self.num_rollouts = len(places)
+        self.episodes = sorted({episode for _, episode in places})
+        """Episodes that the pieces are from."""
         self._pieces: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray], Reading | None]] = []
         episode: Episode | None = None
         ordered = sorted(places, key=lambda place: place[::-1])

@@ -53,7 +53,7 @@ def measure(
     seed: int,
     num_denoising_steps: int | None = None,
 ) -> Result:
-    """Measures a world on held-out episodes.
+    """Measure a world on recorded episodes.
 
     Args:
         source: what the world was loaded from, to weigh it.
@@ -72,6 +72,7 @@ def measure(
     sweep = Sweep(context=context, seeds=seeds, batch=config.batch, num_denoising_steps=num_denoising_steps)
     measurement = _Measurement(world, clips, probe, config, sweep)
     measurement.describe(dataset)
+    measurement.notes += rollout.note_on_training(source, dataset, {clip.episode for clip in clips})
     rows = [*measurement.tokenizer(), *measurement.simulation()]
     if probe is not None and config.long_steps:
         rows += measurement.validity(probe)

@@ -2,7 +2,8 @@
 shows with what was recorded."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from kinema.simulation.session import BUNDLED_WORLDS, Step, World
 from kinema.simulation.starts import check_dataset
 from kinema.types import Episode, Frames
 
+TRAINING_FILE = "checkpoints/run.json"
+"""File in the folder of a world with the dataset and the settings of its training."""
 PICTURE = Quantity(key="picture", label="picture", unit="levels", largest=255.0)
 """Root mean square difference of the pixels, in levels of 0 to 255."""
 PROPRIO = Quantity(key="proprio", label="proprioception", unit="of half its range", largest=float("inf"))
@@ -52,6 +55,28 @@ def open_recordings(world: str, data: str | None) -> Dataset:
     raise ValueError(
         f"world '{world}' brings no recording along: give a LeRobot dataset to compare with as --data"
     )
+
+
+def note_on_training(world: str, dataset: Dataset, episodes: Iterable[int]) -> list[str]:
+    """Return a note where compared episodes are ones that the world was trained on, as far as its folder
+    says."""
+    try:
+        run = json.loads((Path(world) / TRAINING_FILE).read_text(encoding="utf-8"))
+        is_same = Path(run["data"]).resolve() == dataset.root.resolve()
+        num_trained = max(1, dataset.num_episodes - int(run["num_held_out"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    compared = set(episodes)
+    trained = {episode for episode in compared if episode < num_trained}
+    if not is_same or not trained:
+        return []
+    held_out = f"only the last {dataset.num_episodes - num_trained} of the dataset were held out"
+    if num_trained == dataset.num_episodes:
+        held_out = "none of the dataset was held out"
+    return [
+        f"Not held out: the world was trained on {len(trained)} of the {len(compared)} episodes compared "
+        f"here ({held_out}). Errors on new episodes are larger; give recordings of their own as --data."
+    ]
 
 
 def load_clips(world: World, dataset: Dataset, *, num: int, length: int, probe: Probe | None) -> list[Clip]:

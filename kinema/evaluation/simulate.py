@@ -23,6 +23,7 @@ from kinema.evaluation.rollout import (
     by_camera,
     check_dataset,
     cut_clip,
+    note_on_training,
     open_recordings,
     picture_error,
     proprio_error,
@@ -121,6 +122,8 @@ def simulate(config: SimulateConfig) -> int:
         print(numbers)
         return 0
     print(f"\n{_headline(comparison, dataset, config)}\n\n{_table(comparison)}\n")
+    for note in note_on_training(config.world, dataset, [config.episode]):
+        print(f"{note}\n")
     print("\n".join(f"{what:<8} {place}" for what, place in [*written, ("numbers", path)]))
     return 0
 

@@ -10,7 +10,9 @@ from kinema import cli
 from kinema.data import DataError
 from kinema.data.record import EpisodeRecorder, RecordConfig
 from kinema.evaluation.detector import Detector
-from kinema.evaluation.horizon import Horizon, HorizonConfig, Schedule
+from kinema.evaluation.horizon import HorizonConfig
+from kinema.evaluation.horizon_result import summarize
+from kinema.evaluation.horizon_run import Horizon, Schedule
 from kinema.evaluation.live import LiveEnvironments
 from kinema.evaluation.reality import RecordedEpisodes
 from kinema.evaluation.result import Result
@@ -44,7 +46,7 @@ def run(recording: Recording, mistakes: Mistakes | None = None, *, steps: int = 
         floor=None,
     )
     assert list(measurement.run()) == schedule.marks
-    return measurement.result()
+    return summarize(measurement, notes=[])
 
 
 def curve(result: Result, key: str) -> list[float]:
