@@ -154,7 +154,7 @@ class RemoteWorld:
     # Used by sessions.
 
     def encode(self, frames: Any) -> dict[str, list[str]]:
-        """Frames by camera as they are sent: PNG files in base64. Raises WorldError."""
+        """Encode frames by camera as PNG files in base64. Raises WorldError."""
         if not isinstance(frames, Mapping):
             if len(self.cameras) != 1:
                 raise WorldError(
@@ -162,7 +162,7 @@ class RemoteWorld:
                     f"keys {', '.join(self.cameras) or '(none)'}"
                 )
             frames = {self.cameras[0]: frames}
-        return {key: to_png(film, key) for key, film in frames.items()}
+        return {key: to_png(each, key) for key, each in frames.items()}
 
     def fork(self, session: Session, num: int, *, same_noise: bool = False) -> list[Session]:
         """Open ``num`` sessions that go on from another."""
@@ -171,7 +171,7 @@ class RemoteWorld:
         return [self.connection.session(session_id) for session_id in opened.sessions]
 
     def frames(self, session: Session) -> np.ndarray | dict[str, np.ndarray] | None:
-        """The past frames of a session, ``T H W C``, fetched in parts."""
+        """Fetch the past frames of a session, ``T H W C``, in parts."""
         if not self.cameras:
             return None
         parts: list[dict[str, np.ndarray]] = []
@@ -195,7 +195,7 @@ class RemoteWorld:
         write_video(path, frames, fps=self.fps, scale=max(1, 256 // frames.shape[1]))
 
     def step_of(self, state: schema.State, frames: Mapping[str, np.ndarray]) -> Step:
-        """The step that a state and its frames by camera describe."""
+        """Make the step of an answer and its frames by camera."""
         with self.connection.expecting("a step", f"frames of {', '.join(frames)}"):
             return Step(
                 frame=self.of_cameras(frames) if frames else None,
@@ -205,12 +205,12 @@ class RemoteWorld:
             )
 
     def of_cameras(self, frames: Mapping[str, np.ndarray]) -> Any:
-        """Frames as steps have them: an array of the one camera, or a dict by camera."""
+        """Order frames as steps have them: the array of the one camera, or a dict by camera."""
         by_camera = {key: frames[key] for key in self.cameras}
         return by_camera[self.cameras[0]] if len(by_camera) == 1 else by_camera
 
     def actions_of(self, answer: schema.Inferred | schema.Planned) -> np.ndarray:
-        """The actions ``T A`` of an answer."""
+        """Return the actions ``T A`` of an answer."""
         with self.connection.expecting("actions", f"{len(answer.actions)} rows"):
             return np.array(answer.actions, np.float32).reshape(len(answer.actions), self.action_dim)
 
@@ -238,7 +238,14 @@ class _Remote:
 
     def fork(self, num: int) -> "RemoteSimulationBatch":
         """Open ``num`` futures of every session, batched, each with its own noise from here on."""
-        children = [child for session in self._sessions for child in self.world.fork(session, num)]
+        children: list[Session] = []
+        try:
+            for session in self._sessions:
+                children += self.world.fork(session, num)
+        except BaseException:
+            for child in children:
+                self.world.connection.drop(child)
+            raise
         return RemoteSimulationBatch(self.world, children, self.num_steps)
 
     def _copy(self, session: Session) -> "RemoteSimulation":
@@ -269,7 +276,7 @@ class RemoteSimulation(_Remote):
         return self._say(op="step", action=row, format="raw" if decode else "none")
 
     def look(self, *, decode: bool = True) -> Step:
-        """The present frame."""
+        """Return the present frame."""
         return self._say(op="look", format="raw" if decode else "none")
 
     def rewind(self, num_steps: int) -> None:
@@ -326,7 +333,7 @@ class RemoteSimulation(_Remote):
         return self.world.actions_of(planned)
 
     def pictures(self) -> np.ndarray | dict[str, np.ndarray] | None:
-        """The frames so far, ``T H W C``, the last given one first; very old ones are forgotten."""
+        """Fetch the frames so far, ``T H W C``, the last given one first; very old ones are forgotten."""
         return self.world.frames(self._session)
 
     def save(self, path: str | Path) -> None:
@@ -382,7 +389,7 @@ class RemoteSimulationBatch(_Remote):
         self.num_steps -= num_steps
 
     def pictures(self, index: int) -> np.ndarray | dict[str, np.ndarray] | None:
-        """The kept frames of one session, ``T H W C``."""
+        """Fetch the kept frames of one session, ``T H W C``."""
         return self.world.frames(self._sessions[index])
 
     def save(self, path: str | Path, index: int = 0) -> None:

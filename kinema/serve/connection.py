@@ -1,4 +1,4 @@
-"""A connection to a server: requests over HTTP, a WebSocket for each session, errors for foreign answers."""
+"""The connection to a server: requests over HTTP, a WebSocket for each session, errors for wrong answers."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from kinema.serve.messages import StreamError, StreamState, to_json, unpack
 from kinema.types import ServerError, WorldError
 
 CLOSE_SECONDS = 2.0
-"""Time for an answer to a goodbye; a server that is gone holds nobody up."""
+"""Seconds to wait for the answer when a session is closed: nobody waits long for a server that is gone."""
 EXAMPLE = "give the address that `kinema serve` prints, such as http://127.0.0.1:8000"
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -32,19 +32,19 @@ class Connection:
     """Requests to one server, and the sessions that were opened with them."""
 
     def __init__(self, url: str, token: str | None, timeout: float):
-        """Raises ServerError: the address, the token or the timeout is none."""
+        """Raises ServerError: the address, the token or the timeout is not valid."""
         address, token = _parse_address(url, token)
         if not timeout > 0 or not math.isfinite(timeout):
             raise ServerError(f"timeout={timeout}: it must be a number of seconds above 0")
         self.url, self.timeout = str(address).rstrip("/"), timeout
         self.headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self.use_proxy = address.host not in LOOPBACK
-        """True where the proxy of the environment may stand between: not on this machine."""
+        """True where the environment may name a proxy: for servers on other machines."""
         try:
             self._http = httpx.Client(
                 base_url=self.url, headers=self.headers, timeout=timeout, trust_env=self.use_proxy
             )
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             raise ServerError(f"{self.url}: no connection can be made ({error})") from error
         self._sessions: dict[str, Session] = {}
         self._dropped: deque[Session] = deque()
@@ -95,7 +95,8 @@ class Connection:
 
     def _refusal(self, response: httpx.Response) -> Exception:
         if response.has_redirect_location:
-            detail = f"it redirects to {response.headers['location']}; connect to that address"
+            location = response.headers["location"].removesuffix(response.request.url.path)
+            detail = f"it redirects to {location}; connect to that address"
             return ServerError(f"{self.url}: {detail}", response.status_code)
         with suppress(ValueError, KeyError, TypeError):
             detail = json.loads(response.content)["detail"]
@@ -107,7 +108,7 @@ class Connection:
 
     @contextmanager
     def expecting(self, what: str, got: str) -> Iterator[None]:
-        """Turn what goes wrong with a foreign answer into a ServerError."""
+        """Raise ServerError for an answer that is not of the expected form."""
         try:
             yield
         except ServerError:
@@ -120,22 +121,22 @@ class Connection:
             ) from error
 
     def open(self, answer: type[Answer], path: str, body: Any) -> Answer:
-        """Ask for new sessions, once those that nobody holds any more are closed."""
+        """Send a request that opens sessions, after closing those that nobody holds any more."""
         while self._dropped:
             self.close_session(self._dropped.popleft())
         return self.ask(answer, "POST", path, body)
 
     def session(self, session_id: str) -> "Session":
-        """The session of an id that was just opened; it is closed with this connection."""
+        """Register a session that was just opened: it is closed with this connection."""
         session = self._sessions[session_id] = Session(self, session_id)
         return session
 
     def drop(self, session: "Session") -> None:
-        """Close a session at the next opportunity: garbage collection may not wait for an answer."""
+        """Close a session before the next one is opened: garbage collection may not wait for an answer."""
         self._dropped.append(session)
 
     def close_session(self, session: "Session", *, is_gone: bool = False) -> bool:
-        """Close a session and return True, or False where the server ``is_gone`` and its sessions with it."""
+        """Close a session; return False if the server ``is_gone`` and its sessions with it."""
         if self._sessions.pop(session.id, None) is None:
             return True
         if not is_gone:
@@ -202,7 +203,7 @@ class Session:
         return head, frames
 
     def hang_up(self, *, is_gone: bool = False) -> None:
-        """Close the WebSocket; one whose server ``is_gone`` without waiting for it."""
+        """Close the WebSocket, without waiting for a server that ``is_gone``."""
         stream, self._stream = self._stream, None
         with suppress(OSError, WebSocketException):
             if stream is not None and is_gone:
@@ -223,7 +224,7 @@ class Session:
                     compression=None,
                 )
             )
-        except (OSError, WebSocketException, ValueError) as error:
+        except (OSError, WebSocketException, ValueError, ImportError) as error:
             if isinstance(error, InvalidStatus):
                 # The refusal of a WebSocket has no text; that of a request says why.
                 connection.request("GET", self.path, format="none")
@@ -236,12 +237,12 @@ class Session:
 
 
 def refusal(status: int, detail: str, url: str) -> Exception:
-    """The error for a refused request: 422 is what a world in this process would raise."""
+    """Make the error for a refused request: for status 422 the one that a world in this process raises."""
     return WorldError(detail) if status == 422 else ServerError(f"{url}: {detail}", status)
 
 
 def _parse_address(url: str, token: str | None) -> tuple[httpx.URL, str | None]:
-    """The address without its fragment, and the token: that of the fragment of a link where none is given."""
+    """Split a link into the address and the token, which may also be passed."""
     try:
         address = httpx.URL(url.strip())
     except (httpx.InvalidURL, AttributeError) as error:

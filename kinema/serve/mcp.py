@@ -35,7 +35,7 @@ waits some seconds until the world is loaded."""
 MAX_PROBLEMS = 3
 """Problems of the arguments that one error names."""
 LAST_WORDS_SECONDS = 1.0
-"""Time to answer open calls before a program that cannot load its world ends."""
+"""Seconds to answer open calls before a program that cannot load its world ends."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,11 +87,14 @@ class ToolServer(MCPServer):
 
 
 def explain(error: BaseException) -> str:
-    """The error in one line, with the next thing to do."""
+    """Say an error in one line, with the next thing to do."""
     if isinstance(error, ValidationError):
-        problems = error.errors(include_url=False, include_input=False)
-        parts = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in problems[:MAX_PROBLEMS]]
-        return "; ".join(parts)
+        problems: dict[str, str] = {}
+        for problem in error.errors(include_url=False, include_input=False):
+            # Alternatives of a union are named in the location, as in goal.state.block.list[float].0.
+            place = [str(part) for part in problem["loc"] if isinstance(part, int) or part.isidentifier()]
+            problems.setdefault(".".join(place), problem["msg"])
+        return "; ".join(f"{place}: {message}" for place, message in [*problems.items()][:MAX_PROBLEMS])
     if isinstance(error, Refusal) and error.reason == "session":
         return f"{error} with start, and use the session that it answers"
     return str(error)
@@ -106,7 +109,7 @@ def serve_mcp(config: McpConfig) -> None:
 
 
 def make_mcp(service: "Service") -> MCPServer:
-    """The tools of a service that is started."""
+    """Make the tools of a service that is started."""
     from kinema.serve.workbench import Workbench
 
     bench = Workbench(service)
@@ -193,7 +196,7 @@ async def _serve_http(config: McpConfig) -> None:
 
 @asynccontextmanager
 async def _tools(loading: "asyncio.Future[Service]") -> AsyncIterator[ToolServer]:
-    """Tools that wait for a service; it is closed at the end."""
+    """Make tools that wait for a service, which is closed at the end."""
 
     async def open_bench() -> "Workbench":
         try:

@@ -38,7 +38,7 @@ class StreamError(BaseModel):
 
 
 def to_json(body: Any) -> str:
-    """JSON of a request, in which arrays are lists. Raises WorldError."""
+    """Write a request as JSON, arrays as lists. Raises WorldError."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, (np.ndarray, np.generic)):
@@ -52,7 +52,7 @@ def to_json(body: Any) -> str:
 
 
 def to_rows(values: Any, what: str, shape: tuple[int, ...] | None = None) -> Any:
-    """Lists of numbers, of a shape where one is expected. Raises WorldError."""
+    """Make lists of an array of numbers, of ``shape`` where one is expected. Raises WorldError."""
     if values is None:
         return None
     try:
@@ -67,7 +67,7 @@ def to_rows(values: Any, what: str, shape: tuple[int, ...] | None = None) -> Any
 
 
 def to_png(frames: Any, camera: str) -> list[str]:
-    """PNG files in base64 of the frames ``T H W 3`` of a camera. Raises WorldError."""
+    """Encode the frames ``T H W 3`` of a camera as PNG files in base64. Raises WorldError."""
     array = np.asarray(frames)
     if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8:
         raise WorldError(
@@ -78,19 +78,19 @@ def to_png(frames: Any, camera: str) -> list[str]:
 
 
 def decode_frames(data: bytes | str, shape: Sequence[int]) -> np.ndarray:
-    """Pixels of a shape from bytes, or from bytes in base64. Raises ValueError."""
+    """Read the pixels of frames from bytes, or from bytes in base64. Raises ValueError."""
     raw = base64.b64decode(data, validate=True) if isinstance(data, str) else data
     return np.frombuffer(raw, np.uint8).reshape(shape).copy()
 
 
 def decode_state(state: schema.State) -> dict[str, np.ndarray]:
-    """Frames ``H W 3`` by camera of an answer. Raises ValueError."""
+    """Read the frames ``H W 3`` by camera of an answer. Raises ValueError."""
     shown = state.frames.items()
     return {key: decode_frames(frame.data, (frame.height, frame.width, 3)) for key, frame in shown}
 
 
 def unpack(answer: bytes) -> tuple[StreamState | StreamError, dict[str, np.ndarray]]:
-    """State and frames ``H W 3`` by camera of an answer in a stream. Raises ValueError, TypeError."""
+    """Read state and frames ``H W 3`` by camera of an answer in a stream. Raises ValueError, TypeError."""
     (size,) = struct.unpack_from("<I", answer)
     head = json.loads(answer[4 : 4 + size])
     if "error" in head:
@@ -106,7 +106,7 @@ def unpack(answer: bytes) -> tuple[StreamState | StreamError, dict[str, np.ndarr
 
 
 def stack_steps(steps: Sequence[Step], num: int) -> Step:
-    """One step of a batch from those of its ``num`` sessions. Raises ValueError."""
+    """Make the step of a batch from those of its ``num`` sessions. Raises ValueError."""
     if len(steps) != num:
         raise ValueError("another number of sessions")
 

@@ -35,7 +35,7 @@ class _Future:
 
 @dataclasses.dataclass
 class _Work:
-    """What a session is used for, beside the session."""
+    """Real and imagined frames of a session."""
 
     real: list[tuple[Frames, np.ndarray | None]] = dataclasses.field(default_factory=list)
     """The last real frames and their proprioception, where an environment is attached."""
@@ -206,7 +206,7 @@ class Workbench:
 
     @asynccontextmanager
     async def _use(self, session_id: str) -> AsyncIterator[tuple[Session, _Work]]:
-        """A session for one tool, with its work."""
+        """Hold a session, with its work, for one tool."""
         async with self._service.sessions.use(session_id) as session:
             yield session, self._work[session_id]
 
@@ -222,7 +222,7 @@ class Workbench:
     async def _roll_out(
         self, session: Session, rows: list[np.ndarray]
     ) -> tuple[list[dict[str, np.ndarray]], list[_Future]]:
-        """Frames ``T H W C`` by camera of each sequence, under the same noise, and the future that it is."""
+        """Simulate sequences under the same noise; return frames ``T H W C`` by camera and the futures."""
         engine = self._service.engine
         with self._service.sessions.room(CLIENT, len(rows)):
             copies: list[Simulation] = [await engine.run(session.simulation.copy) for _ in rows]
@@ -286,7 +286,7 @@ class Workbench:
         return Goal(chosen, frames)
 
     async def _goal_frames(self, goal: tools.GoalInput) -> Frames | None:
-        """Frames ``H W 3`` by camera of a goal that is a recorded row or an image."""
+        """Read the frames ``H W 3`` by camera of a goal that is a recorded row or an image."""
         if goal.episode is not None:
             recorded, row = await self._service.episode(goal.episode), goal.row or 0
             if row >= len(recorded):
@@ -311,7 +311,7 @@ class Workbench:
     async def _shown(
         self, session: Session, message: str, actions: np.ndarray | None = None
     ) -> CallToolResult:
-        """Where a session is, after ``actions``."""
+        """Answer with the state of a session after ``actions``, and its frames."""
         await self._service.look(session)
         outside = dict(session.step.outside)
         if actions is not None:
@@ -337,7 +337,7 @@ class Workbench:
 
 
 def _result(answer: tools.Answer, frames: list[np.ndarray] | None = None) -> CallToolResult:
-    """The answer as JSON, in a text block for clients that pass text alone, too, and the frames as images."""
+    """Make a result: the answer as JSON, also as text for clients that pass text alone, and images."""
     data = answer.model_dump(mode="json")
     content: list[TextContent | ImageContent] = [TextContent(type="text", text=answer.model_dump_json())]
     for frame in frames or []:
@@ -347,7 +347,7 @@ def _result(answer: tools.Answer, frames: list[np.ndarray] | None = None) -> Cal
 
 
 def _warning(outside: Mapping[str, float]) -> str:
-    """The numbers that lie outside the recorded ones, as a sentence to add to a message."""
+    """Make the sentence about numbers outside the recorded ones that a message ends with."""
     if not outside:
         return ""
     distances = ", ".join(f"{name} by {distance:.2g}" for name, distance in outside.items())
@@ -358,7 +358,7 @@ def _warning(outside: Mapping[str, float]) -> str:
 
 
 def _sheets(videos: list[dict[str, np.ndarray]], labels: list[str] | None = None) -> list[np.ndarray]:
-    """An image for each camera: a strip of frames for each video."""
+    """Draw an image for each camera, with a strip of frames for each video."""
     sheets = []
     for camera, first in videos[0].items():
         scale = max(1, 96 // first.shape[1])

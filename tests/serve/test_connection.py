@@ -142,8 +142,8 @@ FOREIGN = {
     "no content": (b"HTTP/1.1 204 No Content\r\n\r\n", "got 204 No Content"),
     "binary": (http_answer("200 OK", "image/png", "\x00\x01"), "got 200 OK, image/png"),
     "a redirect": (
-        http_answer("302 Found", "text/html", "", "Location: https://example.org/login\r\n"),
-        "redirects to https://example.org/login; connect to that address",
+        http_answer("302 Found", "text/html", "", "Location: https://example.org/v1/world\r\n"),
+        "redirects to https://example.org; connect to that address",
     ),
     "no such page": (http_answer("404 Not Found", "text/html", "<h1>nginx</h1>"), "404 Not Found.*nginx"),
     "a password": (http_answer("401 Unauthorized", "text/html", "<h1>Log in"), "401 Unauthorized.*Log in"),
@@ -199,6 +199,12 @@ def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(url: str, monk
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     with kinema.connect(url) as world:
         world.start_episode().step([1.0, 1.5])
+
+
+def test_a_proxy_that_cannot_be_used(monkeypatch: Any) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks9://127.0.0.1:9")
+    with pytest.raises(ServerError, match="no connection can be made"):
+        kinema.connect("http://robot.example:8000")
 
 
 @contextlib.contextmanager

@@ -141,6 +141,11 @@ def test_mistakes_tell_what_to_do_next(tmp_path: Path) -> None:
             ("look", own | {"sesion": 1}, "look: no argument sesion; it takes session"),
             ("lok", own, "no tool 'lok'; there are list_worlds, start, look"),
             ("look", {}, "^session: Field required$"),
+            (
+                "compare",
+                own | {"goal": {"state": {"a": ["x"]}}},
+                "^goal.state.a: Input .* number; goal.state.a.0",
+            ),
             ("plan", own | {"goal": {"episode": 0, "row": 3}, "horizon": 500}, "less than or equal to 60"),
             ("rewind", own | {"num_steps": 5000}, "can be undone"),
             ("imagine", own | {"sequences": []}, "sequences"),
