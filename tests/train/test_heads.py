@@ -104,6 +104,27 @@ def test_stopped_after_every_update_it_is_the_same_run(
         assert (out / name).read_bytes() == (uninterrupted / name).read_bytes()
 
 
+GOLDENS: dict[str, list[tuple[float, float]]] = {
+    "heads": [(11.43, 99.434), (9.4663, 55.044), (8.2678, 9.4681)],
+    "clone": [(1.0877, 1.2235), (0.93563, 1.1031), (0.83808, 1.9904), (0.79472, 1.7861)],
+    "act": [(0.65845, 0.25642), (0.61249, 0.22892), (0.59073, 0.21465)],
+}
+"""Loss and gradient norm of the first updates, in single precision, by stage. A change that means to alter
+training alters these: the test that fails prints the new ones."""
+
+
+def test_first_updates(data: Path, world_folder: Path, tmp_path: Path) -> None:
+    assert train(config_of(data, tmp_path, world_folder, precision="float32", device="cpu")) == 0
+    got: dict[str, list[tuple[float, float]]] = {}
+    for line in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()):
+        if "loss" in line:
+            pair = (float(f"{line['loss']:.5g}"), float(f"{line['gradient_norm']:.5g}"))
+            got.setdefault(line["stage"], []).append(pair)
+    assert got.keys() == GOLDENS.keys(), f"got {got}"
+    for stage, pairs in GOLDENS.items():
+        np.testing.assert_allclose(got[stage], pairs, rtol=0.02, err_msg=f"{stage}: got {got[stage]}")
+
+
 def test_it_can_be_added_where_the_world_is(
     data: Path, world_folder: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:

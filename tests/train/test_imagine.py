@@ -29,6 +29,7 @@ from kinema.policies.imagined import (
     sharpened,
 )
 from kinema.simulation.session import World, load
+from kinema.train import loop as loop_module
 from kinema.train.checkpoint import CheckpointError
 from kinema.train.imagine import ImagineConfig, learn
 from kinema.types import Seen
@@ -304,6 +305,23 @@ def test_stopped_after_every_update_it_is_the_same_run(folder: Path, data: Path,
     assert {series["key"] for series in result["series"]} == {"imagine/imagined", "imagine-free/imagined"}
     with pytest.raises(CheckpointError, match="it holds another run"):
         learn(config_of(folder, data, out=tmp_path / "one", seed=1, **fields))
+
+
+GOLDENS: list[tuple[float, float]] = [(2.1143, 2.3524), (2.0785, 2.6408), (2.0683, 3.0307)]
+"""Loss and gradient norm of the last minibatch of the first updates, in single precision."""
+
+
+def test_first_updates(folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "LOG_EVERY", 1)
+    assert learn(config_of(folder, data, out=tmp_path / "out", device="cpu")) == 0
+    lines = map(json.loads, (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
+    got = [
+        (float(f"{line['loss']:.5g}"), float(f"{line['gradient_norm']:.5g}"))
+        for line in lines
+        if "loss" in line
+    ]
+    assert len(got) == len(GOLDENS), f"got {got}"
+    np.testing.assert_allclose(got, GOLDENS, rtol=0.02, err_msg=f"got {got}")
 
 
 def test_the_policy_acts_by_its_name(folder: Path, data: Path, world: World) -> None:
