@@ -32,7 +32,7 @@ def main(config: Config) -> None:
         if name == "torch":
             optimizers[name] = torch.optim.Muon(matrices, lr=1e-3, adjust_lr_fn="match_rms_adamw")
         else:
-            optimizers[name] = Muon(matrices, lr=1e-3, weight_decay=0.1)
+            optimizers[name] = Muon([{"params": matrices, "use_muon": True}], lr=1e-3, weight_decay=0.1)
     seconds: dict[str, list[float]] = {name: [] for name in optimizers}
     for _ in range(config.updates + 2):
         for name, optimizer in optimizers.items():

@@ -74,10 +74,10 @@ COMMANDS = {
         function="plan",
         after_interrupt="The same command starts again.",
     ),
-    "imagine": Command(
+    "learn": Command(
         summary="Let a policy learn inside a world, and ask what it is worth for real.",
-        module="kinema.train.imagine",
-        config="ImagineConfig",
+        module="kinema.train.learn",
+        config="LearnConfig",
         function="learn",
         after_interrupt="The same command resumes from the last checkpoint.",
     ),
@@ -148,6 +148,8 @@ COMMANDS = {
 
 REQUIREMENT_OF_MODULE = {"rerun": "rerun-sdk"}
 """Names by which pip knows modules that are called otherwise."""
+RENAMED = {"imagine": "learn"}
+"""New names of commands, by the old ones."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,6 +163,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kinema {version('kinema')}")
         return 0
     name, rest = split(arguments)
+    if name in RENAMED:
+        print(f"error: `kinema {name}` is now `kinema {RENAMED[name]}`", file=sys.stderr)
+        return 2
     if name not in COMMANDS:
         print(f"error: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2

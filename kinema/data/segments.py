@@ -1,4 +1,4 @@
-"""Decoded episodes for training: in memory when they fit, else in a memory-mapped cache beside the run.
+"""Decoded episodes for training: frames in memory-mapped files beside the run, vectors in memory.
 
 Decoding happens once, before training. The one shift of the action, from "taken at ``t``" to "led to ``t``",
 happens here and nowhere else.
@@ -6,14 +6,19 @@ happens here and nowhere else.
 
 import dataclasses
 import json
+import math
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO, Self
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from kinema.data.files import write_json
 from kinema.data.frames import resize
 from kinema.data.layout import picture_shape
 from kinema.data.lerobot import DataError, Dataset
@@ -35,8 +40,6 @@ class SegmentsConfig:
     """First and one past the last episode to use; all by default."""
     left_out: tuple[int, ...] = ()
     """Positions of episodes in that range that are not used."""
-    memory_limit_gb: float = 8.0
-    """Decoded pictures beyond this many gigabytes go to a memory-mapped file."""
 
     def sizes_of(self, cameras: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Height and width by camera. Raises ValueError where ``sizes`` is of another number of cameras."""
@@ -148,11 +151,13 @@ class Segments:
         return (self.starts[episodes] + offsets)[:, None] + np.arange(length)
 
     def _running_sums(self, weights: np.ndarray, length: int) -> np.ndarray:
-        """Of the weights of rows, those left out whose episodes are shorter; kept for the next time."""
-        if self._sums is None or self._sums[0] is not weights or self._sums[1] != length:
+        """Running sums of the weights of rows, 0 for rows of shorter episodes. The last are kept, in one
+        assignment, since several threads draw."""
+        kept = self._sums
+        if kept is None or kept[0] is not weights or kept[1] != length:
             is_long = (self.lengths >= length)[self._episode_of_row]
-            self._sums = weights, length, np.cumsum(weights * is_long)
-        return self._sums[2]
+            kept = self._sums = weights, length, np.cumsum(weights * is_long)
+        return kept[2]
 
     def draw_goals(
         self, rng: np.random.Generator, batch: int, max_steps: int
@@ -219,8 +224,8 @@ def load_segments(
     Args:
         dataset: what to read.
         config: which cameras, size and episodes.
-        cache: folder for the memory-mapped pictures, used only when they pass ``memory_limit_gb``; a complete
-            cache of the same dataset and configuration is used again.
+        cache: folder for the decoded frames. What is there of the same dataset and configuration is used
+            again, also where decoding was stopped.
         progress: whether to show a progress bar.
 
     Raises:
@@ -242,19 +247,21 @@ def load_segments(
     sizes = config.sizes_of(cameras)
     store = _FrameStore(dataset, config, sizes, int(lengths.sum()), cache)
     actions, proprio = [], []
-    row = 0
-    for index in tqdm(chosen.tolist(), desc="decoding episodes", unit="episode", disable=not progress):
-        episode = dataset.episode(index, cameras=() if store.is_complete else cameras)
-        actions.append(_finite(dataset, index, "action", _actions(episode.columns["action"])))
-        if config.proprio:
-            values = _vectors(episode.columns[config.proprio])
-            proprio.append(_finite(dataset, index, config.proprio, values))
-        for key, frames in episode.frames.items():
-            store.frames[key][row : row + len(frames)] = resize(frames, *sizes[key])
-        row += len(actions[-1])
-    store.finish()
+    bar = tqdm(chosen.tolist(), desc="decoding episodes", unit="episode", disable=not progress)
+    with store:
+        for number, index in enumerate(bar):
+            columns = dataset.episode(index, cameras=()).columns
+            actions.append(_finite(dataset, index, "action", _actions(columns["action"])))
+            if config.proprio:
+                values = _vectors(columns[config.proprio])
+                proprio.append(_finite(dataset, index, config.proprio, values))
+            if number >= store.num_episodes:
+                # One camera after the other: only one has its frames, as recorded, in memory.
+                for key in cameras:
+                    store.add(key, resize(dataset.pictures(index, key), *sizes[key]))
+                store.end_episode(is_last=number == len(chosen) - 1)
     return Segments(
-        frames=store.frames,
+        frames=store.open(),
         actions=np.concatenate(actions),
         proprio=np.concatenate(proprio) if proprio else None,
         lengths=lengths,
@@ -264,7 +271,10 @@ def load_segments(
 
 
 class _FrameStore:
-    """Room for all pictures: plain arrays, or files that are marked complete when filled."""
+    """Frames in a file for each camera, written episode by episode; ``store.json`` says how many there are,
+    so that decoding resumes where it was stopped."""
+
+    MARK_SECONDS = 30.0
 
     def __init__(
         self,
@@ -274,34 +284,78 @@ class _FrameStore:
         num_rows: int,
         cache: Path,
     ):
-        shapes = {key: (num_rows, *size, 3) for key, size in sizes.items()}
-        size_gb = sum(np.prod(shape, dtype=np.float64) for shape in shapes.values()) / 1e9
-        self.is_complete = False
-        self._cache: Path | None = None
-        if size_gb <= config.memory_limit_gb:
-            self.frames = {key: np.empty(shape, np.uint8) for key, shape in shapes.items()}
-            return
         identity = {"dataset": str(dataset.root.resolve()), "frames": dataset.num_frames}
-        identity |= dataclasses.asdict(config)
-        self._cache, self._identity = cache, json.dumps(identity, sort_keys=True)
-        mark = cache / "complete.json"
-        self.is_complete = mark.is_file() and mark.read_text() == self._identity
-        if not self.is_complete:
-            shutil.rmtree(cache, ignore_errors=True)
-            cache.mkdir(parents=True)
-        self.frames: dict[str, np.ndarray] = {
-            key: np.lib.format.open_memmap(
-                cache / f"{key}.npy", mode="r" if self.is_complete else "w+", dtype=np.uint8, shape=shape
-            )
-            for key, shape in shapes.items()
-        }
+        self._identity = identity | json.loads(json.dumps(dataclasses.asdict(config)))
+        self._shapes = {key: (num_rows, *size, 3) for key, size in sizes.items()}
+        self._cache, self._mark = cache, cache / "store.json"
+        self._paths = {key: cache / f"{key}.npy" for key in sizes}
+        self._files: dict[str, BinaryIO] = {}
+        self.num_episodes = self._num_rows = 0
+        mark = json.loads(self._mark.read_text()) if self._mark.is_file() else {}
+        if mark.get("identity") == self._identity and all(self._holds(mark["rows"])):
+            self.num_episodes, self._num_rows = mark["episodes"], mark["rows"]
+        self._marked_at, self._num_added = time.monotonic(), 0
 
-    def finish(self) -> None:
-        if self._cache is not None and not self.is_complete:
-            for array in self.frames.values():
-                assert isinstance(array, np.memmap)
-                array.flush()
-            (self._cache / "complete.json").write_text(self._identity)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def add(self, camera: str, frames: np.ndarray) -> None:
+        """Append the frames of an episode. Raises DataError where they cannot be written."""
+        try:
+            if not self._files:
+                self._begin()
+            self._files[camera].write(np.ascontiguousarray(frames).data)
+        except OSError as error:
+            raise self._error(error) from error
+        self._num_added = len(frames)
+
+    def end_episode(self, *, is_last: bool) -> None:
+        """Count the episode of which all cameras were added."""
+        self.num_episodes, self._num_rows = self.num_episodes + 1, self._num_rows + self._num_added
+        if not self._files or not (is_last or time.monotonic() - self._marked_at > self.MARK_SECONDS):
+            return
+        try:
+            for file in self._files.values():
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise self._error(error) from error
+        content = {"identity": self._identity, "episodes": self.num_episodes, "rows": self._num_rows}
+        write_json(self._mark, content)
+        self._marked_at = time.monotonic()
+
+    def open(self) -> dict[str, np.ndarray]:
+        """The frames of each camera, memory mapped; what a caller writes into them stays in memory."""
+        return {key: np.load(path, mmap_mode="c") for key, path in self._paths.items()}
+
+    def _holds(self, num_rows: int) -> Iterator[bool]:
+        """For each file: True where it has so many frames at least."""
+        for key, path in self._paths.items():
+            num_bytes = num_rows * math.prod(self._shapes[key][1:])
+            yield path.is_file() and path.stat().st_size > num_bytes
+
+    def _begin(self) -> None:
+        """Open the files behind the frames that are marked as written."""
+        if not self.num_episodes:
+            shutil.rmtree(self._cache, ignore_errors=True)
+            self._cache.mkdir(parents=True)
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False}
+        for key, path in self._paths.items():
+            file = self._files[key] = path.open("r+b" if self.num_episodes else "w+b")
+            np.lib.format.write_array_header_1_0(file, header | {"shape": self._shapes[key]})
+            file.seek(self._num_rows * math.prod(self._shapes[key][1:]), os.SEEK_CUR)
+            file.truncate()
+
+    def _error(self, error: OSError) -> DataError:
+        return DataError(
+            f"the decoded frames cannot be written ({error.strerror}); make room on the disk, then run the "
+            "same command again",
+            path=self._cache,
+        )
 
 
 def _require_keys(dataset: Dataset, keys: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """What the decoder learns by itself, once the manifold is known."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -19,8 +20,18 @@ GUIDED_SHARE = 0.9
 """Share of the pictures for which the decoder is given its guide."""
 
 
+class DecoderBatch(NamedTuple):
+    """Pairs of frames of one camera each, with the latents of all cameras."""
+
+    pairs: UInt8[Tensor, "B 2 H W 3"]
+    latents: Float[Tensor, "B 2 L Z"]
+    proprio: Float[Tensor, "B 2 P"]
+    cameras: Int[Tensor, " B"]
+    """Index of the camera that made the frames."""
+
+
 class DecoderObjective(nn.Module):
-    """``module(pairs, latents, proprio, cameras) -> (loss, metrics)``: the decoder alone, once the manifold
+    """``module(batch) -> (loss, metrics)``: the decoder alone, once the manifold
     is known.
 
     Half of the latents are drawn towards the manifold, as those of simulated frames are: what they lose of a
@@ -49,15 +60,11 @@ class DecoderObjective(nn.Module):
         self.register_buffer("_first_latent", first, persistent=False)
 
     def forward(
-        self,
-        pairs: UInt8[Tensor, "B 2 H W 3"],
-        latents: Float[Tensor, "B 2 L Z"],
-        proprio: Float[Tensor, "B 2 P"],
-        cameras: Int[Tensor, " B"],
-        generator: torch.Generator | None = None,
+        self, batch: DecoderBatch, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of a batch: latents are those of all cameras, frames of the one that ``cameras``
         says; the frames of all of these have one size."""
+        pairs, latents, proprio, cameras = batch
         grid = pairs.shape[2] // STRIDE, pairs.shape[3] // STRIDE
         latents, proprio = latents.flatten(0, 1), proprio.flatten(0, 1)
         count, device = len(latents), latents.device

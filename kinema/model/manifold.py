@@ -10,6 +10,7 @@ rollout can come to look like, however long it is, and leaves as they are frames
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from kinema.data.latents import Rows
 from kinema.hardware.machine import exact
 from kinema.hardware.packed import PackedLinear, pack_matrix
 from kinema.model.embeddings import FourierFeatures
@@ -289,7 +291,7 @@ class Manifold(nn.Module):
         return self.recorded is not None and self.recorded.is_fitted
 
     @torch.no_grad()
-    def fit_robot(self, latents: Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]) -> None:
+    def fit_robot(self, latents: Rows | Float[Tensor, "N L Z"], proprio: Float[Tensor, "N P"]) -> None:
         """Find the robot's part of recorded frames by ridge regression."""
         if not len(self.to_robot):
             return
@@ -317,7 +319,7 @@ class Manifold(nn.Module):
     @torch.no_grad()
     def fit_recorded(
         self,
-        latents: Float[Tensor, "N L Z"],
+        latents: Rows | Float[Tensor, "N L Z"],
         proprio: Float[Tensor, "N P"],
         episode: Int[np.ndarray, " N"],
     ) -> None:
@@ -336,8 +338,17 @@ def _rms(x: Float[Tensor, "*N L Z"]) -> Float[Tensor, "*N"]:
     return x.square().mean((-2, -1)).sqrt()
 
 
+class ManifoldBatch(NamedTuple):
+    """Frames, and frames of other times of the same episodes."""
+
+    latents: Float[Tensor, "N L Z"]
+    other: Float[Tensor, "N L Z"]
+    proprio: Float[Tensor, "N P"]
+    other_proprio: Float[Tensor, "N P"]
+
+
 class ManifoldObjective(nn.Module):
-    """``module(latents, other, proprio) -> (loss, metrics)``: frames from their codes; and the same codes
+    """``module(batch) -> (loss, metrics)``: frames from their codes; and the same codes
     from frames that do not hang together, as those of a rollout that went wrong.
 
     The decoder sees only codes of clean frames, so that whatever it makes is a frame as they were recorded.
@@ -348,14 +359,10 @@ class ManifoldObjective(nn.Module):
         self.manifold = manifold
 
     def forward(
-        self,
-        latents: Float[Tensor, "N L Z"],
-        other: Float[Tensor, "N L Z"],
-        proprio: Float[Tensor, "N P"],
-        other_proprio: Float[Tensor, "N P"],
-        generator: torch.Generator | None = None,
+        self, batch: ManifoldBatch, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and metrics; ``other`` holds frames from other moments of the same episodes."""
+        """Loss and metrics of a batch."""
+        latents, other, proprio, other_proprio = batch
         count = int(CORRUPTED_SHARE * len(latents))
         num_imagined = int(IMAGINED_SHARE * count)
         given = [part[:num_imagined] for part in (latents, other, proprio, other_proprio)]

@@ -13,6 +13,7 @@ where a recording has none; the action from both.
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -64,8 +65,22 @@ OBSERVATION, PROPRIO, LOCATE, ACTION = range(4)
 both."""
 
 
+class DynamicsBatch(NamedTuple):
+    """Segments, and how much of their context is the network's own."""
+
+    values: Values
+    """Clean, normalised frames ``B T``."""
+    has_action: Bool[Tensor, "B T"]
+    """True where the action that led to the frame is recorded."""
+    own_context_share: float = 0.0
+    """Share of segments whose context is the network's own, as it is in a rollout: clean, and each frame
+    simulated from as many true ones before it as ``own_context_steps``."""
+    own_context_steps: int = 1
+    """Steps of that rollout."""
+
+
 class DynamicsObjective(nn.Module):
-    """``module(values, has_action, own_context_share, own_context_steps) -> (loss, metrics)``."""
+    """``module(batch) -> (loss, metrics)``: each frame of segments from the frames before it."""
 
     def __init__(
         self,
@@ -83,45 +98,32 @@ class DynamicsObjective(nn.Module):
         self.has_proprio = dynamics.config.proprio_dim > 0
 
     def forward(
-        self,
-        values: Values,
-        has_action: Bool[Tensor, "B T"],
-        own_context_share: float = 0.0,
-        own_context_steps: int = 1,
-        generator: torch.Generator | None = None,
+        self, batch: DynamicsBatch, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and metrics of clean, normalised values of ``T`` frames: all are targets, all but the
-        last context.
-
-        Args:
-            values: the frames.
-            has_action: where the action that led to the frame is known.
-            own_context_share: share of segments whose context is the network's own, as it is in a rollout:
-                clean, and each frame simulated from as many true ones before it as ``own_context_steps``.
-            own_context_steps: steps of that rollout.
-            generator: source of all noise.
-        """
+        """Loss and metrics of a batch: all ``T`` frames are targets, all but the last context; ``generator``
+        draws all noise."""
+        values, has_action, own_context_share, own_context_steps = batch
         config, device = self.config, has_action.device
-        batch, time = has_action.shape
+        num_segments, time = has_action.shape
 
         def random(*shape: int) -> Tensor:
             return torch.rand(shape, generator=generator, device=device)
 
         is_mixed = bool(random(1) < config.mixed_share)
         hidden_share = config.hidden_share * is_mixed
-        uses_own = random(batch) < own_context_share
-        picture_noise = config.max_context_noise * random(batch, time)
+        uses_own = random(num_segments) < own_context_share
+        picture_noise = config.max_context_noise * random(num_segments, time)
         picture_tau = 1.0 - picture_noise.masked_fill(uses_own[:, None], 0.0)
-        proprio_tau = 1.0 - config.max_proprio_noise * random(batch, time)
-        shows_actions = has_action & (random(batch, 1) >= hidden_share)
-        shows_proprio = (random(batch, 1) >= hidden_share).float()
+        proprio_tau = 1.0 - config.max_proprio_noise * random(num_segments, time)
+        shows_actions = has_action & (random(num_segments, 1) >= hidden_share)
+        shows_proprio = (random(num_segments, 1) >= hidden_share).float()
         context_tau = self._levels(picture_tau, shows_proprio * proprio_tau, shows_actions.float())
 
-        kind = torch.full((batch, time), OBSERVATION if self.num_cameras else PROPRIO, device=device)
+        kind = torch.full((num_segments, time), OBSERVATION if self.num_cameras else PROPRIO, device=device)
         if is_mixed:
-            kind = self._draw_kinds(random(batch, time), has_action)
+            kind = self._draw_kinds(random(num_segments, time), has_action)
         tau = sample_tau(
-            (batch, time), pure_noise_share=config.pure_noise_share, generator=generator, device=device
+            (num_segments, time), pure_noise_share=config.pure_noise_share, generator=generator, device=device
         )
         zero = torch.zeros_like(tau)
         action_tau = has_action.float()

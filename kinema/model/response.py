@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from kinema.data.latents import Rows
 from kinema.hardware.machine import exact
 from kinema.hardware.packed import PackedLinear, pack_matrix
 from kinema.model.embeddings import FourierFeatures
@@ -124,7 +125,7 @@ class LinearResponse(nn.Module):
     @torch.no_grad()
     def fit(
         self,
-        latents: Float[Tensor, "N L Z"],
+        latents: Rows | Float[Tensor, "N L Z"],
         proprio: Float[Tensor, "N P"],
         action: Float[Tensor, "N A"],
         is_third: Bool[Tensor, " N"],
@@ -201,7 +202,7 @@ class LinearResponse(nn.Module):
 
 @torch.no_grad()
 def fit_frequencies(
-    features: FourierFeatures, values: Float[Tensor, "N V"], outputs: Float[Tensor, "N *_"]
+    features: FourierFeatures, values: Float[Tensor, "N V"], outputs: Rows | Float[Tensor, "N *_"]
 ) -> None:
     """Give features the frequencies in which outputs are most nearly linear: what is drawn may change fast
     with some numbers of a vector and not at all with others, such as velocities, and features that take all

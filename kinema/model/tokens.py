@@ -138,6 +138,10 @@ class Values:
         proprio = torch.cat([self.proprio, other.proprio], dim=1)
         return Values(latents, proprio, torch.cat([self.action, other.action], dim=1))
 
+    def to(self, device: torch.device) -> "Values":
+        """The same on another device."""
+        return self.map(lambda x: x.to(device))
+
     def map(self, function: Callable[[Tensor], Tensor]) -> "Values":
         """The same function of each part."""
         return Values(function(self.latents), function(self.proprio), function(self.action))

@@ -25,7 +25,7 @@ from kinema.policies.cloned import Clone, CloneConfig, ClonedPolicy, draw, most_
 from kinema.simulation.session import SimulationBatch, World, load
 
 IMAGINED_FILE = "imagined.safetensors"
-"""Where ``kinema imagine`` leaves the policy in the world's folder."""
+"""Where ``kinema learn`` leaves the policy in the world's folder."""
 
 RewardKind = Literal["recorded", "goal"]
 Mixture = torch.distributions.MixtureSameFamily
@@ -354,7 +354,7 @@ class ImaginedPolicy(ClonedPolicy):
 
 
 def load_imagined(world: World, folder: str | Path) -> Clone:
-    """The policy that ``kinema imagine`` left in a world's folder.
+    """The policy that ``kinema learn`` left in a world's folder.
 
     Raises:
         WorldError: there is none; it says how to get it.
@@ -363,7 +363,7 @@ def load_imagined(world: World, folder: str | Path) -> Clone:
     path = Path(folder) / IMAGINED_FILE
     if not path.is_file():
         raise WorldError(
-            f"{path}: there is no policy that was learned in imagination; learn one: kinema imagine {folder} "
+            f"{path}: there is no policy that was learned in imagination; learn one: kinema learn {folder} "
             "--data DATA"
         )
     return load_part(path, CloneConfig, lambda config: new_clone(world, config)).to(world.device)

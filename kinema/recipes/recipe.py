@@ -66,6 +66,13 @@ class Schedule:
         left = (self.updates - update) / max(1.0, self.decay_share * self.updates)
         return self.learning_rate * min(1.0, (update + 1) / max(1, self.warmup), max(0.01, left))
 
+    def shortened(self, share: float) -> "Schedule":
+        """The same with a share of the updates in each phase, one at least."""
+        phases = tuple(
+            dataclasses.replace(phase, updates=max(1, round(share * phase.updates))) for phase in self.phases
+        )
+        return dataclasses.replace(self, phases=phases, warmup=max(1, round(share * self.warmup)))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -106,3 +113,16 @@ class Recipe:
         takes_guide = self.tokenizer is not None and self.tokenizer.guide_dim > 0
         if takes_guide != (self.decoder_schedule is not None):
             raise ValueError("decoder_schedule and the tokenizer's guide_dim: give both or neither")
+
+    def schedule(self, part: str) -> Schedule | None:
+        """Schedule of the tokenizer, manifold, decoder or dynamics."""
+        return getattr(self, f"{part}_schedule")
+
+    def shortened(self, share: float) -> "Recipe":
+        """The same with a share of the updates in each phase of all schedules."""
+        if share == 1.0:
+            return self
+        schedules = {name: value for name, value in vars(self).items() if isinstance(value, Schedule)}
+        return dataclasses.replace(
+            self, **{name: value.shortened(share) for name, value in schedules.items()}
+        )

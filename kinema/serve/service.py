@@ -288,7 +288,7 @@ class Service:
             raise Refusal(
                 404,
                 f"world '{self.world.name}' has no cloned policy; learn one from recordings with `kinema "
-                "train DATA --clone --world WORLD --out FOLDER`, and serve that folder",
+                "train DATA --clone --from WORLD --out FOLDER`, and serve that folder",
                 reason="policy",
             )
         wanted = None if request.goal is None else await self._inputs.goal(request.goal)

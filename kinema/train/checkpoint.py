@@ -6,7 +6,7 @@ then.
 
 import json
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,16 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kinema.data.files import replacing, write_tensors, write_text
+from kinema.train.optim import MovingAverage
 from kinema.types import CheckpointError, FileError
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """An optimizer, as far as a checkpoint is concerned."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def save_checkpoint(
@@ -31,16 +23,16 @@ def save_checkpoint(
     *,
     state: dict[str, Any],
     module: nn.Module,
-    ema: dict[str, Tensor],
-    optimizer: Stateful,
+    average: MovingAverage,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Write ``folder``: the run's progress (``state``, JSON), weights, moving average and optimizer moments.
+    """Write ``folder``: the state of the loader (JSON), weights, moving average and optimizer moments.
 
     Raises:
         CheckpointError: it cannot be written, on a full disk for instance; the one before is kept.
     """
     tensors = {f"module.{key}": value for key, value in module.state_dict().items()}
-    tensors |= {f"ema.{key}": value for key, value in ema.items()}
+    tensors |= {f"ema.{key}": value for key, value in average.tensors.items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in moments.items()}
     tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
@@ -56,7 +48,7 @@ def save_checkpoint(
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """The progress that a checkpoint holds, or None where there is none.
+    """The state of the loader that a checkpoint holds, or None where there is none.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -74,7 +66,9 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     return state
 
 
-def load_checkpoint(folder: Path, *, module: nn.Module, ema: dict[str, Tensor], optimizer: Stateful) -> None:
+def load_checkpoint(
+    folder: Path, *, module: nn.Module, average: MovingAverage, optimizer: torch.optim.Optimizer
+) -> None:
     """Put weights, moving average and optimizer moments back in place.
 
     Raises:
@@ -84,7 +78,7 @@ def load_checkpoint(folder: Path, *, module: nn.Module, ema: dict[str, Tensor], 
     try:
         tensors = load_file(path)
         module.load_state_dict(_under("module.", tensors))
-        for key, value in ema.items():
+        for key, value in average.tensors.items():
             value.copy_(tensors[f"ema.{key}"])
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
         raise CheckpointError(
@@ -94,7 +88,13 @@ def load_checkpoint(folder: Path, *, module: nn.Module, ema: dict[str, Tensor], 
     for key, value in _under("optimizer.", tensors).items():
         index, name = key.split(".", 1)
         moments.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": moments})
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, of_parameter in optimizer.state.items():
+        for name, value in of_parameter.items():
+            if value.shape == parameter.shape:
+                # The fused kernel walks through memory as it lies, so moments must lie as their parameter
+                # does (channels last, for convolutions).
+                of_parameter[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def complete_folder(folder: Path) -> Path:

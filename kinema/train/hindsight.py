@@ -5,6 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kinema.data.latents import Rows
 from kinema.data.lerobot import DataError, Dataset
 from kinema.data.segments import Segments
 from kinema.model.acting import ActingBatch, ActingConfig, Aims
@@ -12,6 +13,7 @@ from kinema.model.heads import Frame, HeadsBatch, HeadsConfig
 from kinema.model.tokens import Values
 from kinema.policies.cloned import CloneBatch, CloneConfig
 from kinema.simulation.session import SimulationBatch, World
+from kinema.train.latents import Encoded
 
 REWARD, TERMINATED = "next.reward", "next.terminated"
 FAR_SHARE = 0.1
@@ -21,18 +23,18 @@ FAR_SHARE = 0.1
 class Hindsight:
     """Encoded episodes, and the batches that can be drawn from them."""
 
-    def __init__(self, world: World, dataset: Dataset, segments: Segments, values: Values, *, first: int):
-        """``segments`` and their ``values`` are those of the episodes of ``dataset`` from ``first`` on."""
+    def __init__(self, world: World, dataset: Dataset, segments: Segments, values: Encoded):
+        """``segments`` of episodes of ``dataset``, and the same rows encoded."""
         self._world, self.segments = world, segments
         normalize = world.action_normalizer.normalize
         self._actions = normalize(torch.from_numpy(segments.actions).to(world.device)).cpu()
-        self._led = values.action[0]
-        self._rewards, is_terminal = _columns(dataset, first, len(segments.lengths))
+        self._led = values.action
+        self._rewards, is_terminal = _columns(dataset, segments.episodes)
         ends = segments.starts + segments.lengths - 1
         final = ends[is_terminal[ends]]
         latents, proprio = _imagine_after(world, segments, values, final)
-        self.latents = torch.cat([values.latents[0], latents.to(values.latents.dtype)])
-        self.proprio = torch.cat([values.proprio[0], proprio])
+        self.latents = values.latents.followed_by(Rows([latents.half()]))
+        self.proprio = torch.cat([values.proprio, proprio])
         inner = np.flatnonzero(segments.has_action)
         # Frames before and after each step that was rewarded. What a last step led to is not recorded: where
         # it ended the episode for good, it is the world's guess, behind the recorded rows.
@@ -113,8 +115,7 @@ class Hindsight:
         )
 
     def _frames(self, rows: np.ndarray) -> Frame:
-        index = torch.from_numpy(rows)
-        return self.latents[index].float(), self.proprio[index].float()
+        return self.latents[rows].float(), self.proprio[torch.from_numpy(rows)]
 
     def _places(self, rows: np.ndarray) -> Tensor:
         latents, proprio = (part.to(self._world.device) for part in self._frames(rows.reshape(-1)))
@@ -136,11 +137,10 @@ def require_rewards(dataset: Dataset) -> None:
         )
 
 
-def _columns(dataset: Dataset, first: int, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards, zero where none were recorded, and whether the step ended the episode for good, by row of
-    ``num`` episodes."""
+def _columns(dataset: Dataset, episodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards, zero where none were recorded, and True where a step terminated its episode, by row."""
     rewards, is_terminal = [], []
-    for index in range(first, first + num):
+    for index in episodes.tolist():
         columns = dataset.episode(index, cameras=()).columns
         num_rows = len(columns["action"])
         rewards.append(np.asarray(columns.get(REWARD, np.zeros(num_rows)), dtype=np.float32).reshape(-1))
@@ -152,7 +152,7 @@ def _columns(dataset: Dataset, first: int, num: int) -> tuple[np.ndarray, np.nda
     return joined, np.concatenate(is_terminal)
 
 
-def _imagine_after(world: World, segments: Segments, values: Values, rows: np.ndarray) -> Frame:
+def _imagine_after(world: World, segments: Segments, values: Encoded, rows: np.ndarray) -> Frame:
     """The frames, ``N L Z`` and ``N P``, that the world expects after given rows, the last of their
     episodes."""
     config = world.config.dynamics
@@ -162,8 +162,8 @@ def _imagine_after(world: World, segments: Segments, values: Values, rows: np.nd
     given = np.minimum(episode_lengths, config.reach + 1)
     for length in np.unique(given):
         members = np.flatnonzero(given == length)
-        window = torch.from_numpy(rows[members][:, None] - np.arange(length)[::-1])
-        piece = values.map(lambda x, w=window: x[0, w].float().to(world.device))
+        window = rows[members][:, None] - np.arange(length)[::-1]
+        piece = values.frames(window).to(world.device)
         sessions = SimulationBatch(world, [0] * len(members), None, max_rewind=0)
         # The action that led to a frame lies with it, and that before the first one is not asked for.
         sessions.begin(piece.latents, piece.proprio, world.proprio_dim > 0, piece.action[:, 1:])

@@ -1,31 +1,29 @@
-"""Recordings as a world has them: its units and its linear response are fitted to them, and every row is
-encoded once, before the dynamics learns."""
+"""Fits a world's units and linear response to recordings, and encodes every row once, before the dynamics
+learns."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
-from kinema.data.files import write_tensors
+from kinema.data.latents import Rows, write_rows
 from kinema.data.segments import Segments
 from kinema.model.parts import add_weights
 from kinema.model.tokens import NUM_BEFORE, Values
 from kinema.model.world import Normalizer
 from kinema.simulation.session import World
 from kinema.tokenizers import to_pixels
-from kinema.types import FileError
 
 SAMPLE_ROWS = 1024
-"""Pictures from which statistics are taken: of colours, and of latents."""
+"""Frames from which the statistics of colours and of latents are taken."""
 
 
 def fit_units(world: World, segments: Segments) -> None:
-    """Take the units of actions, proprioception and latents from the data."""
+    """Fit the units of actions, proprioception and latents."""
     world.action_normalizer.fit(segments.actions)
     if segments.proprio is not None:
         world.proprio_normalizer.fit(segments.proprio)
@@ -39,10 +37,10 @@ def fit_units(world: World, segments: Segments) -> None:
 
 
 def fit_support(world: World, segments: Segments) -> None:
-    """Take where actions were recorded from the data, and where proprioception was, if the world keeps that.
+    """Fit the support of actions and, once, that of proprioception, in a world that keeps them.
 
-    Proprioception but once: what the linear response and the manifold know of where the robot is drawn is
-    fitted once, too, and knows no more of it when a dynamics goes on learning from other data.
+    The linear response and the manifold are fitted to proprioception once, too, and predict nothing beyond
+    it when a dynamics goes on learning from other data.
     """
     episode = segments.first_rows(np.arange(segments.num_rows))
     if world.action_support is not None:
@@ -56,67 +54,65 @@ def _normalized(normalizer: Normalizer, rows: np.ndarray) -> Tensor:
     return normalizer.normalize(torch.from_numpy(rows).to(normalizer.center.device)).cpu()
 
 
-def encode_all(world: World, segments: Segments, use_bfloat16: bool, cache: Path | None = None) -> Values:
-    """Normalised values of every row: latents (half precision), proprioception, the action that led to it.
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """All rows of some recordings as the dynamics has them: normalised, latents on disk."""
 
-    Latents are kept in the folder ``cache``, where one is given, so that a resumed run does not encode
-    again; they are found again by what the pictures and the tokenizer hold.
+    latents: Rows
+    """``N L Z``, half precision."""
+    proprio: Float[Tensor, "N P"]
+    action: Float[Tensor, "N A"]
+    """Action that led to the frame."""
+
+    def frames(self, rows: np.ndarray) -> Values:
+        """Rows ``B T`` in single precision. Only numpy works here, since threads beside training read."""
+        latents = self.latents.read(rows).astype(np.float32)
+        proprio, action = (part.numpy()[rows] for part in (self.proprio, self.action))
+        return Values(*map(torch.from_numpy, (latents, proprio, action)))
+
+    def followed_by(self, other: "Encoded") -> "Encoded":
+        """These rows, then others."""
+        proprio, action = (
+            torch.cat(pair) for pair in ((self.proprio, other.proprio), (self.action, other.action))
+        )
+        return Encoded(self.latents.followed_by(other.latents), proprio, action)
+
+
+def encode_all(world: World, segments: Segments, use_bfloat16: bool, cache: Path, data: str = "") -> Encoded:
+    """Encode every row.
+
+    Latents go into shards below the folder ``cache``, by the tokenizer's weights and ``data``, which names
+    the frames; what is there is not encoded again.
     """
-    latents = torch.zeros(segments.num_rows, 0, world.config.dynamics.latent_dim)
+
+    @torch.no_grad()
+    def encode(rows: slice) -> Tensor:
+        with torch.autocast(world.device.type, torch.bfloat16, enabled=use_bfloat16):
+            return world.encode({key: frames[rows] for key, frames in segments.frames.items()})
+
+    config = world.config.dynamics
+    latents = Rows([torch.zeros(segments.num_rows, 0, config.latent_dim)])
     if world.tokenizer is not None:
-        path = None if cache is None else cache / f"{_fingerprint(world, segments, use_bfloat16)}.safetensors"
-        found = _read_latents(path)
-        latents = _encode(world, segments, use_bfloat16) if found is None else found
-        if path is not None and found is None:
-            _keep_latents(path, latents)
+        shape = (segments.num_rows, config.num_latents, config.latent_dim)
+        folder = cache / _fingerprint(world, use_bfloat16, data, shape)
+        latents = write_rows(folder, shape, encode, "encoding")
     proprio = torch.zeros(segments.num_rows, 0)
     with torch.no_grad():
         if segments.proprio is not None:
             proprio = _normalized(world.proprio_normalizer, segments.proprio)
         action = _normalized(world.action_normalizer, segments.prev_action)
-    return Values(latents[None], proprio[None], action[None])
+    return Encoded(latents, proprio, action)
 
 
-@torch.no_grad()
-def _encode(world: World, segments: Segments, use_bfloat16: bool) -> Tensor:
-    parts = []
-    for start in tqdm(range(0, segments.num_rows, 256), desc="encoding", unit="batch"):
-        piece = {key: frames[start : start + 256] for key, frames in segments.frames.items()}
-        with torch.autocast(world.device.type, torch.bfloat16, enabled=use_bfloat16):
-            parts.append(world.encode(piece).half().cpu())
-    return torch.cat(parts)
-
-
-def _fingerprint(world: World, segments: Segments, use_bfloat16: bool) -> str:
+def _fingerprint(world: World, use_bfloat16: bool, data: str, shape: tuple[int, ...]) -> str:
     assert world.tokenizer is not None
-    digest = hashlib.blake2b(
-        f"{torch.__version__} {world.device.type} {use_bfloat16}".encode(), digest_size=12
-    )
+    settings = f"{torch.__version__} {world.device.type} {use_bfloat16} {data} {shape}"
+    digest = hashlib.blake2b(settings.encode(), digest_size=12)
     # The decoder may learn on: latents are the same.
     add_weights(digest, world.tokenizer.encoder)
     for statistics in (world.tokenizer.latent_mean, world.tokenizer.latent_std):
         digest.update(statistics.cpu().numpy().tobytes())
-    for key, frames in segments.frames.items():
-        digest.update(f"{key} {frames.shape}".encode())
-        for start in range(0, len(frames), 4096):
-            digest.update(np.ascontiguousarray(frames[start : start + 4096]).data)
     return digest.hexdigest()
-
-
-def _read_latents(path: Path | None) -> Tensor | None:
-    if path is None or not path.is_file():
-        return None
-    try:
-        return load_file(path)["latents"]
-    except (SafetensorError, OSError, KeyError):
-        return None  # Damaged: encoded again, and written anew.
-
-
-def _keep_latents(path: Path, latents: Tensor) -> None:
-    try:
-        write_tensors(path, {"latents": latents})
-    except FileError as error:
-        print(f"latents are not kept ({error}): if this run is stopped, it will encode again")
 
 
 def sample_pictures(segments: Segments) -> list[Tensor]:
@@ -130,28 +126,30 @@ def sample_pictures(segments: Segments) -> list[Tensor]:
     ]
 
 
-def sample_frames(values: Values, count: int) -> tuple[Tensor, Tensor]:
-    """Latents and proprioception of about as many frames, evenly spread."""
-    step = -(-values.latents.shape[1] // count)
-    return values.latents[0, ::step], values.proprio[0, ::step]
+def sample_frames(values: Encoded, count: int) -> tuple[Tensor, Tensor]:
+    """Latents and proprioception of about ``count`` frames, evenly spread."""
+    step = -(-len(values.latents) // count)
+    return values.latents[::step], values.proprio[::step]
 
 
-def fit_response(world: World, segments: Segments, values: Values) -> None:
+def fit_response(world: World, segments: Segments, values: Encoded) -> None:
+    """Fit the linear response of the dynamics."""
     is_third = segments.has_action.copy()
     is_third[1:] &= segments.has_action[:-1]
     if world.dynamics.response is not None:
-        rows = (values.latents[0], values.proprio[0], values.action[0])
+        rows = (values.latents, values.proprio, values.action)
         world.dynamics.response.fit(*rows, torch.from_numpy(is_third))
 
 
 @torch.inference_mode()
-def surprise_by_row(world: World, segments: Segments, values: Values) -> np.ndarray:
-    """By row: the mean square of what the linear response does not foresee of the latents, ten times its mean
-    at most."""
+def surprise_by_row(world: World, segments: Segments, values: Encoded) -> np.ndarray:
+    """By row: the mean square of the latents' part that the linear response does not predict, ten times its
+    mean at most."""
     surprise = np.zeros(segments.num_rows)
     for start in range(0, segments.num_rows, 4096):
         begin = max(0, start - NUM_BEFORE)
-        piece = values.map(lambda x, a=begin, b=start + 4096: x[:, a:b].float().to(world.device))
+        rows = np.arange(begin, min(start + 4096, segments.num_rows))[None]
+        piece = values.frames(rows).to(world.device)
         error = (piece.latents - world.dynamics.foresee(piece).latents).square().mean((2, 3))
         surprise[start : start + 4096] = error[0, start - begin :].cpu().numpy()
     surprise[~segments.has_action] = 0.0

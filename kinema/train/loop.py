@@ -1,101 +1,338 @@
-"""The one loop that all training goes through: updates, moving average, progress, checkpoints.
+"""The one loop of all training: updates, moving average, evaluations, checkpoints.
 
 Update ``u`` draws all its randomness from the seed, the stage and ``u``, so a run that was stopped and
-resumed is the same as one that was not.
+resumed ends with the same weights, to the bit, as one that was not.
 """
 
 import contextlib
 import dataclasses
-import json
+import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from kinema.data.files import write_text
 from kinema.hardware.machine import uses_bfloat16
-from kinema.model.tokens import Values
-from kinema.recipes import Phase, Schedule
-from kinema.train.checkpoint import CheckpointError, load_checkpoint, read_state, save_checkpoint
-from kinema.train.optim import Optimizer, build_optimizer
+from kinema.recipes import Schedule
+from kinema.train.checkpoint import load_checkpoint, read_state, save_checkpoint
+from kinema.train.loader import Loader, Update
+from kinema.train.optim import MovingAverage
+from kinema.train.parallel import ALONE, Ranks
 from kinema.train.progress import MetricsLog
 from kinema.types import Precision
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINT = "checkpoint"
+"""Folder in ``--out`` of all that a run needs until its world is whole."""
 LOG_EVERY = 20
 """Updates from one line of numbers to the next."""
+MAX_NORM = 1.0
+"""Gradients with a larger norm are scaled down to it."""
+NEVER = 2**62
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """What all commands that train have in common."""
+    """Options of all commands that train."""
 
     out: Path
-    """Folder of the world; an unfinished run in it is resumed."""
+    """Folder of the world. An unfinished run in it is resumed."""
     seed: int = 0
-    """Of the weights and of all sampling."""
+    """Seed of the weights and of all sampling."""
     device: str = "auto"
-    """Device to compute on: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps."""
+    """Device to train on: cpu, cuda, mps, or auto for the fastest there is."""
     precision: Precision = "auto"
-    """Of the networks' arithmetic; auto takes bfloat16 where the hardware multiplies it faster."""
+    """Precision of large matrix products; auto takes bfloat16 where the hardware multiplies it faster."""
     checkpoint_minutes: float = 3.0
     """Minutes between checkpoints."""
     evaluate_minutes: float = 10.0
-    """Minutes between contact sheets of real against simulated."""
+    """Minutes between evaluations on held-out episodes."""
     max_minutes: float | None = None
-    """Stop after so long, with a checkpoint; the same command goes on."""
+    """Minutes until the run stops with a checkpoint; the same command resumes it."""
     update_share: float = 1.0
-    """Share of the updates to make, for a quick look."""
+    """Share of the recipe's updates to make, for a quick look."""
+    accumulate: int = 1
+    """Batches of which the gradients are averaged in each update (in each process)."""
+
+    def __post_init__(self) -> None:
+        least_of = {"checkpoint_minutes": 0.0, "evaluate_minutes": 0.0, "seed": 0, "accumulate": 1}
+        for name, least in least_of.items():
+            _check(self, name, getattr(self, name) >= least, f"must be at least {least:g}")
+        _check(self, "update_share", 0.0 < self.update_share < math.inf, "must be above 0")
+        if self.max_minutes is not None:
+            _check(self, "max_minutes", self.max_minutes > 0.0, "must be above 0")
+
+
+def _check(config: Any, name: str, is_right: bool, rule: str) -> None:
+    """Raise ValueError where an option is wrong."""
+    if not is_right:
+        raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)}: it {rule}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One thing to train: its name, module, schedule and batches."""
+class Run:
+    """Everything that the stages of one command share."""
 
-    name: str
-    objective: nn.Module
-    """``objective(*batch, generator=...) -> (loss, metrics)``."""
-    schedule: Schedule
-    draw: Callable[[np.random.Generator, Phase], tuple[Any, ...]]
-    """Draws the arguments of the objective."""
-    split: Callable[[tuple[Any, ...], np.random.Generator], Iterable[tuple[Any, ...]]] | None = None
-    """Cuts what was drawn into minibatches, each an optimizer step of the same update; by default all is
-    one."""
-    evaluate: Callable[[int], dict[str, float]] | None = None
-    """Called now and then with the moving average of the weights in place; gives numbers to log."""
-    evaluate_every: int | None = None
-    """Updates from one evaluation to the next, the first before the first update; by default evaluations
-    are by the clock."""
+    config: LoopConfig
+    log: MetricsLog
+    device: torch.device
+    ranks: Ranks = ALONE
+    deadline: float = math.inf
+    """Time (``time.monotonic``) after which the run stops."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.config.out / CHECKPOINT
+
+
+@contextlib.contextmanager
+def open_run(config: LoopConfig, device: torch.device, ranks: Ranks, started: float) -> Iterator[Run]:
+    """A run while its log is open; ``started`` is when the command began."""
+    minutes = math.inf if config.max_minutes is None else config.max_minutes
+    with contextlib.closing(MetricsLog(config.out if ranks.is_first else None)) as log:
+        yield Run(config=config, log=log, device=device, ranks=ranks, deadline=started + 60.0 * minutes)
 
 
 class Stopped(Exception):
     """The run was stopped on purpose; its checkpoint is written."""
 
 
-class Interrupt:
-    """Ctrl-C within this context only says so, once: an update that is half done could not be resumed
-    exactly. The second Ctrl-C is the usual one and gives up what the last checkpoint does not hold."""
+def fit(
+    module: nn.Module,
+    loader: Loader,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    *,
+    name: str,
+    run: Run,
+    evaluate: Callable[[int], dict[str, float]] | None = None,
+    evaluate_every: int | None = None,
+) -> None:
+    """Bring a module (``module(batch, generator=...) -> (loss, metrics)``) to the end of its schedule; it
+    then holds the moving average of its weights.
 
+    Args:
+        module: a network in training, with its loss.
+        loader: its batches.
+        optimizer: of the module's parameters; its learning rate is set by the schedule.
+        schedule: updates and learning rates.
+        name: of the stage, for files and messages.
+        run: where, for how long, and in how many processes.
+        evaluate: called with the number of updates, now and then and at the end, while the module holds the
+            moving average; returns numbers to log.
+        evaluate_every: updates between evaluations, the first before the first update; by default the clock
+            decides.
+
+    Raises:
+        Stopped: by a signal or the time limit, after a checkpoint.
+        FloatingPointError: a loss was not finite.
+    """
+    state = _State(name, module, loader, optimizer, MovingAverage(module, schedule.ema), run)
+    update = state.resume()
+    wrapped = run.ranks.wrap(module)
+    clock = _Clock(run.config)
+    report = _Report(name, update, schedule.updates, run)
+    if evaluate is not None and evaluate_every is not None and not update:
+        state.evaluate(evaluate, update)
+    with contextlib.closing(loader), report, Interrupt() as interrupt:
+        for batches in loader:
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.rate_at(update)
+            metrics = make_update(wrapped, batches, optimizer, run.config.precision)
+            state.average.follow(update)
+            state.watch(metrics["loss"], update)
+            update += 1
+            report.show(update, metrics, batches.num_frames)
+            is_last = update == schedule.updates
+            is_due = clock.is_evaluation_due() if evaluate_every is None else update % evaluate_every == 0
+            asks = [
+                interrupt.was_asked or (time.monotonic() > run.deadline and not is_last),
+                clock.is_checkpoint_due() or is_last,
+                evaluate is not None and is_due and not is_last,
+            ]
+            stops, saves, evaluates = run.ranks.any(asks)
+            if evaluates and evaluate is not None:
+                state.evaluate(evaluate, update)
+                clock.evaluated()
+            if stops or saves:
+                state.save()
+                clock.saved()
+            if stops:
+                raise Stopped
+    state.average.swap()
+    if evaluate is not None:
+        state.log(evaluate, update)
+
+
+def make_update(
+    module: nn.Module, batches: Update, optimizer: torch.optim.Optimizer, precision: Precision
+) -> dict[str, Tensor]:
+    """Make the optimizer steps of an update; metrics of the last one, on the module's device."""
+    parameters = list(module.parameters())
+    device = parameters[0].device
+    generators = [torch.Generator(device).manual_seed(seed) for seed in batches.seeds]
+    use_bfloat16 = uses_bfloat16(precision, device)
+    metrics: dict[str, Tensor] = {}
+    for step in batches.steps:
+        optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for index, batch in enumerate(step):
+            is_last = index == len(step) - 1
+            # Gradients are averaged over processes once, with the last batch.
+            no_sync = getattr(module, "no_sync", contextlib.nullcontext)
+            with contextlib.nullcontext() if is_last else no_sync():
+                with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
+                    loss, metrics = module(_to(batch, device), generator=generators[index])
+                (loss / len(step) if len(step) > 1 else loss).backward()
+            losses.append(loss.detach())
+        norm = nn.utils.clip_grad_norm_(parameters, MAX_NORM)
+        optimizer.step()
+        metrics = {"loss": sum(losses[1:], losses[0]) / len(losses), "gradient_norm": norm, **metrics}
+    return metrics
+
+
+class _State:
+    """Everything that a checkpoint holds, and the check that it is worth keeping."""
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        loader: Loader,
+        optimizer: torch.optim.Optimizer,
+        average: MovingAverage,
+        run: Run,
+    ):
+        self.name, self.loader, self.average, self.run = name, loader, average, run
+        self._parts: dict[str, Any] = {"module": module, "average": average, "optimizer": optimizer}
+        self._folder = run.folder / name
+        device = next(module.parameters()).device
+        self._first_bad = torch.full((), NEVER, dtype=torch.int64, device=device)
+
+    def resume(self) -> int:
+        """Load the checkpoint, if there is one; the number of updates it holds."""
+        state = read_state(self._folder) or {"update": 0}
+        if state["update"]:
+            load_checkpoint(self._folder, **self._parts)
+        self.loader.load_state_dict(state)
+        return state["update"]
+
+    def watch(self, loss: Tensor, update: int) -> None:
+        """Remember the first update with a loss that is not finite, without waiting for the device."""
+        self._first_bad = torch.where(loss.isfinite(), self._first_bad, self._first_bad.clamp_max(update))
+
+    def check(self) -> None:
+        """Raise FloatingPointError where a loss was not finite."""
+        update = int(self._first_bad)
+        if update < NEVER:
+            raise FloatingPointError(
+                f"{self.name}, update {update}: the loss is not finite; the last good checkpoint is in "
+                f"{self._folder}: lower the learning rate"
+            )
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        self.check()
+        with self.run.ranks.first_goes_ahead() as is_first:
+            if is_first:
+                save_checkpoint(self._folder, state=self.loader.state_dict(), **self._parts)
+
+    def evaluate(self, evaluate: Callable[[int], dict[str, float]], update: int) -> None:
+        """Evaluate the moving average."""
+        self.check()
+        self.average.swap()
+        try:
+            self.log(evaluate, update)
+        finally:
+            self.average.swap()
+
+    def log(self, evaluate: Callable[[int], dict[str, float]], update: int) -> None:
+        """Evaluate the module as it is, in the first process."""
+        with self.run.ranks.first_goes_ahead() as is_first:
+            if is_first:
+                self.run.log.write(self.name, update, evaluate(update))
+
+
+class _Clock:
+    """Says when checkpoints and evaluations are due."""
+
+    def __init__(self, config: LoopConfig):
+        self._config = config
+        self.saved()
+        self.evaluated()
+
+    def saved(self) -> None:
+        self._saved_at = time.monotonic()
+
+    def evaluated(self) -> None:
+        self._evaluated_at = time.monotonic()
+
+    def is_checkpoint_due(self) -> bool:
+        return time.monotonic() - self._saved_at > 60.0 * self._config.checkpoint_minutes
+
+    def is_evaluation_due(self) -> bool:
+        return time.monotonic() - self._evaluated_at > 60.0 * self._config.evaluate_minutes
+
+
+class _Report:
+    """The bar on the terminal and the lines of the log. Only a line waits for the device."""
+
+    def __init__(self, name: str, update: int, num_updates: int, run: Run):
+        self._name, self._log, self._is_first = name, run.log, run.ranks.is_first
+        self._bar = tqdm(
+            total=num_updates,
+            initial=update,
+            desc=f"training the {name}",
+            unit="update",
+            disable=not self._is_first,
+        )
+        self._at, self._num_frames = time.monotonic(), 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def show(self, update: int, metrics: dict[str, Tensor], num_frames: int) -> None:
+        """Count an update, and write a line every ``LOG_EVERY``."""
+        self._bar.update()
+        self._num_frames += num_frames
+        if update % LOG_EVERY or not self._is_first:
+            return
+        numbers = {key: value.item() for key, value in metrics.items()}
+        now = time.monotonic()
+        numbers["frames_per_second"] = self._num_frames / (now - self._at)
+        self._at, self._num_frames = now, 0
+        self._log.write(self._name, update, numbers)
+        self._bar.set_postfix_str(" ".join(f"{key} {value:.4g}" for key, value in numbers.items()))
+
+
+class Interrupt:
+    """Within this context Ctrl-C and SIGTERM only ask, once: an update that is half done could not be resumed
+    exactly. The second one is a KeyboardInterrupt and gives up what the last checkpoint does not hold."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
     was_asked = False
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._on_signal)
+            self._previous = [signal.signal(number, self._on_signal) for number in self.SIGNALS]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._previous)
+            for number, previous in zip(self.SIGNALS, self._previous, strict=True):
+                signal.signal(number, previous)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.was_asked:
@@ -103,182 +340,14 @@ class Interrupt:
         self.was_asked = True
 
 
-@contextlib.contextmanager
-def open_loop(config: LoopConfig, started: float) -> "Iterator[Loop]":
-    """A loop while its log is open."""
-    with contextlib.closing(MetricsLog(config.out)) as log:
-        yield Loop(config, log, started)
-
-
-def tell_stopped(config: LoopConfig) -> int:
-    """Say how a stopped command goes on; its exit code."""
-    print(f"stopped; the same command continues from {config.out / CHECKPOINTS}")
+def say_stopped(config: LoopConfig) -> int:
+    """Say how a stopped command resumes; its exit code."""
+    print(f"stopped; the same command continues from {config.out / CHECKPOINT}")
     return 130
 
 
-class Loop:
-    """Runs stages: updates, moving average, progress, checkpoints."""
-
-    def __init__(self, config: LoopConfig, log: MetricsLog, started: float):
-        self.config = config
-        self.log = log
-        self.deadline = started + 60.0 * config.max_minutes if config.max_minutes is not None else None
-
-    def run(self, stage: Stage) -> None:
-        """Bring a stage to its end; its module then holds the moving average of its weights.
-
-        Raises:
-            Stopped: by Ctrl-C or the time limit, after a checkpoint.
-        """
-        config, schedule = self.config, stage.schedule
-        device = next(stage.objective.parameters()).device
-        folder = config.out / CHECKPOINTS / stage.name
-        parameters = dict(stage.objective.named_parameters())
-        ema = {key: value.detach().clone() for key, value in parameters.items()}
-        optimizer = build_optimizer(stage.objective, schedule)
-        state = read_state(folder) or {"update": 0}
-        if state["update"]:
-            load_checkpoint(folder, module=stage.objective, ema=ema, optimizer=optimizer)
-        generator = torch.Generator(device)
-
-        def save(update: int) -> None:
-            save_checkpoint(
-                folder, state={"update": update}, module=stage.objective, ema=ema, optimizer=optimizer
-            )
-
-        saved_at = evaluated_at = logged_at = time.monotonic()
-        logged_update = state["update"]
-        bar = tqdm(
-            total=schedule.updates, initial=state["update"], desc=f"training the {stage.name}", unit="update"
-        )
-        update = state["update"]
-        if stage.evaluate_every is not None and not update:
-            self._evaluate(stage, parameters, ema, update)
-        with bar, Interrupt() as interrupt:
-            while update < schedule.updates:
-                phase = schedule.phase_at(update)
-                seeds = np.random.SeedSequence([config.seed, _stage_number(stage.name), update])
-                generator.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
-                rng = np.random.default_rng(seeds)
-                drawn = tuple(_to(item, device) for item in stage.draw(rng, phase))
-                for group in optimizer.param_groups:
-                    group["lr"] = schedule.rate_at(update)
-                batches = [drawn] if stage.split is None else stage.split(drawn, rng)
-                try:
-                    numbers = self._learn(stage, batches, optimizer, generator)
-                except FloatingPointError as error:
-                    raise FloatingPointError(
-                        f"{stage.name}, update {update}: {error}; the last good checkpoint is in {folder}: "
-                        "lower the learning rate"
-                    ) from error
-                decay = min(schedule.ema, (update + 1) / (update + 10))
-                torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-                    list(ema.values()), [p.detach() for p in parameters.values()], 1.0 - decay
-                )
-                update += 1
-                bar.update()
-                if update % LOG_EVERY == 0:
-                    logged = {key: value.item() for key, value in numbers.items()}
-                    seconds = time.monotonic() - logged_at
-                    frames = (update - logged_update) * phase.batch * phase.length
-                    logged["frames_per_second"] = frames / seconds
-                    logged_at, logged_update = time.monotonic(), update
-                    self.log.write(stage.name, update, logged)
-                    bar.set_postfix_str(" ".join(f"{key} {value:.4g}" for key, value in logged.items()))
-                now = time.monotonic()
-                is_due = now - evaluated_at > 60.0 * config.evaluate_minutes
-                if stage.evaluate_every is not None:
-                    is_due = update % stage.evaluate_every == 0 and update < schedule.updates
-                if stage.evaluate and is_due:
-                    self._evaluate(stage, parameters, ema, update)
-                    evaluated_at = now
-                is_late = self.deadline is not None and now > self.deadline and update < schedule.updates
-                if interrupt.was_asked or is_late:
-                    save(update)
-                    raise Stopped
-                if now - saved_at > 60.0 * config.checkpoint_minutes:
-                    save(update)
-                    saved_at = now
-        if update > state["update"]:
-            save(update)
-        _swap(parameters, ema)
-        if stage.evaluate:
-            self.log.write(stage.name, update, stage.evaluate(update))
-
-    def _learn(
-        self,
-        stage: Stage,
-        batches: Iterable[tuple[Any, ...]],
-        optimizer: Optimizer,
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
-        """One optimizer step for each batch; the numbers of the last.
-
-        Raises:
-            FloatingPointError: the loss is not finite.
-        """
-        parameters = list(stage.objective.parameters())
-        device = parameters[0].device
-        use_bfloat16 = uses_bfloat16(self.config.precision, device)
-        numbers: dict[str, Tensor] = {}
-        for batch in batches:
-            with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
-                loss, metrics = stage.objective(*batch, generator=generator)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss.item()}")
-            optimizer.zero_grad()
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            numbers = {"loss": loss.detach(), "gradient_norm": norm, **metrics}
-        return numbers
-
-    def _evaluate(
-        self, stage: Stage, parameters: dict[str, nn.Parameter], ema: dict[str, Tensor], update: int
-    ) -> None:
-        assert stage.evaluate is not None
-        _swap(parameters, ema)
-        try:
-            self.log.write(stage.name, update, stage.evaluate(update))
-        finally:
-            _swap(parameters, ema)
-
-
-def check_same_run(out: Path, name: str, run: dict[str, Any]) -> None:
-    """A folder holds one run of a kind: another recipe, dataset or seed must go elsewhere."""
-    path = out / CHECKPOINTS / name
-    text = json.dumps(run, indent=2) + "\n"
-    if not path.exists():
-        write_text(path, text)
-    elif path.read_text() != text:
-        raise CheckpointError(
-            f"{out}: it holds another run (recipe, data or seed differ: {path}); choose another --out"
-        )
-
-
-def _stage_number(name: str) -> int:
-    return (
-        "tokenizer",
-        "dynamics",
-        "manifold",
-        "decoder",
-        "heads",
-        "clone",
-        "act",
-        "imagine",
-        "imagine-free",
-    ).index(name)
-
-
-def _to(item: Any, device: torch.device) -> Any:
-    if isinstance(item, Values):
-        return item.map(lambda x: x.to(device))
-    return item.to(device) if hasattr(item, "to") else item
-
-
-def _swap(parameters: dict[str, nn.Parameter], ema: dict[str, Tensor]) -> None:
-    """Exchange the weights and their moving average."""
-    for key, parameter in parameters.items():
-        kept = parameter.detach().clone()
-        parameter.data.copy_(ema[key])
-        ema[key].copy_(kept)
+def _to(batch: Any, device: torch.device) -> Any:
+    """A batch on a device: a tensor, something with a method ``to``, or a named tuple of these."""
+    if isinstance(batch, tuple):
+        return type(batch)(*(_to(item, device) for item in batch))
+    return batch.to(device) if hasattr(batch, "to") else batch

@@ -1,7 +1,7 @@
-"""What a training run shows of itself: its numbers, and pictures of real against simulated."""
+"""Numbers of a training run, and sheets of real beside simulated frames."""
 
+import contextlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,31 +15,37 @@ from kinema.simulation.session import World
 class MetricsLog:
     """Numbers as lines of JSON in ``metrics.jsonl``, and to TensorBoard where it is installed."""
 
-    def __init__(self, folder: Path):
-        self._lines = (folder / "metrics.jsonl").open("a")
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            print(
-                "TensorBoard is not installed (pip install 'kinema[train]'); numbers go to metrics.jsonl",
-                file=sys.stderr,
-            )
-            self._board = None
-        else:
-            self._board = SummaryWriter(str(folder / "tensorboard"))
+    def __init__(self, folder: Path | None):
+        """The files are opened with the first numbers; none are where there is no ``folder``."""
+        self._folder = folder
+        self._lines = self._board = None
 
     def write(self, stage: str, update: int, numbers: dict[str, float]) -> None:
         """Add the numbers of an update."""
+        if not numbers or self._folder is None:
+            return
+        if self._lines is None:
+            self._open(self._folder)
+        assert self._lines is not None
         self._lines.write(json.dumps({"stage": stage, "update": update, **numbers}) + "\n")
         self._lines.flush()
         if self._board is not None:
             for key, value in numbers.items():
                 self._board.add_scalar(f"{stage}/{key}", value, update)
 
+    def _open(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lines = (folder / "metrics.jsonl").open("a")
+        with contextlib.suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"))
+
     def close(self) -> None:
-        self._lines.close()
-        if self._board is not None:
-            self._board.close()
+        """Close the files."""
+        for part in (self._lines, self._board):
+            if part is not None:
+                part.close()
 
 
 def evaluate_progress(

@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinema.data import DataError, Dataset, DatasetWriter
+from kinema.data import segments as segments_module
 from kinema.data.frames import resize
 from kinema.data.segments import Segments, SegmentsConfig, load_segments
 
-from ..worlds import CAMERA, HIGH, LOW, PROPRIO, SIZE, read, write_exact_world
+from ..worlds import CAMERA, HIGH, LOW, PROPRIO, SIZE, full_disk, read, write_exact_world
 from .conftest import DATA, put
 
 LENGTHS = (5, 9, 2, 12)
@@ -195,30 +196,48 @@ def test_only_the_chosen_episodes_are_read(exact: Dataset, tmp_path: Path) -> No
     assert np.array_equal(some.actions, everything.actions[5:16])
 
 
-def test_from_a_file_as_from_memory(exact: Dataset, tmp_path: Path) -> None:
-    in_memory = load(exact, tmp_path / "unused")
-    assert not (tmp_path / "unused").exists()
-    on_disk = load(exact, tmp_path / "cache", memory_limit_gb=0.0)
-    assert isinstance(on_disk.frames[CAMERA], np.memmap)
-    assert np.array_equal(in_memory.frames[CAMERA], on_disk.frames[CAMERA])
-    rows = in_memory.draw_rows(np.random.default_rng(0), 4, 3)
-    assert np.array_equal(in_memory.frames[CAMERA][rows], on_disk.frames[CAMERA][rows])
-
-
-def test_a_complete_file_is_used_again_and_another_is_made_anew(exact: Dataset, tmp_path: Path) -> None:
+def test_frames_are_memory_mapped_and_used_again(exact: Dataset, tmp_path: Path) -> None:
     path = tmp_path / f"{CAMERA}.npy"
-    first = load(exact, tmp_path, memory_limit_gb=0.0)
+    first = load(exact, tmp_path)
+    assert isinstance(first.frames[CAMERA], np.memmap)
+    whole = np.concatenate([exact.episode(index).frames[CAMERA] for index in range(exact.num_episodes)])
+    assert np.array_equal(first.frames[CAMERA], whole)
     written = path.stat().st_mtime_ns
-    again = load(exact, tmp_path, memory_limit_gb=0.0)
+    again = load(exact, tmp_path)
     assert path.stat().st_mtime_ns == written
     assert np.array_equal(first.frames[CAMERA], again.frames[CAMERA])
     assert np.array_equal(first.actions, again.actions)
-    smaller = load(exact, tmp_path, memory_limit_gb=0.0, height=16, width=16)
+    smaller = load(exact, tmp_path, height=16, width=16)
     assert smaller.frames[CAMERA].shape == (sum(LENGTHS), 16, 16, 3)
-    # A file that an interrupted run left behind has no mark of completion.
-    (tmp_path / "complete.json").unlink()
+    # A file that is damaged is made anew.
     path.write_bytes(b"half a file")
-    assert np.array_equal(load(exact, tmp_path, memory_limit_gb=0.0).frames[CAMERA], first.frames[CAMERA])
+    assert np.array_equal(load(exact, tmp_path).frames[CAMERA], whole)
+
+
+def test_decoding_that_was_stopped_goes_on(
+    exact: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load(exact, tmp_path / "whole").frames[CAMERA]
+    monkeypatch.setattr(segments_module._FrameStore, "MARK_SECONDS", 0.0)
+    decoded: list[int] = []
+    pictures = Dataset.pictures
+
+    def stopping(self: Dataset, index: int, camera: str) -> np.ndarray:
+        decoded.append(index)
+        if len(decoded) == 3:
+            raise KeyboardInterrupt
+        return pictures(self, index, camera)
+
+    monkeypatch.setattr(Dataset, "pictures", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        load(exact, tmp_path / "parts")
+    assert np.array_equal(load(exact, tmp_path / "parts").frames[CAMERA], whole)
+    assert decoded == [0, 1, 2, *range(2, exact.num_episodes)]
+
+
+def test_a_full_disk_is_said(exact: Dataset, tmp_path: Path) -> None:
+    with full_disk(20_000), pytest.raises(DataError, match=r"cannot be written .* make room on the disk"):
+        load(exact, tmp_path)
 
 
 def test_pictures_are_brought_to_the_size_asked_for() -> None:

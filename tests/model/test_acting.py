@@ -205,8 +205,8 @@ def test_goals_come_later_in_the_same_episode(tmp_path: Path) -> None:
     config = SegmentsConfig(cameras=(CAMERA,), proprio=PROPRIO, height=SIZE, width=SIZE)
     segments = load_segments(data, config, tmp_path / "unused", progress=False)
     world = random_world(proprio_dim=2)
-    values = encode_all(world, segments, False)
-    lessons = Hindsight(world, data, segments, values, first=0)
+    values = encode_all(world, segments, False, tmp_path / "latents")
+    lessons = Hindsight(world, data, segments, values)
     batch = lessons.draw_acting(np.random.default_rng(0), 200, 6, CONFIG)
     sizes = world.place_sizes
     # In the exact world the proprioception of a frame is the action that led to it.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kinema.model.manifold import Manifold, ManifoldConfig, ManifoldObjective
+from kinema.model.manifold import Manifold, ManifoldBatch, ManifoldConfig, ManifoldObjective
 
 LATENTS = (6, 4)
 CONFIG = ManifoldConfig(code_dim=3, width=64, depth=1, near_width=32, radius_quantile=0.5)
@@ -30,7 +30,9 @@ def manifold() -> Manifold:
     objective = ManifoldObjective(manifold)
     for update in range(300):
         rows = torch.randint(0, 2000, (128,), generator=torch.Generator().manual_seed(update))
-        loss, _ = objective(latents[rows], latents[rows.flip(0)], proprio[rows], proprio[rows.flip(0)])
+        loss, _ = objective(
+            ManifoldBatch(latents[rows], latents[rows.flip(0)], proprio[rows], proprio[rows.flip(0)])
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -84,7 +86,7 @@ def test_a_world_without_proprioception() -> None:
     manifold = Manifold(CONFIG, latents=LATENTS, proprio_dim=0)
     latents, nothing = frames(10, 0)[0], torch.zeros(10, 0)
     manifold.fit_robot(latents, nothing)
-    loss, metrics = ManifoldObjective(manifold)(latents, latents.flip(0), nothing, nothing)
+    loss, metrics = ManifoldObjective(manifold)(ManifoldBatch(latents, latents.flip(0), nothing, nothing))
     loss.backward()
     assert torch.isfinite(loss)
     assert set(metrics) == {"latents", "codes"}
@@ -101,7 +103,7 @@ def test_the_decoder_learns_from_clean_frames_alone() -> None:
     for other in (latents, latents.flip(0)):
         manifold.zero_grad()
         generator = torch.Generator().manual_seed(0)
-        loss, _ = ManifoldObjective(manifold)(latents, other, proprio, proprio, generator)
+        loss, _ = ManifoldObjective(manifold)(ManifoldBatch(latents, other, proprio, proprio), generator)
         loss.backward()
         gradients.append(
             {key: p.grad.clone() for key, p in manifold.named_parameters() if p.grad is not None}

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from kinema.model.objective import LEAST_ERROR, DynamicsObjective, DynamicsObjectiveConfig
+from kinema.model.objective import LEAST_ERROR, DynamicsBatch, DynamicsObjective, DynamicsObjectiveConfig
 from kinema.model.tokens import DynamicsConfig, Values
 from kinema.model.transformer import Dynamics
 
@@ -35,7 +35,9 @@ def known(batch: int, time: int) -> torch.Tensor:
 @pytest.mark.parametrize("own_context_share", [0.0, 1.0])
 def test_loss_and_metrics(config: DynamicsConfig, own_context_share: float) -> None:
     objective = objective_of(config)
-    loss, metrics = objective(random_values(config, 8, 6), known(8, 6), own_context_share, generator=seeded())
+    loss, metrics = objective(
+        DynamicsBatch(random_values(config, 8, 6), known(8, 6), own_context_share), generator=seeded()
+    )
     assert loss.shape == ()
     assert loss.requires_grad
     expected = {"observation": len(config.grids) > 0, "proprio": config.proprio_dim > 0, "action": True}
@@ -50,7 +52,7 @@ def test_loss_and_metrics(config: DynamicsConfig, own_context_share: float) -> N
 @EVERY_CONFIG
 def test_the_gradient_reaches_every_parameter(config: DynamicsConfig) -> None:
     objective = objective_of(config)
-    loss, _ = objective(random_values(config, 8, 6), known(8, 6), 0.5, generator=seeded())
+    loss, _ = objective(DynamicsBatch(random_values(config, 8, 6), known(8, 6), 0.5), generator=seeded())
     loss.backward()
     for name, parameter in objective.named_parameters():
         if not config.grids and "latents" in name:
@@ -62,10 +64,10 @@ def test_the_gradient_reaches_every_parameter(config: DynamicsConfig) -> None:
 def test_the_loss_comes_from_the_generator_alone() -> None:
     config = dynamics_config()
     objective, values, has_action = objective_of(config), random_values(config, 3, 5), known(3, 5)
-    first, _ = objective(values, has_action, 0.5, generator=seeded(1))
+    first, _ = objective(DynamicsBatch(values, has_action, 0.5), generator=seeded(1))
     torch.manual_seed(99)
-    again, _ = objective(values, has_action, 0.5, generator=seeded(1))
-    other, _ = objective(values, has_action, 0.5, generator=seeded(2))
+    again, _ = objective(DynamicsBatch(values, has_action, 0.5), generator=seeded(1))
+    other, _ = objective(DynamicsBatch(values, has_action, 0.5), generator=seeded(2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -101,7 +103,7 @@ def constant_objective(config: DynamicsConfig, prediction: float, **fields: floa
 def test_perfect_predictions_cost_nothing(config: DynamicsConfig, own_context_share: float) -> None:
     objective = constant_objective(config, 0.7)
     values = random_values(config, 4, 6).map(lambda x: torch.full_like(x, 0.7))
-    loss, metrics = objective(values, known(4, 6), own_context_share, generator=seeded())
+    loss, metrics = objective(DynamicsBatch(values, known(4, 6), own_context_share), generator=seeded())
     assert loss.item() == 0.0
     assert all(value.item() == 0.0 for value in metrics.values())
 
@@ -139,7 +141,7 @@ def test_the_loss_is_the_weighted_mean_error_of_what_is_to_be_found(
         CONFIGS[config], 3.0, action_weight=0.1, proprio_weight=10.0, locate_weight=0.1, **FIND[find]
     )
     values = random_values(CONFIGS[config], 4, 6).map(torch.zeros_like)
-    loss, metrics = objective(values, torch.ones(4, 6, dtype=torch.bool), generator=seeded())
+    loss, metrics = objective(DynamicsBatch(values, torch.ones(4, 6, dtype=torch.bool)), generator=seeded())
     assert loss.item() == pytest.approx(expected)
     assert all(value.item() in (0.0, *map(pytest.approx, (9.0, 2.99, FAR))) for value in metrics.values())
 
@@ -151,7 +153,7 @@ def test_a_latent_that_changes_counts_more(motion_weight: float) -> None:
     objective = constant_objective(config, 0.0, motion_weight=motion_weight, **FIND["picture"])
     values = random_values(config, 1, 4).map(torch.zeros_like)
     values.latents[:, 2:, 1] = 2.0
-    loss, _ = objective(values, torch.ones(1, 4, dtype=torch.bool), generator=seeded())
+    loss, _ = objective(DynamicsBatch(values, torch.ones(1, 4, dtype=torch.bool)), generator=seeded())
     # Of the 16 weights one is raised; those of a frame sum to one in the mean.
     per_frame = (16 + motion_weight) / 4
     distance = (2.0**2 + LEAST_ERROR**2) ** 0.5 - LEAST_ERROR
@@ -174,7 +176,7 @@ def test_what_is_to_be_found_is_not_shown(find: str) -> None:
         objective = objective_of(config, pure_noise_share=pure_noise_share, **FIND[find])
         said: list[Values] = []
         objective.dynamics.register_forward_hook(lambda module, given, result: said.append(result))
-        objective(values, has_action, 0.0, generator=seeded())
+        objective(DynamicsBatch(values, has_action, 0.0), generator=seeded())
         return getattr(said[-1], name)[:, -1]
 
     assert torch.equal(says(values, 1.0), says(other, 1.0))
@@ -194,10 +196,10 @@ def test_a_batch_that_is_not_mixed_asks_for_what_is_observed_alone(
     monkeypatch.setattr(ConstantDynamics, "forward", None)
     values = random_values(CONFIGS[config], 4, 6).map(torch.zeros_like)
     has_action = torch.ones(4, 6, dtype=torch.bool)
-    loss, metrics = objective(values, has_action, generator=seeded())
+    loss, metrics = objective(DynamicsBatch(values, has_action), generator=seeded())
     assert loss.item() == pytest.approx(expected * 5 / 6, rel=1e-5)
     assert {name for name, value in metrics.items() if value} == {found}
-    own_loss, _ = objective(values, has_action, 1.0, 2, generator=seeded())
+    own_loss, _ = objective(DynamicsBatch(values, has_action, 1.0, 2), generator=seeded())
     assert own_loss >= loss
 
 
@@ -206,7 +208,7 @@ def test_each_thing_to_find_trains_its_own_head() -> None:
     for find, shares in FIND.items():
         objective = objective_of(CONFIGS["cameras and proprioception"], **shares)
         values, has_action = random_values(objective.dynamics.config, 3, 5), known(3, 5)
-        objective(values, has_action | True, generator=seeded())[0].backward()
+        objective(DynamicsBatch(values, has_action | True), generator=seeded())[0].backward()
         trained = {
             name
             for name in ("latents_out", "proprio_out", "action_out")
@@ -226,14 +228,16 @@ def test_unknown_actions_change_nothing() -> None:
         values, action=torch.where(has_action.unsqueeze(-1), values.action, torch.tensor(50.0))
     )
     for own_context_share in (0.0, 1.0):
-        loss, metrics = objective(values, has_action, own_context_share, generator=seeded(1))
-        same, same_metrics = objective(other, has_action, own_context_share, generator=seeded(1))
+        loss, metrics = objective(DynamicsBatch(values, has_action, own_context_share), generator=seeded(1))
+        same, same_metrics = objective(
+            DynamicsBatch(other, has_action, own_context_share), generator=seeded(1)
+        )
         assert torch.equal(loss, same)
         assert metrics == same_metrics
     everything = torch.ones(4, 6, dtype=torch.bool)
     assert not torch.equal(
-        objective(values, everything, 0.0, generator=seeded(1))[0],
-        objective(other, everything, 0.0, generator=seeded(1))[0],
+        objective(DynamicsBatch(values, everything, 0.0), generator=seeded(1))[0],
+        objective(DynamicsBatch(other, everything, 0.0), generator=seeded(1))[0],
     )
 
 
@@ -309,7 +313,7 @@ def test_own_context_of_several_steps_is_a_rollout(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Dynamics, "forward", spy)
     monkeypatch.setattr(DynamicsObjective, "add_noise", without_noise)
     for steps in (1, 2, 3):
-        objective(values, torch.ones(1, 5, dtype=torch.bool), 1.0, steps, generator=seeded())
+        objective(DynamicsBatch(values, torch.ones(1, 5, dtype=torch.bool), 1.0, steps), generator=seeded())
     once, twice, thrice = (context[0] for context in seen)
     for frames, simulated in ((once, 1), (twice, 2), (thrice, 3)):
         same = [torch.equal(frame, true) for frame, true in zip(frames, values.latents[0], strict=False)]
@@ -342,5 +346,7 @@ def test_two_frames_are_enough() -> None:
     config = dynamics_config()
     objective = objective_of(config)
     for own_context_share in (0.0, 1.0):
-        loss, _ = objective(random_values(config, 2, 2), known(2, 2), own_context_share, generator=seeded())
+        loss, _ = objective(
+            DynamicsBatch(random_values(config, 2, 2), known(2, 2), own_context_share), generator=seeded()
+        )
         assert loss.isfinite()

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from kinema.model import decoder_objective as objective_module
-from kinema.model.decoder_objective import DecoderObjective
+from kinema.model.decoder_objective import DecoderBatch, DecoderObjective
 from kinema.model.manifold import Manifold, ManifoldConfig
 from kinema.tokenizers import (
     ConvTokenizer,
@@ -188,16 +188,16 @@ def make_decoder_objective(**fields: float) -> tuple[DecoderObjective, ConvToken
     return objective, tokenizer, manifold
 
 
-def decoder_batch(batch: int = 3) -> tuple[torch.Tensor, ...]:
+def decoder_batch(batch: int = 3) -> DecoderBatch:
     generator = seeded()
     latents = torch.randn(batch, 2, 8, 4, generator=generator)
     proprio = 2 * torch.rand(batch, 2, 2, generator=generator) - 1
-    return random_pairs(batch), latents, proprio, torch.arange(batch) % 2
+    return DecoderBatch(random_pairs(batch), latents, proprio, torch.arange(batch) % 2)
 
 
 def test_the_decoder_alone_is_trained() -> None:
     objective, tokenizer, manifold = make_decoder_objective()
-    loss, metrics = objective(*decoder_batch(), seeded())
+    loss, metrics = objective(decoder_batch(), seeded())
     loss.backward()
     assert set(metrics) == {"psnr", "psnr_moving", "coherent_error"}
     names = {name for name, _ in objective.named_parameters()}
@@ -215,7 +215,7 @@ def test_the_decoder_learns_from_the_latents_of_the_right_camera(monkeypatch: py
     pairs, latents, proprio, _ = decoder_batch(2)
 
     def loss(latents: torch.Tensor, camera: int) -> float:
-        return objective(pairs, latents, proprio, torch.full((2,), camera), seeded())[0].item()
+        return objective(DecoderBatch(pairs, latents, proprio, torch.full((2,), camera)), seeded())[0].item()
 
     other = latents.clone()
     other[:, :, 4:] += 1.0
@@ -265,7 +265,7 @@ def test_the_decoder_learns_from_latents_that_are_drawn_to_the_manifold(
     off = []
     for share in (0.0, 1.0):
         monkeypatch.setattr(objective_module, "DRAWN_SHARE", share)
-        objective(pairs, latents, proprio, torch.zeros_like(cameras), seeded())
+        objective(DecoderBatch(pairs, latents, proprio, torch.zeros_like(cameras)), seeded())
         # The first four latents are of the first camera.
         nearest = manifold.distance(latents.flatten(0, 1), proprio.flatten(0, 1))[1][:, :4]
         off.append(
@@ -281,7 +281,7 @@ def test_the_decoder_learns_from_latents_that_are_drawn_to_the_manifold(
 def test_the_loss_of_the_decoder_comes_from_the_generator_alone() -> None:
     objective, _, _ = make_decoder_objective(hard_share=0.5)
     batch = decoder_batch()
-    first, _ = objective(*batch, seeded(1))
+    first, _ = objective(batch, seeded(1))
     torch.manual_seed(99)
-    assert torch.equal(first, objective(*batch, seeded(1))[0])
-    assert not torch.equal(first, objective(*batch, seeded(2))[0])
+    assert torch.equal(first, objective(batch, seeded(1))[0])
+    assert not torch.equal(first, objective(batch, seeded(2))[0])

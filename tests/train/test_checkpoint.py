@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from kinema.recipes import Phase, Schedule
-from kinema.train.checkpoint import CheckpointError, load_checkpoint, read_state, save_checkpoint
-from kinema.train.optim import build_optimizer
+from kinema.train.checkpoint import load_checkpoint, read_state, save_checkpoint
+from kinema.train.optim import MovingAverage, build_optimizer
+from kinema.types import CheckpointError
 
 from ..worlds import full_disk
 
@@ -22,30 +23,30 @@ class Run:
         self.module = nn.Sequential(nn.Conv2d(2, width, 3), nn.Flatten(), nn.Linear(width * 4, 1))
         self.module.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(self.module, SCHEDULE)
-        self.ema = {key: p.detach().clone() for key, p in self.module.named_parameters()}
+        self.average = MovingAverage(self.module, 0.9)
 
     def update(self, seed: int) -> None:
         x = torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(seed))
         self.optimizer.zero_grad()
         self.module(x).square().mean().backward()
         self.optimizer.step()
-        for key, parameter in self.module.named_parameters():
-            self.ema[key].lerp_(parameter.detach(), 0.1)
+        self.average.follow(1000)
 
     def save(self, folder: Path, update: int) -> None:
         save_checkpoint(
             folder,
             state={"update": update},
             module=self.module,
-            ema=self.ema,
+            average=self.average,
             optimizer=self.optimizer,
         )
 
     def load(self, folder: Path) -> None:
-        load_checkpoint(folder, module=self.module, ema=self.ema, optimizer=self.optimizer)
+        load_checkpoint(folder, module=self.module, average=self.average, optimizer=self.optimizer)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {**self.module.state_dict(), **{f"ema.{key}": value for key, value in self.ema.items()}}
+        averages = {f"ema.{key}": value for key, value in self.average.tensors.items()}
+        return {**self.module.state_dict(), **averages}
 
 
 @pytest.fixture

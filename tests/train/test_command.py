@@ -1,8 +1,8 @@
+import contextlib
 import dataclasses
 import json
 import math
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,23 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kinema.data import DataError, Dataset, DatasetWriter
-from kinema.data.segments import Segments, SegmentsConfig, load_segments
-from kinema.model.tokens import Values
+from kinema.data.segments import Segments
+from kinema.model.decoder_objective import DecoderObjective
+from kinema.model.manifold import ManifoldObjective
+from kinema.model.objective import DynamicsObjective
 from kinema.model.world import CONFIG_FILE, WEIGHTS_FILE
 from kinema.recipes import RECIPES, Phase, Recipe, Schedule
+from kinema.recipes.added import GO_ON, Part
 from kinema.simulation.session import load
+from kinema.tokenizers import TokenizerObjective
 from kinema.train import loop as loop_module
-from kinema.train.checkpoint import CheckpointError, read_state
-from kinema.train.command import GO_ON, Part, TrainConfig, train
-from kinema.train.latents import encode_all
-from kinema.train.loop import Interrupt, Loop, Stage, Stopped
+from kinema.train.checkpoint import read_state
+from kinema.train.command import TrainConfig, train
+from kinema.train.loader import Loader
+from kinema.train.loop import Interrupt, LoopConfig, Run, Stopped, fit
+from kinema.train.optim import build_optimizer
 from kinema.train.progress import MetricsLog
+from kinema.types import CheckpointError
 
 from ..worlds import CAMERA, PROPRIO, full_disk, write_exact_world
 
@@ -104,7 +110,7 @@ def test_stopped_after_every_update_it_is_the_same_run(
     data: Path, uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, calls = tmp_path / "world", 0
-    while train(config_of(data, out, max_minutes=0.0)) == 130:
+    while train(config_of(data, out, max_minutes=1e-9)) == 130:
         assert "stopped; the same command continues" in capsys.readouterr().out
         calls += 1
     # After the last update of a stage there is nothing to stop.
@@ -113,46 +119,11 @@ def test_stopped_after_every_update_it_is_the_same_run(
     assert numbers(out) == numbers(uninterrupted)
 
 
-def test_what_was_encoded_is_not_encoded_again(
-    data: Path, uninterrupted: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    world, dataset = load(uninterrupted), Dataset.open(data)
-    config = SegmentsConfig(cameras=world.cameras, proprio=PROPRIO, height=32, width=32)
-    segments = load_segments(dataset, config, tmp_path / "unused", progress=False)
-
-    def encoded() -> tuple[Values, bool]:
-        capfd.readouterr()
-        values = encode_all(world, segments, False, tmp_path / "latents")
-        return values, "encoding" in capfd.readouterr().err
-
-    first, was_encoded = encoded()
-    assert was_encoded
-    again, was_encoded = encoded()
-    assert not was_encoded
-    assert torch.equal(first.latents, again.latents)
-    (kept,) = (tmp_path / "latents").iterdir()
-    kept.write_bytes(kept.read_bytes()[:100])
-    again, was_encoded = encoded()
-    assert was_encoded
-    assert torch.equal(first.latents, again.latents)
-    # Other pictures and another tokenizer are other latents.
-    segments.frames[CAMERA][0] += 1
-    assert encoded()[1]
-    assert world.tokenizer is not None
-    world.tokenizer.latent_mean += 0.1
-    assert encoded()[1]
-    # Where they cannot be kept, training goes on all the same.
-    (tmp_path / "taken").write_text("")
-    found = encode_all(world, segments, False, tmp_path / "taken")
-    assert "latents are not kept" in capfd.readouterr().out
-    assert torch.equal(found.latents, encode_all(world, segments, False).latents)
-
-
 def going_on(
     data: Path, world: Path, out: Path, num_updates: int, part: Part = "dynamics", **fields: Any
 ) -> TrainConfig:
     share = num_updates / GO_ON[part][0]
-    return config_of(data, out, world=str(world), update_share=share, parts=(part,), **fields)
+    return config_of(data, out, from_=str(world), update_share=share, parts=(part,), **fields)
 
 
 def test_a_finished_world_goes_on_learning(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
@@ -217,7 +188,7 @@ def test_worlds_keep_codes_of_what_they_learn_from(
 
 
 def test_only_parts_that_a_finished_world_has_go_on(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--parts are those of a finished world"):
+    with pytest.raises(ValueError, match="--parts is for a finished world"):
         train(config_of(data, tmp_path / "new", parts=("manifold",)))
     with pytest.raises(ValueError, match="--parts manifold: the recipe 'base'"):
         train(going_on(data, uninterrupted, tmp_path / "world", 1, "manifold", recipe="base"))
@@ -249,8 +220,8 @@ def test_it_goes_on_with_the_episodes_of_several_datasets(
 def test_stopped_it_goes_on_as_if_it_had_not_been(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(going_on(data, uninterrupted, whole, 2)) == 0
-    assert train(going_on(data, uninterrupted, parts, 2, max_minutes=0.0)) == 130
-    assert train(going_on(data, uninterrupted, parts, 2, max_minutes=0.0)) == 0
+    assert train(going_on(data, uninterrupted, parts, 2, max_minutes=1e-9)) == 130
+    assert train(going_on(data, uninterrupted, parts, 2, max_minutes=1e-9)) == 0
     assert_same_world(whole, parts)
 
 
@@ -265,11 +236,12 @@ def test_evaluating_and_saving_do_not_change_the_run(data: Path, uninterrupted: 
     ]
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, method: str, call: int, times: int) -> None:
-    """Ctrl-C, really: the signal, while the batch of an update is drawn."""
-    original, calls = getattr(Segments, method), 0
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, stage: str, call: int, times: int) -> None:
+    """Ctrl-C, really: the signal, in the midst of an update."""
+    objective = OBJECTIVES[stage]
+    original, calls = objective.forward, 0
 
-    def drawing(*arguments: Any, **named: Any) -> Any:
+    def interrupted(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == call:
@@ -277,28 +249,28 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, method: str, call: int, times:
                 signal.raise_signal(signal.SIGINT)
         return original(*arguments, **named)
 
-    monkeypatch.setattr(Segments, method, drawing)
+    monkeypatch.setattr(objective, "forward", interrupted)
 
 
-@pytest.mark.parametrize(
-    ("stage", "method", "call"),
-    [
-        ("tokenizer", "draw_pairs", 3),
-        ("manifold", "draw_rows", 2),
-        ("decoder", "draw_pairs", 8),
-        ("dynamics", "draw_rows", 5),
-    ],
-)
+OBJECTIVES: dict[str, type[nn.Module]] = {
+    "tokenizer": TokenizerObjective,
+    "manifold": ManifoldObjective,
+    "decoder": DecoderObjective,
+    "dynamics": DynamicsObjective,
+}
+
+
+@pytest.mark.parametrize("stage", OBJECTIVES)
 def test_after_ctrl_c_the_same_command_goes_on(
-    data: Path, uninterrupted: Path, tmp_path: Path, stage: str, method: str, call: int
+    data: Path, uninterrupted: Path, tmp_path: Path, stage: str
 ) -> None:
     out, handler = tmp_path / "world", signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch:
-        interrupt_at(patch, method, call=call, times=1)
+        interrupt_at(patch, stage, call=2, times=1)
         assert train(config_of(data, out)) == 130
     assert signal.getsignal(signal.SIGINT) is handler
     # The update that was under way was brought to its end.
-    assert read_state(out / "checkpoints" / stage) == {"update": 2}
+    assert read_state(out / "checkpoint" / stage) == {"update": 2}
     assert not (out / CONFIG_FILE).exists()
     assert train(config_of(data, out)) == 0
     assert_same_world(out, uninterrupted)
@@ -307,22 +279,22 @@ def test_after_ctrl_c_the_same_command_goes_on(
 def test_a_second_ctrl_c_gives_up_what_is_not_saved(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
     out, handler = tmp_path / "world", signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch:
-        interrupt_at(patch, "draw_rows", call=5, times=2)
+        interrupt_at(patch, "dynamics", call=2, times=2)
         with pytest.raises(KeyboardInterrupt):
             train(config_of(data, out))
     assert signal.getsignal(signal.SIGINT) is handler
-    assert read_state(out / "checkpoints" / "manifold") == {"update": 3}
-    assert read_state(out / "checkpoints" / "dynamics") is None
+    assert read_state(out / "checkpoint" / "manifold") == {"update": 3}
+    assert read_state(out / "checkpoint" / "dynamics") is None
     assert train(config_of(data, out)) == 0
     assert_same_world(out, uninterrupted)
 
 
 def test_a_full_disk_keeps_the_checkpoint(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
     out = tmp_path / "world"
-    assert train(config_of(data, out, max_minutes=0.0)) == 130
+    assert train(config_of(data, out, max_minutes=1e-9)) == 130
     with full_disk(30_000), pytest.raises(CheckpointError, match=r"could not be written .* make room"):
         train(config_of(data, out))
-    assert read_state(out / "checkpoints" / "tokenizer") == {"update": 1}
+    assert read_state(out / "checkpoint" / "tokenizer") == {"update": 1}
     assert train(config_of(data, out)) == 0
     assert_same_world(out, uninterrupted)
 
@@ -348,8 +320,8 @@ def test_other_data_needs_another_folder(uninterrupted: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
 def test_a_corrupt_checkpoint_is_named(data: Path, tmp_path: Path, name: str) -> None:
     out = tmp_path / "world"
-    assert train(config_of(data, out, max_minutes=0.0)) == 130
-    path = out / "checkpoints" / "tokenizer" / name
+    assert train(config_of(data, out, max_minutes=1e-9)) == 130
+    path = out / "checkpoint" / "tokenizer" / name
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(
         CheckpointError, match=f"{path}: cannot be used .*; remove {path.parent} to begin anew"
@@ -376,14 +348,14 @@ def test_a_loss_that_is_no_number_stops_the_run(
     config = config_of(data, out, recipe="explosive", update_share=1.0, checkpoint_minutes=0.0)
     with pytest.raises(FloatingPointError) as error:
         train(config)
-    state = read_state(out / "checkpoints" / "tokenizer")
+    state = read_state(out / "checkpoint" / "tokenizer")
     assert state is not None
-    expected = f"tokenizer, update {state['update']}: the loss is (nan|inf); the last good checkpoint is in "
-    assert error.match(expected + f"{out / 'checkpoints' / 'tokenizer'}: lower the learning rate")
+    expected = f"tokenizer, update {state['update']}: the loss is not finite; the last good checkpoint is in "
+    assert error.match(expected + f"{out / 'checkpoint' / 'tokenizer'}: lower the learning rate")
 
 
 def test_an_unknown_recipe_is_told_those_that_there_are(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="recipe 'huge': choose one of base, tiny, pusht"):
+    with pytest.raises(ValueError, match="recipe 'huge': choose one of base, "):
         train(config_of(data, tmp_path, recipe="huge"))
 
 
@@ -419,25 +391,33 @@ class Slope(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.height = nn.Parameter(torch.tensor([5.0]))
+        self.heights: list[float] = []
 
-    def forward(self, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def forward(
+        self, batch: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        self.heights.append(self.height.item())
         return self.height.sum(), {"noise": torch.rand((), generator=generator)}
+
+
+def run_of(out: Path, **fields: Any) -> Run:
+    config = LoopConfig(out=out, **fields)
+    deadline = 0.0 if config.max_minutes else math.inf
+    return Run(config=config, log=MetricsLog(out), device=torch.device("cpu"), deadline=deadline)
+
+
+def fit_slope(slope: nn.Module, schedule: Schedule, run: Run, draw: Any = None) -> None:
+    loader = Loader(draw or (lambda rng, phase: torch.zeros(1)), schedule, stage="tokenizer", seed=0)
+    with contextlib.closing(run.log):
+        fit(slope, loader, build_optimizer(slope, schedule), schedule, name="tokenizer", run=run)
 
 
 def test_the_loop_follows_the_schedule_and_keeps_the_moving_average(tmp_path: Path) -> None:
     schedule = Schedule(phases=(Phase(updates=12, batch=1),), learning_rate=0.1, warmup=4, weight_decay=0.0)
-    slope, heights = Slope(), []
-
-    def draw(rng: np.random.Generator, phase: Phase) -> tuple[()]:
-        heights.append(slope.height.item())
-        return ()
-
-    log = MetricsLog(tmp_path)
-    loop = Loop(TrainConfig(data="none", out=tmp_path), log, time.monotonic())
-    loop.run(Stage(name="tokenizer", objective=slope, schedule=schedule, draw=draw))
-    log.close()
+    slope = Slope()
+    fit_slope(slope, schedule, run_of(tmp_path))
     expected = 5.0 - np.cumsum([0.0] + [schedule.rate_at(u) for u in range(12)])
-    np.testing.assert_allclose(heights, expected[:12], rtol=1e-4)
+    np.testing.assert_allclose(slope.heights, expected[:12], rtol=1e-4)
     average = 5.0
     for update, height in enumerate(expected[1:]):
         decay = min(schedule.ema, (update + 1) / (update + 10))
@@ -451,34 +431,51 @@ def test_the_loop_follows_the_schedule_and_keeps_the_moving_average(tmp_path: Pa
 def test_an_update_that_fails_leaves_the_signal_alone(tmp_path: Path) -> None:
     handler = signal.getsignal(signal.SIGINT)
 
-    def draw(rng: np.random.Generator, phase: Phase) -> tuple[()]:
+    def draw(rng: np.random.Generator, phase: Phase) -> torch.Tensor:
         raise DataError("a defect")
 
-    log = MetricsLog(tmp_path)
     schedule = Schedule(phases=(Phase(updates=1, batch=1),), learning_rate=0.1)
     with pytest.raises(DataError, match="a defect"):
-        Loop(TrainConfig(data="none", out=tmp_path), log, 0.0).run(
-            Stage(name="tokenizer", objective=Slope(), schedule=schedule, draw=draw)
-        )
-    log.close()
+        fit_slope(Slope(), schedule, run_of(tmp_path), draw)
     assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_stopped_is_told_from_an_error(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path)
     schedule = Schedule(phases=(Phase(updates=2, batch=1),), learning_rate=0.1)
-    stage = Stage(name="tokenizer", objective=Slope(), schedule=schedule, draw=lambda rng, phase: ())
-    config = TrainConfig(data="none", out=tmp_path, max_minutes=0.0)
     with pytest.raises(Stopped):
-        Loop(config, log, time.monotonic()).run(stage)
-    log.close()
-    assert read_state(tmp_path / "checkpoints" / "tokenizer") == {"update": 1}
+        fit_slope(Slope(), schedule, run_of(tmp_path, max_minutes=1e-9))
+    assert read_state(tmp_path / "checkpoint" / "tokenizer") == {"update": 1}
 
 
-def test_the_first_signal_is_a_wish_and_the_second_an_order() -> None:
+def test_a_line_of_the_log_alone_waits_for_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers are read from tensors as often as lines are written, not with each update."""
+    monkeypatch.setattr(loop_module, "LOG_EVERY", 10)
+    reads = 0
+    item = torch.Tensor.item
+
+    def counting(self: torch.Tensor) -> Any:
+        nonlocal reads
+        reads += 1
+        return item(self)
+
+    class Quiet(Slope):
+        def forward(self, batch: torch.Tensor, generator: torch.Generator) -> Any:
+            return self.height.sum(), {}
+
+    schedule = Schedule(phases=(Phase(updates=40, batch=1),), learning_rate=0.1)
+    monkeypatch.setattr(torch.Tensor, "item", counting)
+    fit_slope(Quiet(), schedule, run_of(tmp_path))
+    # Loss and norm, in four lines.
+    assert reads == 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_a_wish_and_the_second_an_order(number: int) -> None:
     with Interrupt() as interrupt:
         assert not interrupt.was_asked
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         assert interrupt.was_asked
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)

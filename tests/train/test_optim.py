@@ -29,7 +29,7 @@ def test_it_is_the_muon_of_pytorch() -> None:
         for _ in range(2)
     )
     start = [p.detach().clone() for p in ours]
-    one = Muon(ours, lr=0.1, weight_decay=0.2)
+    one = Muon([{"params": ours, "use_muon": True}], lr=0.1, weight_decay=0.2)
     other = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")
     generator = torch.Generator().manual_seed(9)
     for _ in range(3):

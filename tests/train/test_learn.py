@@ -30,9 +30,8 @@ from kinema.policies.imagined import (
 )
 from kinema.simulation.session import World, load
 from kinema.train import loop as loop_module
-from kinema.train.checkpoint import CheckpointError
-from kinema.train.imagine import ImagineConfig, learn
-from kinema.types import Seen
+from kinema.train.learn import LearnConfig, learn
+from kinema.types import CheckpointError, Seen
 
 from ..worlds import (
     CAMERA,
@@ -275,9 +274,9 @@ def test_only_the_value_learns_at_first(world: World) -> None:
 # The command.
 
 
-def config_of(world: Path, data: Path, **fields: Any) -> ImagineConfig:
+def config_of(world: Path, data: Path, **fields: Any) -> LearnConfig:
     small = {"updates": 3, "starts": 4, "episodes": 3, "steps": 3, "evaluate_every": 2, "learning": SMALL}
-    return ImagineConfig(world=str(world), data=str(data), precision="float32", **{**small, **fields})
+    return LearnConfig(world=str(world), data=str(data), precision="float32", **{**small, **fields})
 
 
 @pytest.fixture
@@ -292,7 +291,7 @@ def test_stopped_after_every_update_it_is_the_same_run(folder: Path, data: Path,
     fields: dict[str, Any] = {"min_trust": 0.2, "compare": True}
     assert learn(config_of(folder, data, out=tmp_path / "one", **fields)) == 0
     calls = 0
-    while learn(config_of(folder, data, out=tmp_path / "other", max_minutes=0.0, **fields)) == 130:
+    while learn(config_of(folder, data, out=tmp_path / "other", max_minutes=1e-9, **fields)) == 130:
         calls += 1
     assert calls == 2 + 2
     names = [IMAGINED_FILE, "imagination/imagine-curve.json", "imagination/imagine-free-curve.json"]
@@ -342,7 +341,7 @@ def test_the_policy_acts_by_its_name(folder: Path, data: Path, world: World) -> 
 def test_mistakes_are_explained(
     folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(WorldError, match=r"no policy that was learned in imagination; .* kinema imagine"):
+    with pytest.raises(WorldError, match=r"no policy that was learned in imagination; .* kinema learn"):
         load_imagined(load(folder), folder)
     with pytest.raises(ValueError, match="--reward goal: give a picture"):
         config_of(folder, data, reward="goal")
@@ -354,12 +353,14 @@ def test_mistakes_are_explained(
         ImaginedConfig(discount=1.0)
     with pytest.raises(ValueError, match="minibatches=6: there are only batch=4"):
         ImaginedConfig(batch=4)
-    words = ["imagine", "pusht", "--data", str(data)]
+    words = ["learn", "pusht", "--data", str(data)]
     assert cli.main(words) == 2
     assert "name one for the policy with --out" in capsys.readouterr().err
+    assert cli.main(["imagine", *words[1:]]) == 2
+    assert "`kinema imagine` is now `kinema learn`" in capsys.readouterr().err
     random_world(proprio_dim=2).save(tmp_path / "bare")
-    assert cli.main(["imagine", str(tmp_path / "bare"), "--data", str(data)]) == 2
+    assert cli.main(["learn", str(tmp_path / "bare"), "--data", str(data)]) == 2
     assert "has no heads" in capsys.readouterr().err
     random_heads(random_world(proprio_dim=2)).save(tmp_path / "bare")
-    assert cli.main(["imagine", str(tmp_path / "bare"), "--data", str(data)]) == 2
+    assert cli.main(["learn", str(tmp_path / "bare"), "--data", str(data)]) == 2
     assert "there is no cloned policy" in capsys.readouterr().err

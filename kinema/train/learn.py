@@ -1,5 +1,4 @@
-"""``kinema imagine``: a policy learns inside a world, and is then asked what it is worth in the real
-environment.
+"""``kinema learn``: a policy learns inside a world, and is then evaluated in the real environment.
 
 It never acts for real while it learns: it begins as the cloned policy, and starts from recorded frames. As it
 goes on, a curve of its imagined return beside its real one shows whether it gets better, or only better at
@@ -23,12 +22,14 @@ from kinema.data.lerobot import Dataset
 from kinema.data.options import JsonObject
 from kinema.data.view import read_picture
 from kinema.evaluation.result import Result, Row, Series, describe_run, plain
+from kinema.hardware.machine import find_device
 from kinema.model.goals import encode_goal, encode_place
 from kinema.model.parts import save_part
 from kinema.model.world import CONFIG_FILE
 from kinema.policies.cloned import ClonedPolicy, load_clone
 from kinema.policies.imagined import (
     IMAGINED_FILE,
+    ImaginedBatch,
     ImaginedConfig,
     ImaginedObjective,
     ImaginedPolicy,
@@ -41,7 +42,10 @@ from kinema.recipes import Phase, Schedule
 from kinema.simulation.real_env import Arena
 from kinema.simulation.session import SimulationBatch, World, load
 from kinema.simulation.starts import Starts, begin
-from kinema.train.loop import LoopConfig, Stage, Stopped, check_same_run, open_loop, tell_stopped
+from kinema.train.facts import Identity, fingerprint
+from kinema.train.loop import LoopConfig, Run, Stopped, fit, open_run, say_stopped
+from kinema.train.parallel import ALONE
+from kinema.train.stages import Stage, build_stage
 from kinema.types import Seen
 
 VALUE_SHARE, VALUE_PASSES = 0.1, 8
@@ -51,7 +55,7 @@ STAGE, FREE_STAGE = "imagine", "imagine-free"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImagineConfig(LoopConfig):
+class LearnConfig(LoopConfig):
     world: Annotated[str, tyro.conf.Positional]
     """Name of a bundled world, folder of a world, or its Hub id; it needs heads."""
     data: str
@@ -91,6 +95,7 @@ class ImagineConfig(LoopConfig):
     """Updates from one point of the curve to the next."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("updates", "starts", "episodes", "steps", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
@@ -112,17 +117,27 @@ class ImagineConfig(LoopConfig):
         rate = self.learning_rate
         return Schedule(phases=phases, learning_rate=rate, warmup=max(1, updates // 20), ema=0.99)
 
-    def run(self) -> dict[str, Any]:
-        """What decides what is learned, as JSON holds it."""
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages."""
+        return (STAGE, FREE_STAGE) if self.compare else (STAGE,)
+
+    @property
+    def clone_folder(self) -> str:
+        """Folder of the cloned policy to begin with."""
+        return self.clone or self.world
+
+    def options(self) -> dict[str, Any]:
+        """The options that decide the weights, as JSON holds them."""
         names = ("data", "seed", "reward", "updates", "learning_rate", "starts", "min_trust", "update_share")
-        fields = {name: getattr(self, name) for name in names}
+        fields = {name: getattr(self, name) for name in (*names, "accumulate")}
         return {**fields, "goal": str(self.goal), "learning": dataclasses.asdict(self.learning)}
 
 
 class Judge:
     """What policies are worth, imagined and real, always from the same starts."""
 
-    def __init__(self, world: World, reward: Reward, starts: Starts, config: ImagineConfig):
+    def __init__(self, world: World, reward: Reward, starts: Starts, config: LearnConfig):
         """Raises RecordError where the real environment cannot be made, or does not fit the world."""
         self.world, self.reward, self.config = world, reward, config
         self.arena = None if config.env is None else Arena(world, config.env, config.env_args)
@@ -183,48 +198,53 @@ class Judge:
             self.arena.close()
 
 
-def learn(config: ImagineConfig) -> int:
-    """Learn, ask, write and print; 0 when done, 130 where it was stopped, with a checkpoint.
+def learn(config: LearnConfig) -> int:
+    """Learn a policy, evaluate it, write and print the results; 0 when done, 130 where it was stopped, with a
+    checkpoint.
 
     Raises:
         ValueError: the world has no heads or clone, or data, goal or environment do not fit it.
         CheckpointError: the folder holds another run.
     """
-    started = time.monotonic()
+    started, device = time.monotonic(), find_device(config.device)
     if config.out == Path():
         config = dataclasses.replace(config, out=Path(config.world))
         if not (config.out / CONFIG_FILE).is_file():
             raise ValueError(
                 f"{config.world}: it is no folder of a world; name one for the policy with --out"
             )
-    world = load(config.world, device=config.device, precision=config.precision)
+    world = load(config.world, device=device, precision=config.precision)
     world.require_heads()
     check_trust(world, config.min_trust)
-    clone_folder = config.clone or config.world
-    load_clone(world, clone_folder)
-    picture = None if config.goal is None else read_picture(config.goal)
-    goal = None if picture is None else encode_goal(world, picture).clone()
+    load_clone(world, config.clone_folder)
+    goal_frame = None if config.goal is None else read_picture(config.goal)
+    goal = None if goal_frame is None else encode_goal(world, goal_frame).clone()
     reward = Reward(kind=config.reward, goal=goal)
-    starts = Starts(world, Dataset.open(config.data), num=config.starts, seed=config.seed)
+    dataset = Dataset.open(config.data)
+    identity = Identity("imagine", config.options(), [fingerprint(dataset)])
+    identity.check(config.out, [dataset])
+    starts = Starts(world, dataset, num=config.starts, seed=config.seed)
     judge = Judge(world, reward, starts, config)
-    if not (config.out / CONFIG_FILE).is_file():
-        world.save(config.out)
-    check_same_run(config.out, "imagine.json", config.run())
     try:
-        with open_loop(config, started) as loop:
-            trusts = {STAGE: config.min_trust} | ({FREE_STAGE: None} if config.compare else {})
-            sessions = begin(world, starts.starts, list(range(config.starts)))
-            for name, min_trust in trusts.items():
-                torch.manual_seed(config.seed)
-                clone = load_clone(world, clone_folder)
-                objective = ImaginedObjective(clone, world, config.learning, reward).to(world.device)
-                loop.run(_stage(name, objective, sessions, min_trust, judge, picture, config))
-                if name == STAGE:
-                    save_part(config.out / IMAGINED_FILE, objective.policy.config, objective.policy)
-            cloned = ClonedPolicy(world, load_clone(world, clone_folder), goal=picture)
-            result = _result(world, config, None if judge.arena is None else judge.real(cloned), list(trusts))
+        with open_run(config, device, ALONE, started) as run:
+            if not (config.out / CONFIG_FILE).is_file():
+                world.save(config.out)
+            identity.keep(run)
+            for stage in _stages(run, world, starts, judge, goal_frame, config):
+                fit(
+                    stage.module,
+                    stage.loader,
+                    stage.optimizer,
+                    stage.schedule,
+                    name=stage.name,
+                    run=run,
+                    evaluate=stage.evaluate,
+                    evaluate_every=stage.evaluate_every,
+                )
+            policy = ClonedPolicy(world, load_clone(world, config.clone_folder), goal=goal_frame)
+            result = _result(world, config, None if judge.arena is None else judge.real(policy))
     except Stopped:
-        return tell_stopped(config)
+        return say_stopped(config)
     finally:
         judge.close()
     paths = result.write(config.out / "imagination")
@@ -232,75 +252,87 @@ def learn(config: ImagineConfig) -> int:
     return 0
 
 
+def _stages(
+    run: Run, world: World, starts: Starts, judge: Judge, goal_frame: np.ndarray | None, config: LearnConfig
+) -> Iterator[Stage]:
+    """The policy, and a second one that learns without trust where both are compared."""
+    sessions = begin(world, starts.starts, list(range(config.starts)))
+    for name in config.stages:
+        torch.manual_seed(config.seed)
+        clone = load_clone(world, config.clone_folder)
+        objective = ImaginedObjective(clone, world, config.learning, judge.reward).to(world.device)
+        yield _stage(run, name, objective, sessions, judge, goal_frame, config)
+        if name == STAGE:
+            save_part(config.out / IMAGINED_FILE, objective.policy.config, objective.policy)
+
+
 def _stage(
+    run: Run,
     name: str,
     objective: ImaginedObjective,
     sessions: SimulationBatch,
-    min_trust: float | None,
     judge: Judge,
-    picture: np.ndarray | None,
-    config: ImagineConfig,
+    goal_frame: np.ndarray | None,
+    config: LearnConfig,
 ) -> Stage:
-    """What the loop runs: each update draws its own rollouts from the sessions, which stay where they are."""
+    """A stage of which each update draws its own rollouts from the sessions, which stay where they are."""
     schedule = config.schedule
 
-    def draw(rng: np.random.Generator, phase: Phase) -> tuple[Any, ...]:
+    def draw(rng: np.random.Generator, phase: Phase) -> ImaginedBatch:
         chosen = sessions.select(
             rng.integers(0, len(sessions), config.learning.batch).tolist(),
             rng.integers(0, 2**62, config.learning.batch).tolist(),
         )
-        return (
-            imagine(
-                objective,
-                chosen,
-                num_steps=config.learning.horizon,
-                rng=rng,
-                min_trust=min_trust,
-                is_value_only=phase is schedule.phases[0],
-            ),
+        return imagine(
+            objective,
+            chosen,
+            num_steps=config.learning.horizon,
+            rng=rng,
+            min_trust=config.min_trust if name == STAGE else None,
+            is_value_only=phase is schedule.phases[0],
         )
 
-    def split(drawn: tuple[Any, ...], rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
-        (batch,) = drawn
+    def split(batch: ImaginedBatch, rng: np.random.Generator) -> Iterator[ImaginedBatch]:
         learning = config.learning
         for _ in range(VALUE_PASSES if batch.is_value_only else learning.passes):
             for part in np.array_split(rng.permutation(learning.batch), learning.minibatches):
-                yield (batch.select(torch.from_numpy(part).to(batch.rewards.device)),)
+                yield batch.select(torch.from_numpy(part).to(batch.rewards.device))
 
     def evaluate(update: int) -> dict[str, float]:
         point = {"imagined": judge.imagined(objective).tolist()}
         if judge.arena is not None:
-            policy = ImaginedPolicy(judge.world, objective.policy, goal=picture)
+            policy = ImaginedPolicy(judge.world, objective.policy, goal=goal_frame)
             point["real"] = judge.real(policy).tolist()
         curve = _curve(config, name)
         _write_curve(config, name, curve | {update: point})
         return {f"{key}_return": float(np.mean(values)) for key, values in point.items()}
 
-    return Stage(
-        name=name,
-        objective=objective,
-        schedule=schedule,
-        draw=draw,
+    # Rollouts are those of the policy as it is, so none is made ahead.
+    return build_stage(
+        run,
+        name,
+        objective,
+        schedule,
+        draw,
         split=split,
+        num_ahead=0,
         evaluate=evaluate,
         evaluate_every=config.evaluate_every,
     )
 
 
-def _curve(config: ImagineConfig, name: str) -> dict[int, dict[str, list[float]]]:
+def _curve(config: LearnConfig, name: str) -> dict[int, dict[str, list[float]]]:
     """Returns by update, as far as they were measured."""
     path = config.out / "imagination" / f"{name}-curve.json"
     return {int(key): point for key, point in json.loads(path.read_text()).items()} if path.is_file() else {}
 
 
-def _write_curve(config: ImagineConfig, name: str, curve: dict[int, dict[str, list[float]]]) -> None:
+def _write_curve(config: LearnConfig, name: str, curve: dict[int, dict[str, list[float]]]) -> None:
     ordered = {str(update): curve[update] for update in sorted(curve)}
     write_text(config.out / "imagination" / f"{name}-curve.json", json.dumps(ordered) + "\n")
 
 
-def _result(
-    world: World, config: ImagineConfig, cloned: Float[np.ndarray, " E"] | None, names: list[str]
-) -> Result:
+def _result(world: World, config: LearnConfig, cloned: Float[np.ndarray, " E"] | None) -> Result:
     """Rows of what came of it, and the curves."""
     rng = np.random.default_rng(config.seed)
     rows: list[Row] = []
@@ -311,7 +343,7 @@ def _result(
 
     if cloned is not None:
         add("cloned/real", "cloned policy, real return", cloned)
-    for name in names:
+    for name in config.stages:
         curve = _curve(config, name)
         updates = sorted(curve)
         trusts = ", without trust" if name == FREE_STAGE else ""

@@ -1,0 +1,398 @@
+"""The programs of ``kinema train``: a world from nothing, a finished one that goes on learning, additions.
+
+Each checks the facts before anything is learned, yields its stages, and writes what came of them.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+import tyro
+
+from kinema.data.layout import picture_shape
+from kinema.data.lerobot import Dataset
+from kinema.data.segments import SegmentsConfig, load_segments
+from kinema.model.world import ACTING_FILE, CONFIG_FILE, HEADS_FILE, CameraConfig, WorldConfig
+from kinema.policies.cloned import CLONE_FILE
+from kinema.recipes import RECIPES, Recipe
+from kinema.recipes.added import Part, added, further
+from kinema.simulation.session import World, load
+from kinema.simulation.starts import check_dataset
+from kinema.train import facts
+from kinema.train.added import Addition
+from kinema.train.checkpoint import read_state
+from kinema.train.facts import Identity
+from kinema.train.hindsight import REWARD, require_rewards
+from kinema.train.loop import CHECKPOINT, LoopConfig, Run
+from kinema.train.plan import disk_bytes, say_cost, stage_costs
+from kinema.train.stages import Job, Recording, Stage, further_stages, new_world_stages
+
+SUPPORTS = ("action_support.", "proprio_support.")
+"""Weights that say where actions and proprioception were recorded begin with these."""
+ADDED_FILES = {"heads": HEADS_FILE, "clone": CLONE_FILE, "act": ACTING_FILE}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(LoopConfig):
+    data: Annotated[str, tyro.conf.Positional]
+    """Folder of a LeRobot dataset, or its Hub id."""
+    from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """Finished world (a bundled one, a folder, a Hub id) to begin with. It is not changed: the result goes to
+    --out. With --heads, --clone or --act these are added to it; otherwise it goes on learning."""
+    recipe: str = "base"
+    """Name of the recipe: sizes of networks, and how long each learns."""
+    name: str | None = None
+    """Name of the world; the name of its folder by default."""
+    heads: bool = False
+    """Add heads to a finished world: reward, termination, steps to a goal. The world is the one of --from, or
+    the one in --out."""
+    clone: bool = False
+    """Add a policy that does what the recordings did (behaviour cloning)."""
+    act: bool = False
+    """Add what the network of the world needs to act: to find actions that lead to a goal frame."""
+    parts: tuple[Part, ...] = ("dynamics",)
+    """Parts of --from that go on learning, one after the other. Heads and clones do not fit another manifold,
+    and what a network needs to act does not fit another dynamics."""
+    also: tuple[str, ...] = ()
+    """More datasets (folders or Hub ids) from which --from goes on learning."""
+    world: Annotated[str | None, tyro.conf.Suppress] = None
+    """Old name of --from."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.world is not None:
+            raise ValueError(f"--world is now --from: kinema train {self.data} --from {self.world} ...")
+        for name, default in (("also", ()), ("parts", ("dynamics",))):
+            if getattr(self, name) != default and (self.from_ is None or self.adds):
+                raise ValueError(
+                    f"--{name} is for a finished world that goes on learning: name it with --from"
+                )
+        if self.recipe not in RECIPES:
+            raise ValueError(f"recipe '{self.recipe}': choose one of {', '.join(RECIPES)}")
+
+    @property
+    def adds(self) -> tuple[str, ...]:
+        """Names of what is added to a finished world, which then stays as it is."""
+        return tuple(name for name in ("heads", "clone", "act") if getattr(self, name))
+
+
+@runtime_checkable
+class Program(Protocol):
+    """One of the things that the command can do."""
+
+    def is_finished(self) -> bool:
+        """True where the folder holds the result of this very run. Raises CheckpointError where it holds
+        another one."""
+        ...
+
+    def prepare(self, run: Run) -> None:
+        """Check the facts, and say what the training takes. Nothing is written before."""
+        ...
+
+    def stages(self, run: Run) -> Iterator[Stage]:
+        """The stages, one after the other; each is at its end before the next is asked for."""
+        ...
+
+    def finish(self, run: Run) -> None:
+        """Write what was learned."""
+        ...
+
+
+def choose_program(config: TrainConfig) -> Program:
+    """The program that the options ask for."""
+    if config.adds:
+        return AddingProgram(config)
+    return NewProgram(config) if config.from_ is None else FurtherProgram(config, config.from_)
+
+
+class NewProgram:
+    """Learn a world from nothing."""
+
+    def __init__(self, config: TrainConfig):
+        self.config = config
+        self.dataset = Dataset.open(config.data)
+        self.recipe = RECIPES[config.recipe](self.dataset).shortened(config.update_share)
+        options = {"data": config.data, "recipe": config.recipe, "seed": config.seed}
+        options |= {"accumulate": config.accumulate, **dataclasses.asdict(self.recipe)}
+        self.identity = Identity("run", options, [facts.fingerprint(self.dataset)])
+
+    def is_finished(self) -> bool:
+        return _is_finished(self.config.out, self.identity, [self.dataset])
+
+    def prepare(self, run: Run) -> None:
+        recipe, segments = self.recipe, self.recipe.segments
+        schedules = (recipe.manifold_schedule, recipe.dynamics_schedule)
+        self.episodes = facts.check_data(
+            self.dataset,
+            segment_length=max(phase.length for each in schedules if each for phase in each.phases),
+            columns=_columns(segments.cameras or (), segments.proprio),
+            num_held_out=recipe.num_held_out,
+        )
+        torch.manual_seed(self.config.seed)
+        self.world = World(_world_config(self.config, recipe, self.dataset)).to(run.device)
+        names = ["tokenizer"] if recipe.tokenizer is not None else []
+        names += [part for part in ("manifold", "decoder") if recipe.schedule(part) is not None]
+        _say_cost(run, recipe, self.world, [(self.dataset, self.episodes.learned)], [*names, "dynamics"])
+
+    def stages(self, run: Run) -> Iterator[Stage]:
+        recording = _record(run, self.dataset, self.recipe.segments, self.episodes.learned, "frames")
+        self.identity.keep(run)
+        self.job = Job(run, self.world, self.recipe, [recording], self.episodes.held_out)
+        yield from new_world_stages(self.job)
+
+    def finish(self, run: Run) -> None:
+        out = self.config.out
+        self.world.save(out)
+        print(f"the world is in {out}: kinema simulate {out} --data {self.config.data}")
+        self.job.evaluate_last()
+        _remove_frames(out)
+
+
+class FurtherProgram:
+    """Let parts of a finished world go on learning."""
+
+    def __init__(self, config: TrainConfig, source: str):
+        self.config, self.source = config, source
+        if config.out.resolve() == Path(source).resolve():
+            raise ValueError(f"--out {config.out}: that is the world to go on from; name another folder")
+        self.datasets = [Dataset.open(name) for name in (config.data, *config.also)]
+        recipe = further(RECIPES[config.recipe](self.datasets[0]))
+        self.recipe = recipe.shortened(config.update_share)
+        options = {
+            "data": [config.data, *config.also],
+            "seed": config.seed,
+            "from": source,
+            "parts": list(config.parts),
+            "accumulate": config.accumulate,
+            **dataclasses.asdict(self.recipe),
+        }
+        self.identity = Identity("further", options, [facts.fingerprint(each) for each in self.datasets])
+
+    def is_finished(self) -> bool:
+        return _is_finished(self.config.out, self.identity, self.datasets)
+
+    def prepare(self, run: Run) -> None:
+        config, recipe = self.config, self.recipe
+        world = load(self.source, device=run.device)
+        for dataset in self.datasets:
+            check_dataset(world, dataset)
+        for part in config.parts:
+            if recipe.schedule(part) is None or (part != "dynamics" and world.manifold is None):
+                raise ValueError(
+                    f"--parts {part}: the recipe '{config.recipe}' or the world '{world.name}' has none"
+                )
+        schedules = [recipe.schedule(part) for part in config.parts if part != "decoder"]
+        length = max((phase.length for each in schedules if each for phase in each.phases), default=2)
+        self.episodes = [
+            facts.check_data(
+                dataset,
+                segment_length=length,
+                columns=_columns(world.cameras, world.config.proprio_key),
+                num_held_out=0 if number else recipe.num_held_out,
+            )
+            for number, dataset in enumerate(self.datasets)
+        ]
+        self.world = _extended(world, recipe)
+        if "dynamics" in config.parts:
+            self.world.acting = None
+        learned = [each.learned for each in self.episodes]
+        _say_cost(run, recipe, self.world, list(zip(self.datasets, learned, strict=True)), config.parts)
+
+    def stages(self, run: Run) -> Iterator[Stage]:
+        recordings = []
+        for number, (dataset, episodes) in enumerate(zip(self.datasets, self.episodes, strict=True)):
+            folder = f"frames-{number}"
+            recordings.append(_record(run, dataset, _segments_of(self.world), episodes.learned, folder))
+        self.identity.keep(run)
+        self.job = Job(run, self.world, self.recipe, recordings, self.episodes[0].held_out)
+        yield from further_stages(self.job, self.config.parts)
+
+    def finish(self, run: Run) -> None:
+        out = self.config.out
+        self.world.save(out)
+        fits = "need to be learned anew" if "manifold" in self.config.parts else "fit it as well"
+        print(f"the world is in {out}; heads and clones of {self.source} {fits}")
+        if "dynamics" in self.config.parts:
+            self.job.evaluate_last()
+        _remove_frames(out)
+
+
+class AddingProgram:
+    """Add heads, a cloned policy or the network as a policy to a world, which stays as it is."""
+
+    def __init__(self, config: TrainConfig):
+        self.config, self.recipe, out = config, added(), config.out
+        self.is_in_place = (out / CONFIG_FILE).is_file()
+        if not self.is_in_place and any((out / CHECKPOINT / name).is_file() for name in WORLD_RUNS):
+            raise ValueError(
+                f"--out {out}: its world is not finished; run the command that began it again, then add to it"
+            )
+        if not self.is_in_place and config.from_ is None:
+            raise ValueError(
+                f"--out {out}: there is no finished world in it; train one first, or name one with --from"
+            )
+        self.dataset = Dataset.open(config.data)
+        if config.heads:
+            require_rewards(self.dataset)
+        options = {"data": config.data, "seed": config.seed, "share": config.update_share}
+        options |= {"accumulate": config.accumulate}
+        prints = [facts.fingerprint(self.dataset)]
+        self.identities = [Identity(name, options, prints) for name in config.adds]
+
+    def is_finished(self) -> bool:
+        out = self.config.out
+        is_done = [identity.check(out, [self.dataset]) for identity in self.identities]
+        for name in self.config.adds:
+            state = read_state(out / CHECKPOINT / name) or {"update": 0}
+            schedule = self.recipe.schedule(name).shortened(self.config.update_share)
+            is_done.append(state["update"] == schedule.updates and (out / ADDED_FILES[name]).is_file())
+        return all(is_done)
+
+    def prepare(self, run: Run) -> None:
+        source = self.config.out if self.is_in_place else self.config.from_
+        assert source is not None
+        self.world = load(source, device=run.device)
+        check_dataset(self.world, self.dataset)
+        rewards = (REWARD,) if self.config.heads else ()
+        self.episodes = facts.check_data(
+            self.dataset,
+            segment_length=2,
+            columns=(*_columns(self.world.cameras, self.world.config.proprio_key), *rewards),
+            num_held_out=max(1, self.dataset.num_episodes // 20),
+        )
+        every = np.union1d(self.episodes.learned, self.episodes.held_out)
+        _say_cost(run, None, self.world, [(self.dataset, every)], ())
+
+    def stages(self, run: Run) -> Iterator[Stage]:
+        if run.ranks.is_first and not self.is_in_place:
+            self.world.save(self.config.out)
+        recordings = [
+            _record(run, self.dataset, _segments_of(self.world), episodes, f"frames-{name}")
+            for name, episodes in vars(self.episodes).items()
+        ]
+        for identity in self.identities:
+            identity.keep(run)
+        yield from Addition(run, self.world, self.recipe, *recordings).stages(self.config.adds)
+
+    def finish(self, run: Run) -> None:
+        _remove_frames(self.config.out)
+        print(f"{' and '.join(self.config.adds)}: learned, and in {self.config.out} beside the world")
+
+
+WORLD_RUNS = ("run.json", "further.json")
+"""Files that say that a world is being trained in a folder."""
+
+
+def _is_finished(out: Path, identity: Identity, datasets: Sequence[Dataset]) -> bool:
+    """True where a folder holds the world of this run.
+
+    Raises:
+        CheckpointError: another run, or changed data.
+        ValueError: it holds another finished world.
+    """
+    is_this_run, has_world = identity.check(out, datasets), (out / CONFIG_FILE).is_file()
+    if has_world and not is_this_run:
+        raise ValueError(f"--out {out}: it holds a finished world already; name another folder")
+    return has_world
+
+
+def _columns(cameras: Sequence[str], proprio: str | None) -> tuple[str, ...]:
+    """Keys of the features that a world learns from."""
+    return (*cameras, *((proprio,) if proprio else ()), "action")
+
+
+def _record(
+    run: Run, dataset: Dataset, config: SegmentsConfig, episodes: np.ndarray, folder: str
+) -> Recording:
+    """Decode episodes; the first process does, the others read what it wrote."""
+    first, stop = int(episodes[0]), int(episodes[-1]) + 1
+    left_out = np.setdiff1d(np.arange(first, stop), episodes)
+    config = dataclasses.replace(config, episodes=(first, stop), left_out=tuple(left_out.tolist()))
+    cache = run.folder / folder
+    with run.ranks.first_goes_ahead() as is_first:
+        segments = load_segments(dataset, config, cache) if is_first else None
+    segments = segments or load_segments(dataset, config, cache, progress=False)
+    return Recording(dataset, segments, facts.name_of(facts.fingerprint(dataset), episodes))
+
+
+def _segments_of(world: World) -> SegmentsConfig:
+    """Cameras and sizes that a finished world learned."""
+    return SegmentsConfig(
+        cameras=world.cameras,
+        proprio=world.config.proprio_key,
+        sizes=world.config.learned_sizes,
+    )
+
+
+def _say_cost(
+    run: Run,
+    recipe: Recipe | None,
+    world: World,
+    episodes: Sequence[tuple[Dataset, np.ndarray]],
+    names: Sequence[str],
+) -> None:
+    """Say what a training takes; of what is added to a world only the disk is counted."""
+    num_rows = sum(int(dataset.lengths()[chosen].sum()) for dataset, chosen in episodes)
+    costs = stage_costs(run, recipe, world.config, episodes[0][0], names) if recipe is not None else []
+    say_cost(costs, run, disk_bytes(world, num_rows))
+
+
+def _remove_frames(out: Path) -> None:
+    """Remove decoded frames, which are large and no longer needed."""
+    for folder in (out / CHECKPOINT).glob("frames*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _extended(world: World, recipe: Recipe) -> World:
+    """The same world with room for what the recipe keeps of recordings, where it has none: codes of frames,
+    and where actions and proprioception were."""
+    config = world.config
+    num_recorded = recipe.manifold.num_recorded if recipe.manifold is not None else 0
+    if config.manifold is not None and not config.manifold.num_recorded:
+        manifold = dataclasses.replace(config.manifold, num_recorded=num_recorded)
+        config = dataclasses.replace(config, manifold=manifold)
+    if not config.num_support:
+        config = dataclasses.replace(config, num_support=recipe.num_support)
+    if config == world.config:
+        return world
+    extended = World(config).to(world.device)
+    extended.heads, extended.acting = world.heads, world.acting
+    missing, unknown = extended.load_state_dict(world.state_dict(), strict=False)
+    assert not unknown
+    assert all(key.startswith(("manifold.recorded.", *SUPPORTS)) for key in missing)
+    return extended
+
+
+def _world_config(config: TrainConfig, recipe: Recipe, dataset: Dataset) -> WorldConfig:
+    names = dataset.features["action"].get("names")
+    if not isinstance(names, list) or len(names) != recipe.dynamics.action_dim:
+        names = [f"action_{index}" for index in range(recipe.dynamics.action_dim)]
+    learned = recipe.segments.sizes_of(recipe.segments.cameras or ())
+    native = {key: picture_shape(dataset.features[key]) for key in learned}
+    return WorldConfig(
+        name=config.name or config.out.resolve().name,
+        fps=dataset.fps,
+        cameras=tuple(
+            CameraConfig(
+                key=key,
+                native_height=native[key][0],
+                native_width=native[key][1],
+                height=height,
+                width=width,
+            )
+            for key, (height, width) in learned.items()
+        ),
+        proprio_key=recipe.segments.proprio,
+        action_names=tuple(names),
+        tokenizer=recipe.tokenizer,
+        dynamics=recipe.dynamics,
+        manifold=recipe.manifold,
+        still_change=recipe.still_change,
+        num_denoising_steps=recipe.num_denoising_steps,
+        context_tau=recipe.context_tau,
+        num_support=recipe.num_support,
+    )
