@@ -58,6 +58,7 @@ def test_help_lists_every_command(arguments: list[str], capsys: pytest.CaptureFi
 def _options(config: type) -> Iterator[str]:
     """Fields of a configuration, and of those that stand in it."""
     for name, kind in get_type_hints(config).items():
+        name = name.rstrip("_")
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             yield from _options(kind)
         else:
