@@ -1,4 +1,4 @@
-"""What a server of many clients costs: the gain of batching, and memory after many sessions.
+"""Measure a server of many clients: the cost of HTTP, the gain of batching, and memory after many sessions.
 
     python benchmarks/serve.py                     # 16 clients, 1,000 sessions
     python benchmarks/serve.py --sessions 100      # smaller
@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 import tyro
 
@@ -76,6 +77,26 @@ def rate(sims: list[RemoteSimulation], steps: int, *, together: bool) -> float:
     return len(sims) * steps / (time.perf_counter() - started)
 
 
+def http_ratios(url: str, sim: RemoteSimulation, num: int) -> tuple[float, float]:
+    """Median times of ``/health`` and of a step by HTTP, each over that of a step by stream, in turns."""
+    action = [256.0] * sim.world.action_dim
+    body = {"action": action, "format": "jpeg"}
+    http = httpx.Client(base_url=url)
+    asks = {
+        "health": lambda: http.get("/health"),
+        "step": lambda: http.post(f"/v1/sessions/{sim.id}/step", json=body),
+        "stream": lambda: sim.step(action),
+    }
+    took: dict[str, list[float]] = {name: [] for name in asks}
+    for _ in range(num):
+        for name, ask in asks.items():
+            started = time.perf_counter()
+            ask()
+            took[name].append(time.perf_counter() - started)
+    health, step, stream = (statistics.median(took[name]) for name in asks)
+    return health / stream, step / stream
+
+
 def batched(world: RemoteWorld) -> tuple[float, float]:
     """Steps that the server has made so far, and the batches that it made them in."""
     text = world.connection.request("GET", "/metrics").text
@@ -97,6 +118,8 @@ def main(config: Config) -> None:
         for sim in sims:
             for _ in range(10):  # Until every past is full.
                 sim.step(np.full(sim.world.action_dim, 256.0))
+        health, step = http_ratios(url, sims[0], 10 * config.steps)
+        print(f"over a step by stream: /health {health:.2f}, a step by HTTP {step:.2f}", flush=True)
         ratios = []
         for _ in range(config.rounds):
             apart = rate(sims, config.steps, together=False)

@@ -50,7 +50,9 @@ MESSAGE: TypeAdapter[StepMessage | RewindMessage | ChangeMessage | LookMessage] 
 async def serve_stream(socket: WebSocket, service: Service, session_id: str) -> None:
     """Answer messages until the client goes or the session is closed."""
     try:
-        service.sessions.find(session_id)
+        # Waits for the session, so that clients that come and go do not fill its queue with their steps.
+        async with service.sessions.use(session_id):
+            pass
     except Refusal as refusal:
         await socket.close(1008, refusal.message[:100])
         return

@@ -233,6 +233,16 @@ def test_a_client_that_dies_in_mid_step_harms_nobody(url: str, http: httpx.Clien
         http.delete(f"/v1/sessions/{opened}")
 
 
+def test_clients_that_come_and_go_leave_the_session_free(url: str, http: httpx.Client, session: str) -> None:
+    address = f"{url.replace('http', 'ws')}/v1/sessions/{session}/stream"
+    for _ in range(12):
+        with connect(address) as stream:
+            stream.send(json.dumps({"op": "step", "action": [0.0, 1.5]}))
+            stream.socket.shutdown(socket.SHUT_RDWR)
+    answer = http.post(f"/v1/sessions/{session}/step", json={"action": [0.0, 1.5], "format": "none"})
+    assert answer.status_code == 200, answer.text
+
+
 # Bounds.
 
 

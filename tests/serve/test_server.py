@@ -189,7 +189,7 @@ def test_a_signal_ends_plans_steps_and_streams(
     process, url = command
     answers: list[httpx.Response] = []
     with httpx.Client(base_url=url, timeout=60) as http:
-        sessions = [open_session(http) for _ in range(2)]
+        sessions = [open_session(http) for _ in range(3)]
         plan = {"horizon": 200, "candidates": 512, "iterations": 64, "max_seconds": 30}
         asked = [
             (f"/v1/sessions/{sessions[0]}/plan", {"goal": {"episode": 1, "row": 9}, **plan}),
@@ -203,7 +203,7 @@ def test_a_signal_ends_plans_steps_and_streams(
         for thread in threads:
             thread.start()
         wait_for(lambda: metric(http, "steps_total") > 5 and metric(http, "plans") == 1)
-        with connect(f"{url.replace('http', 'ws')}/v1/sessions/{sessions[1]}/stream"):
+        with connect(f"{url.replace('http', 'ws')}/v1/sessions/{sessions[2]}/stream"):
             process.send_signal(signum)
             began = time.monotonic()
             _, errors = process.communicate(timeout=30)
