@@ -208,7 +208,7 @@ def _find(name: str) -> tuple[str, int | None]:
     registrar = namespace if environments is None else environments.module
     if module:
         _import(module, f"environment {name!r}")
-    elif registrar.isidentifier() and importlib.util.find_spec(registrar) is not None:
+    elif (package := registrar.partition(".")[0]).isidentifier() and importlib.util.find_spec(package):
         _import(registrar, f"environment {name!r}")
     try:
         return env_id, gymnasium.spec(env_id).max_episode_steps

@@ -74,7 +74,7 @@ class Simulator:
     @property
     def is_installed(self) -> bool:
         """Tell whether the simulator can be imported."""
-        return importlib.util.find_spec(self.module) is not None
+        return importlib.util.find_spec(self.module.partition(".")[0]) is not None
 
     @property
     def info_keys(self) -> tuple[str, ...]:
