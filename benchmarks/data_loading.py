@@ -2,8 +2,8 @@
 
     python benchmarks/data_loading.py [--data FOLDER]
 
-Prints how many frames a second come out of the store (in memory and memory-mapped), how many the tokenizer
-and the dynamics train on, and the ratios. Without ``--data`` a dataset of noise is made.
+Prints how many frames a second come out of the store (memory-mapped), how many the tokenizer and the dynamics
+train on, and the ratios. Without ``--data`` a dataset of noise is made.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import tyro
 
 from kinema.data import Dataset, DatasetWriter
 from kinema.data.segments import Segments, load_segments
-from kinema.model.objective import DynamicsObjective
+from kinema.model.objective import DynamicsBatch, DynamicsObjective
 from kinema.model.tokens import Values
 from kinema.model.transformer import Dynamics
 from kinema.recipes import base
@@ -39,42 +39,39 @@ def main(config: Config) -> None:
         dataset = Dataset.open(folder)
         recipe = base(dataset)
         assert recipe.tokenizer is not None
-        in_memory = load_segments(dataset, recipe.segments, Path(scratch) / "cache")
-        on_disk = load_segments(
-            dataset, dataclasses.replace(recipe.segments, memory_limit_gb=0.0), Path(scratch) / "cache"
-        )
+        on_disk = load_segments(dataset, recipe.segments, Path(scratch) / "cache")
         rng = np.random.default_rng(0)
         tokenizer = ConvTokenizer(recipe.tokenizer)
         tokenizer_objective = TokenizerObjective(tokenizer, recipe.tokenizer_objective)
         dynamics_objective = DynamicsObjective(Dynamics(recipe.dynamics), recipe.dynamics_objective)
         latents = torch.randn(
-            in_memory.num_rows, recipe.dynamics.num_latents, recipe.dynamics.latent_dim, dtype=torch.float16
+            on_disk.num_rows, recipe.dynamics.num_latents, recipe.dynamics.latent_dim, dtype=torch.float16
         )
 
         def read_pairs(segments: Segments) -> int:
             return 2 * len(segments.draw_pairs(rng, 32))
 
         def train_tokenizer() -> int:
-            tokenizer_objective(in_memory.draw_pairs(rng, 32).pictures)[0].backward()
+            tokenizer_objective(on_disk.draw_pairs(rng, 32).pictures)[0].backward()
             return 64
 
         def read_latents() -> int:
-            rows = in_memory.draw_rows(rng, 16, 9)
+            rows = on_disk.draw_rows(rng, 16, 9)
             latents[torch.from_numpy(rows)].float()
             return rows.size
 
         def train_dynamics() -> int:
-            rows = in_memory.draw_rows(rng, 16, 9)
+            rows = on_disk.draw_rows(rng, 16, 9)
             values = Values(
                 latents[torch.from_numpy(rows)].float(),
                 torch.randn(16, 9, recipe.dynamics.proprio_dim),
                 torch.randn(16, 9, recipe.dynamics.action_dim),
             )
-            dynamics_objective(values, torch.ones(16, 9, dtype=torch.bool))[0].backward()
+            batch = DynamicsBatch(values, torch.ones(16, 9, dtype=torch.bool))
+            dynamics_objective(batch)[0].backward()
             return rows.size
 
         rates = {
-            "read pictures, in memory": _rate(lambda: read_pairs(in_memory)),
             "read pictures, memory-mapped": _rate(lambda: read_pairs(on_disk)),
             "train the tokenizer": _rate(train_tokenizer),
             "read latents": _rate(read_latents),
@@ -83,7 +80,6 @@ def main(config: Config) -> None:
         for name, rate in rates.items():
             print(f"{name:32s} {rate:10.0f} frames/s")
         for read, trained in (
-            ("read pictures, in memory", "train the tokenizer"),
             ("read pictures, memory-mapped", "train the tokenizer"),
             ("read latents", "train the dynamics"),
         ):

@@ -150,6 +150,8 @@ REQUIREMENT_OF_MODULE = {"rerun": "rerun-sdk"}
 """Names by which pip knows modules that are called otherwise."""
 RENAMED = {"imagine": "learn"}
 """New names of commands, by the old ones."""
+RENAMED_OPTIONS = {("train", "--world"): "--from"}
+"""New names of options, by the command and the old ones."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,6 +168,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in RENAMED:
         print(f"error: `kinema {name}` is now `kinema {RENAMED[name]}`", file=sys.stderr)
         return 2
+    for (command, old), new in RENAMED_OPTIONS.items():
+        if command == name and any(word.split("=")[0] == old for word in rest):
+            print(f"error: `kinema {name} {old}` is now `kinema {name} {new}`", file=sys.stderr)
+            return 2
     if name not in COMMANDS:
         print(f"error: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2

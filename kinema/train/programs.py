@@ -59,13 +59,9 @@ class TrainConfig(LoopConfig):
     and what a network needs to act does not fit another dynamics."""
     also: tuple[str, ...] = ()
     """More datasets (folders or Hub ids) from which --from goes on learning."""
-    world: Annotated[str | None, tyro.conf.Suppress] = None
-    """Old name of --from."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.world is not None:
-            raise ValueError(f"--world is now --from: kinema train {self.data} --from {self.world} ...")
         for name, default in (("also", ()), ("parts", ("dynamics",))):
             if getattr(self, name) != default and (self.from_ is None or self.adds):
                 raise ValueError(
