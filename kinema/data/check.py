@@ -15,6 +15,7 @@ from kinema.data import view
 from kinema.data.defects import Defect, find_defects
 from kinema.data.layout import POSITION_FEATURES, DataError, is_picture
 from kinema.data.lerobot import Dataset
+from kinema.types import FileError
 
 MAX_LISTED = 10
 """Defects of one kind that are printed; all of them are in the JSON."""
@@ -58,9 +59,11 @@ def inspect(config: DataConfig) -> int:
     sheet = draw_contact_sheet(dataset)
     if sheet is not None:
         out = config.out or Path("runs") / f"{dataset.root.resolve().name}-contact-sheet.png"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        view.write_png(out, sheet)
-        report["contact_sheet"] = str(out)
+        try:
+            view.write_png(out, sheet)
+            report["contact_sheet"] = str(out)
+        except (OSError, FileError) as error:
+            report["contact_sheet_error"] = f"not written ({error}); name another place with --out"
     report["defects"] = [dataclasses.asdict(defect) for defect in defects]
     _show(report, defects, is_json=config.json)
     return int(any(defect.severity == "error" for defect in defects))
@@ -147,9 +150,10 @@ def _show(report: Mapping[str, Any], defects: list[Defect], *, is_json: bool) ->
     if is_json:
         print(json.dumps(report, indent=2))
         return
-    if "episodes" in report:
-        print("\n".join(_summary_lines(report)))
-    print("\n".join(_defect_lines(defects)))
+    lines = [*(_summary_lines(report) if "episodes" in report else ()), *_defect_lines(defects)]
+    # A terminal that lacks a letter is no reason to fail.
+    encoding = sys.stdout.encoding or "utf-8"
+    print("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _summary_lines(report: Mapping[str, Any]) -> Iterable[str]:
@@ -170,6 +174,8 @@ def _summary_lines(report: Mapping[str, Any]) -> Iterable[str]:
     yield from _statistics_lines(report)
     if "contact_sheet" in report:
         yield f"contact sheet: {report['contact_sheet']}"
+    if "contact_sheet_error" in report:
+        yield f"contact sheet: {report['contact_sheet_error']}"
 
 
 def _statistics_lines(report: Mapping[str, Any]) -> Iterable[str]:

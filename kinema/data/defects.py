@@ -13,7 +13,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from kinema.data import fold, video
-from kinema.data.episodes import VideoSpans, read_columns
+from kinema.data.episodes import SpanCheck, VideoSpans, check_spans, read_columns
 from kinema.data.layout import (
     INFO_PATH,
     POSITION_FEATURES,
@@ -434,14 +434,21 @@ def _check_episode(
     if "timestamp" in columns:
         times = columns["timestamp"].ravel().astype(np.float64)
         right = np.arange(length) / dataset.fps
+        if length and abs(times[0]) > TIMESTAMP_TOLERANCE:
+            message = f"starts at {times[0]:.4f} s instead of 0; taken from its first row on"
+            yield dataclasses.replace(defect("timestamps", "timestamp", message), severity="warning")
+            right = right + times[0]
         wrong = np.flatnonzero(~(np.abs(times - right) <= TIMESTAMP_TOLERANCE + 1e-6 * right))
         if len(wrong):
             row = int(wrong[0])
             message = f"is {times[row]:.4f} s in row {row}, expected {right[row]:.4f} s ({len(wrong)} rows)"
-            yield defect("timestamps", "timestamp", message)
+            is_far = bool((~(np.abs(times - right) <= 0.5 / dataset.fps + 1e-4)).any())
+            yield dataclasses.replace(
+                defect("timestamps", "timestamp", message), severity="error" if is_far else "warning"
+            )
     if "task_index" in columns and dataset.tasks:
         tasks = columns["task_index"].ravel()
-        wrong = np.flatnonzero((tasks < 0) | (tasks >= len(dataset.tasks)))
+        wrong = np.flatnonzero(~np.isin(tasks, list(dataset.task_texts)))
         if len(wrong):
             message = f"is {tasks[wrong[0]]}, but there are {len(dataset.tasks)} tasks"
             yield defect("task", "task_index", message)
@@ -493,17 +500,34 @@ def _check_videos(dataset: Dataset, camera: str, bar: tqdm | None, *, is_decodin
             if bar is not None:
                 bar.update(int(table.lengths[its_numbers].sum()))
             continue
-        yield from _check_spans(dataset, camera, path, its_numbers, header)
+        checked = check_spans(
+            spans,
+            its_numbers,
+            ids=table.ids,
+            lengths=table.lengths,
+            fps=dataset.fps,
+            num_frames=header.num_frames,
+            first_time=header.start,
+        )
+        yield from _check_spans(dataset, camera, path, its_numbers, header, checked, is_decoding=is_decoding)
         if is_decoding:
             for number in its_numbers:
-                yield from _check_frames(dataset, camera, number, reader)
+                if number not in checked.wrong:
+                    yield from _check_frames(dataset, camera, number, reader, checked.offset)
                 if bar is not None:
                     bar.update(int(table.lengths[number]))
         reader.close()
 
 
 def _check_spans(
-    dataset: Dataset, camera: str, path: Path, numbers: list[int], header: video.VideoInfo
+    dataset: Dataset,
+    camera: str,
+    path: Path,
+    numbers: list[int],
+    header: video.VideoInfo,
+    checked: SpanCheck,
+    *,
+    is_decoding: bool,
 ) -> Iterator[Defect]:
     """What the header of a video says, against the episodes that are said to lie in it."""
     table, spans = dataset.table, dataset.table.videos[camera]
@@ -524,31 +548,35 @@ def _check_spans(
         message = f"pictures are {header.height} x {header.width}, but {INFO_PATH} says {height} x {width}"
         yield defect("shape", message)
     num_rows = int(table.lengths[numbers].sum())
-    if header.num_frames and header.num_frames < num_rows:
+    if header.num_frames and header.num_frames < num_rows and is_decoding:
         yield defect("length", f"has {header.num_frames} frames, but its episodes have {num_rows} rows")
     elif header.num_frames > num_rows and abs(header.fps - dataset.fps) < 0.01:
         message = f"has {header.num_frames} frames, but its episodes have only {num_rows} rows"
         yield dataclasses.replace(defect("length", message), severity="warning")
-    end, before = 0.0, None
-    for number in numbers:
-        frames = (spans.ends[number] - spans.starts[number]) * dataset.fps
-        if abs(frames - table.lengths[number]) > 0.5:
-            message = f"spans {frames:.1f} frames of the video, but has {table.lengths[number]} rows"
-            yield defect("length", message, number)
-        if spans.starts[number] < end - 0.5 / dataset.fps:
-            message = f"starts at {spans.starts[number]:.3f} s, before episode {before} ends ({end:.3f} s)"
-            yield defect("order", message, number)
-        end, before = max(end, float(spans.ends[number])), int(table.ids[number])
+    if checked.offset:
+        message = f"the first frame is at {header.start:.3f} s; episodes are read from there on"
+        yield dataclasses.replace(defect("timestamps", message), severity="warning")
+    for number, (kind, message) in checked.wrong.items():
+        yield defect(kind, message, number)
+    if not is_decoding and header.num_frames:
+        # Decoding finds the same, frame by frame.
+        end = header.start + header.num_frames / dataset.fps
+        for number in numbers:
+            last = spans.starts[number] + checked.offset + (table.lengths[number] - 0.5) / dataset.fps
+            if number not in checked.wrong and last > end:
+                yield defect("length", f"has no frames from {end:.3f} s on, where the video ends", number)
 
 
-def _check_frames(dataset: Dataset, camera: str, number: int, reader: video.VideoReader) -> Iterator[Defect]:
+def _check_frames(
+    dataset: Dataset, camera: str, number: int, reader: video.VideoReader, offset: float
+) -> Iterator[Defect]:
     """Decode one episode of a video."""
     spans = dataset.table.videos[camera]
     assert isinstance(spans, VideoSpans)
     file, episode = _relative(reader.path, dataset.root), int(dataset.table.ids[number])
     times = np.arange(dataset.table.lengths[number]) / dataset.fps
     try:
-        pictures, worst = reader.read(spans.starts[number] + times, tolerance=0.5 / dataset.fps)
+        pictures, worst = reader.read(spans.starts[number] + offset + times, tolerance=0.5 / dataset.fps)
     except DataError as error:
         yield dataclasses.replace(
             Defect.of(error, dataset.root, kind="video"), episode=episode, key=camera, file=file

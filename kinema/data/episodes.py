@@ -5,7 +5,7 @@ for the rest the place where it is missing is remembered, and raised when it is 
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,68 @@ class VideoSpans:
     """Seconds in the file, ``N``."""
     ends: np.ndarray
     """Seconds in the file, ``N``."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpanCheck:
+    """Result of ``check_spans`` for one video file."""
+
+    offset: float
+    """Seconds to add to the times of all episodes: the file's first frame is the first one recorded."""
+    wrong: dict[int, tuple[str, str]]
+    """By position of an episode: kind of its defect, and why its frames cannot be told from others'."""
+
+
+def check_spans(
+    spans: VideoSpans,
+    numbers: Sequence[int],
+    *,
+    ids: np.ndarray,
+    lengths: np.ndarray,
+    fps: float,
+    num_frames: int,
+    first_time: float,
+) -> SpanCheck:
+    """Check that the episodes of one video file have frames of their own.
+
+    Args:
+        spans: of the camera.
+        numbers: positions of the episodes that lie in the file.
+        ids: ``episode_index`` by position.
+        lengths: rows by position.
+        fps: rows a second.
+        num_frames: frames in the file; 0 where its header does not say.
+        first_time: time of its first frame in seconds.
+    """
+    ordered = sorted(numbers, key=lambda number: float(spans.starts[number]))
+    half, wrong, first_gap = 0.5 / fps, {}, None
+    for place, number in enumerate(ordered):
+        start, end = float(spans.starts[number]), float(spans.ends[number])
+        frames = (end - start) * fps
+        if not abs(frames - lengths[number]) <= 0.5:
+            reason = f"spans {frames:.1f} frames of the video, but has {lengths[number]} rows"
+            wrong[number] = ("length", reason)
+        before = ordered[place - 1] if place else None
+        its_end = 0.0 if before is None else float(spans.ends[before])
+        if before is not None and start < its_end - half:
+            reason = f"starts at {start:.3f} s, before episode {ids[before]} ends ({its_end:.3f} s)"
+            wrong.setdefault(number, ("order", reason))
+            reason = f"ends at {its_end:.3f} s, after episode {ids[number]} starts ({start:.3f} s)"
+            wrong.setdefault(before, ("order", reason))
+        if start > its_end + half and first_gap is None:
+            first_gap = place
+    offset, last = 0.0, max(float(spans.ends[number]) for number in ordered)
+    begin = float(spans.starts[ordered[0]])
+    if first_time > begin + half:
+        if wrong or first_gap is not None or num_frames != int(lengths[ordered].sum()):
+            reason = f"the video's first frame is at {first_time:.3f} s, but episodes start at {begin:.3f} s"
+            return SpanCheck(offset=0.0, wrong=dict.fromkeys(ordered, ("video", reason)))
+        offset = first_time - begin
+    file_end = first_time + num_frames / fps
+    if num_frames and first_gap is not None and last + offset > file_end + half:
+        reason = f"the episodes leave a gap and end at {last:.3f} s, but the video ends at {file_end:.3f} s"
+        wrong |= {number: ("order", reason) for number in ordered[first_gap:] if number not in wrong}
+    return SpanCheck(offset=offset, wrong=wrong)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

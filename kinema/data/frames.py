@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image
 
+from kinema.data.layout import CHANNELS, DataError
+
 
 def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bring frames ``T H W C`` to another size, with antialiasing."""
@@ -14,6 +16,20 @@ def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
         np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BOX)) for frame in frames
     ]
     return np.stack(resized) if resized else np.zeros((0, height, width, 3), np.uint8)
+
+
+def as_rgb(frames: np.ndarray, camera: str) -> np.ndarray:
+    """Bring frames ``T H W 1``, ``T H W 3`` or ``T H W 4`` to ``T H W 3``: grey is repeated, alpha dropped.
+
+    Raises DataError, which names the camera.
+    """
+    channels = frames.shape[-1] if frames.ndim == 4 else 0
+    if frames.dtype != np.uint8 or channels not in CHANNELS:
+        raise DataError(
+            f"frames must be uint8 of shape (T, height, width, 1, 3 or 4), got {frames.dtype} {frames.shape}",
+            key=camera,
+        )
+    return np.repeat(frames, 3, axis=-1) if channels == 1 else frames[..., :3]
 
 
 def join_cameras(videos: Iterable[np.ndarray]) -> np.ndarray:

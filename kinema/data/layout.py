@@ -7,6 +7,7 @@ videos/{video_key}/chunk-000/file-000.mp4
 
 import contextlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ POSITION_FEATURES: dict[str, Feature] = {
 """Columns that every dataset has and that follow from the position of a row."""
 
 PICTURE_DTYPES = ("video", "image")
+CHANNELS = (1, 3, 4)
+"""Channels that frames may have: grey, colours, colours with alpha."""
 
 INFO_DEFAULTS: dict[str, Any] = {
     "chunks_size": 1000,
@@ -82,12 +85,47 @@ def is_picture(feature: Mapping[str, Any]) -> bool:
 
 
 def picture_shape(feature: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Height, width, channels; some published sets have the channels first, and say so in ``names``."""
-    first, second, third = (int(n) for n in feature["shape"])
-    names = feature.get("names")
-    if isinstance(names, list) and names and str(names[0]).startswith("channel"):
-        return second, third, first
-    return first, second, third
+    """Height, width, channels of a camera, however its feature spells them: channels last, first or left out.
+
+    ``names`` says where the channels are, also nested (``{"axes": [...]}``); where it does not, or says what
+    cannot be, their number does. Raises DataError.
+    """
+    try:
+        sizes = [int(n) for n in feature["shape"]]
+    except (TypeError, ValueError):
+        sizes = []
+    if len(sizes) == 2:
+        sizes = [*sizes, 1]
+    if len(sizes) != 3 or min(sizes) < 1 or not {sizes[0], sizes[2]} & set(CHANNELS):
+        raise DataError(
+            f"shape {feature['shape']} is not that of a camera; expected [height, width, channels] with "
+            f"{', '.join(map(str, CHANNELS))} channels",
+            path=INFO_PATH,
+        )
+    names = _flat_names(feature.get("names"))
+    is_first = len(names) == 3 and (names[0].startswith("channel") or names[0] in ("c", "ch", "rgb"))
+    is_last = len(names) == 3 and (names[2].startswith("channel") or names[2] in ("c", "ch", "rgb"))
+    if (
+        sizes[0] in CHANNELS
+        and (is_first or sizes[2] not in CHANNELS)
+        and not (is_last and sizes[2] in CHANNELS)
+    ):
+        sizes = [sizes[1], sizes[2], sizes[0]]
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _flat_names(names: object) -> list[str]:
+    """Names of axes without the lists and mappings around them."""
+    while isinstance(names, Mapping | list) and len(names) == 1:
+        names = next(iter(names.values())) if isinstance(names, Mapping) else names[0]
+    return [str(name).lower() for name in names] if isinstance(names, list) else []
+
+
+def is_depth(feature: Mapping[str, Any]) -> bool:
+    """Tell whether a feature says that its frames are depth, of more than 8 bits."""
+    info = feature.get("info") or feature.get("video_info") or {}
+    pixels = str(info.get("video.pix_fmt", ""))
+    return bool(info.get("video.is_depth_map")) or bool(re.match(r"gray(9|1\d)", pixels))
 
 
 def row_shape(feature: Mapping[str, Any]) -> tuple[int, ...]:
@@ -214,9 +252,14 @@ def read_json(root: Path, name: str) -> dict[str, Any]:
 
 def read_tasks(root: Path) -> list[str]:
     """Task texts in the order of their index; empty without a table."""
+    return list(read_task_texts(root).values())
+
+
+def read_task_texts(root: Path) -> dict[int, str]:
+    """Task texts by ``task_index``, ascending; empty without a table. Raises DataError."""
     path = root / TASKS_PATH
     if not exists(path):
-        return []
+        return {}
     try:
         table = read_parquet(path)
     except (OSError, pa.ArrowException) as error:
@@ -227,8 +270,11 @@ def read_tasks(root: Path) -> list[str]:
             f"expected a column task_index and the tasks' texts, found {table.column_names}", path=path
         )
     name = "task" if "task" in texts else texts[0]
-    pairs = zip(table["task_index"].to_pylist(), table[name].to_pylist(), strict=True)
-    return [str(text) for _, text in sorted(pairs)]
+    numbers = table["task_index"].to_pylist()
+    if None in numbers or len(set(numbers)) < len(numbers):
+        raise DataError("each task needs a number of its own", path=path, key="task_index")
+    pairs = sorted(zip(numbers, table[name].to_pylist(), strict=True))
+    return {int(number): "" if text is None else str(text) for number, text in pairs}
 
 
 def write_tasks(root: Path, tasks: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import PIL.Image
 import pyarrow as pa
 
 from kinema.data import fold, statistics
-from kinema.data.episodes import EpisodeTable, VideoSpans, read_episodes
+from kinema.data.episodes import EpisodeTable, SpanCheck, VideoSpans, check_spans, read_episodes
 from kinema.data.layout import (
     INFO_PATH,
     POSITION_FEATURES,
@@ -21,11 +21,12 @@ from kinema.data.layout import (
     DataError,
     Feature,
     from_arrow,
+    is_depth,
     is_picture,
     picture_shape,
     read_json,
     read_parquet,
-    read_tasks,
+    read_task_texts,
     row_shape,
 )
 from kinema.data.video import VideoReader
@@ -52,14 +53,22 @@ class Dataset:
         self.info = _read_info(root)
         self.fps = float(self.info["fps"])
         self.features: dict[str, Feature] = self.info["features"]
-        self.cameras = tuple(key for key, feature in self.features.items() if is_picture(feature))
+        pictured = [key for key, feature in self.features.items() if is_picture(feature)]
+        self.cameras = tuple(key for key in pictured if not is_depth(self.features[key]))
         self.table: EpisodeTable = read_episodes(root, self.info)
         self.notes: list[DataError] = list(self.table.notes)
-        self.tasks = self._read_tasks()
+        for key in pictured:
+            if key not in self.cameras:
+                message = "depth of more than 8 bits is not a camera; it is left out"
+                self.notes.append(DataError(message, path=INFO_PATH, key=key))
+        self.task_texts = self._read_tasks()
+        self.tasks = tuple(self.task_texts.values())
         self.stats = self._read_stats()
         self._loaded: tuple[Path, pa.Table, dict[int, slice]] | None = None
         self._readers: dict[str, VideoReader] = {}
         self._warned: set[str] = set()
+        self._files: dict[str, dict[Path, list[int]]] = {}
+        self._checked: dict[tuple[str, Path], SpanCheck] = {}
 
     @classmethod
     def open(cls, source: str | Path) -> Self:
@@ -193,26 +202,25 @@ class Dataset:
         rows = self.rows(index)
         if self.features[camera]["dtype"] == "image":
             return self._embedded(index, rows, camera)
-        path, start, end = self.video_span(index, camera)
-        times = np.arange(len(rows)) / self.fps
-        if "timestamp" in rows.column_names:
-            times = self._column(index, rows, "timestamp").astype(np.float64)
-        if abs((end - start) * self.fps - len(rows)) > 0.5:
-            raise DataError(
-                f"spans {(end - start) * self.fps:.1f} frames of the video ({start:.3f} to {end:.3f} s) "
-                f"for {len(rows)} rows",
-                path=path,
-                episode=episode,
-                key=camera,
-            )
+        path, start, _ = self.video_span(index, camera)
+        times = self._times(index, rows)
         try:
             reader = self._readers.get(camera)
             if reader is None or reader.path != path:
                 if reader is not None:
                     reader.close()
                 reader = self._readers[camera] = VideoReader(path)
+            checked = self._check_file(camera, path, reader)
+            if index in checked.wrong:
+                raise DataError(checked.wrong[index][1])
             # Up to half a frame the nearest one is the only candidate.
-            pictures, worst = reader.read(start + times, tolerance=0.5 / self.fps)
+            pictures, worst = reader.read(start + checked.offset + times, tolerance=0.5 / self.fps)
+            height, width, _ = picture_shape(self.features[camera])
+            if pictures.shape[1:3] != (height, width):
+                raise DataError(
+                    f"frames are {reader.height} x {reader.width}, but {INFO_PATH} says {height} x {width}; "
+                    "correct it there"
+                )
         except DataError as error:
             self._readers.pop(camera, None)
             raise DataError(error.message, path=path, episode=episode, key=camera) from error
@@ -221,6 +229,45 @@ class Dataset:
             message = f"frames are up to {worst:.4f} s away from the rows' timestamps; took the nearest"
             warnings.warn(str(DataError(message, path=path, episode=episode, key=camera)), stacklevel=3)
         return pictures
+
+    def _times(self, index: int, rows: pa.Table) -> np.ndarray:
+        """Seconds of the rows of an episode since its first one. Raises DataError."""
+        right = np.arange(len(rows)) / self.fps
+        if "timestamp" not in rows.column_names:
+            return right
+        times = self._column(index, rows, "timestamp").astype(np.float64)
+        times = times - times[:1]
+        wrong = np.flatnonzero(~(np.abs(times - right) <= 0.5 / self.fps + 1e-4))
+        if len(wrong):
+            row = int(wrong[0])
+            raise DataError(
+                f"is {times[row]:.4f} s after the first row's in row {row}, expected {right[row]:.4f} s; "
+                f"rows cannot be told their frames ({len(wrong)} rows)",
+                path=self.table.data_paths[index],
+                episode=int(self.table.ids[index]),
+                key="timestamp",
+            )
+        return times
+
+    def _check_file(self, camera: str, path: Path, reader: VideoReader) -> SpanCheck:
+        """The spans of all episodes in a video file, checked once."""
+        spans = self.table.videos[camera]
+        assert isinstance(spans, VideoSpans)
+        if camera not in self._files:
+            files = self._files[camera] = {}
+            for number, its_path in enumerate(spans.paths):
+                files.setdefault(its_path, []).append(number)
+        if (camera, path) not in self._checked:
+            self._checked[camera, path] = check_spans(
+                spans,
+                self._files[camera][path],
+                ids=self.table.ids,
+                lengths=self.table.lengths,
+                fps=self.fps,
+                num_frames=reader.num_frames,
+                first_time=reader.start,
+            )
+        return self._checked[camera, path]
 
     def _embedded(self, index: int, rows: pa.Table, camera: str) -> np.ndarray:
         path, episode = self.table.data_paths[index], int(self.table.ids[index])
@@ -233,7 +280,16 @@ class Dataset:
                 content = (
                     cell["bytes"] if cell["bytes"] is not None else (self.root / cell["path"]).read_bytes()
                 )
-                picture = np.asarray(PIL.Image.open(io.BytesIO(content)).convert(mode))
+                image = PIL.Image.open(io.BytesIO(content))
+                if image.mode.startswith(("I", "F")):
+                    raise DataError(
+                        "frames have more than 8 bits, as depth has; a camera has 8: take the feature out of "
+                        f"{INFO_PATH}, or set its info to {{'video.is_depth_map': true}}",
+                        path=path,
+                        episode=episode,
+                        key=camera,
+                    )
+                picture = np.asarray(image.convert(mode))
             except (OSError, TypeError, KeyError) as error:
                 raise DataError(
                     f"the picture of row {number} cannot be read ({error})",
@@ -242,26 +298,31 @@ class Dataset:
                     key=camera,
                 ) from error
             pictures.append(picture.reshape(*picture.shape[:2], -1))
-        sizes = {picture.shape for picture in pictures}
-        if len(sizes) != 1:
-            raise DataError(
-                f"pictures differ in size: {sorted(sizes)}", path=path, episode=episode, key=camera
-            )
+        height, width, _ = picture_shape(self.features[camera])
+        for number, picture in enumerate(pictures):
+            if picture.shape[:2] != (height, width):
+                raise DataError(
+                    f"the frame of row {number} is {picture.shape[0]} x {picture.shape[1]}, but {INFO_PATH} "
+                    f"says {height} x {width}; all frames of a camera must have one size",
+                    path=path,
+                    episode=episode,
+                    key=camera,
+                )
         return np.stack(pictures)
 
     def _task(self, index: int, columns: Mapping[str, np.ndarray]) -> str | None:
         number = int(columns["task_index"][0]) if len(columns.get("task_index", ())) else -1
-        if 0 <= number < len(self.tasks):
-            return self.tasks[number] or None
+        if number in self.task_texts:
+            return self.task_texts[number] or None
         listed = self.table.tasks[index]
         return listed[0] or None if listed else None
 
-    def _read_tasks(self) -> tuple[str, ...]:
+    def _read_tasks(self) -> dict[int, str]:
         try:
-            return tuple(read_tasks(self.root))
+            return read_task_texts(self.root)
         except DataError as error:
             self.notes.append(error)
-            return ()
+            return {}
 
     def _read_stats(self) -> dict[str, statistics.Statistics]:
         if not self.num_episodes and not (self.root / STATS_PATH).is_file():
@@ -332,6 +393,11 @@ def _read_info(root: Path) -> dict[str, Any]:
     for key, feature in features.items():
         if not isinstance(feature, dict) or "dtype" not in feature or "shape" not in feature:
             raise DataError(f"needs dtype and shape, got {feature!r}", path=path, key=key)
+        if is_picture(feature):
+            try:
+                picture_shape(feature)
+            except DataError as error:
+                raise DataError(error.message, path=path, key=key) from error
     return info
 
 

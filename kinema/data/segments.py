@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from kinema.data.files import write_json
-from kinema.data.frames import resize
+from kinema.data.frames import as_rgb, resize
 from kinema.data.layout import picture_shape
 from kinema.data.lerobot import DataError, Dataset
 
@@ -258,7 +258,7 @@ def load_segments(
             if number >= store.num_episodes:
                 # One camera after the other: only one has its frames, as recorded, in memory.
                 for key in cameras:
-                    store.add(key, resize(dataset.pictures(index, key), *sizes[key]))
+                    store.add(key, resize(as_rgb(dataset.pictures(index, key), key), *sizes[key]))
                 store.end_episode(is_last=number == len(chosen) - 1)
     return Segments(
         frames=store.open(),

@@ -26,6 +26,9 @@ LOSSLESS_SIDE = 128
 """Longest side in pixels up to which ``auto`` keeps pictures exactly: chroma at half resolution blurs an
 object of 4 pixels into its surroundings."""
 
+AV1_SIDE = 64
+"""Shortest side in pixels that ``auto`` gives to SVT-AV1, which never returns for 16 x 480."""
+
 SMALL_PICTURE = 256 * 256
 """Pixels up to which threads within one picture cost more than they save."""
 
@@ -81,7 +84,8 @@ def choose_codec(codec: str, height: int, width: int) -> str:
     """Name of the codec that ``auto`` stands for at this picture size."""
     if codec != "auto":
         return codec
-    return "lossless" if max(height, width) <= LOSSLESS_SIDE else "av1"
+    is_small = max(height, width) <= LOSSLESS_SIDE or min(height, width) < AV1_SIDE
+    return "lossless" if is_small else "av1"
 
 
 def frame_rate(fps: float) -> Fraction:
@@ -147,13 +151,15 @@ class VideoInfo:
     pix_fmt: str
     fps: float
     num_frames: int
+    start: float
+    """Time of the first frame in seconds."""
     has_audio: bool
     time_base: Fraction
     extradata: bytes
 
     def can_follow(self, other: "VideoInfo") -> bool:
         """Whether packets of this file may stand after those of the other one in one stream."""
-        either = dataclasses.replace(self, num_frames=other.num_frames, fps=other.fps)
+        either = dataclasses.replace(self, num_frames=other.num_frames, fps=other.fps, start=other.start)
         return either == other
 
     def as_feature(self, fps: float) -> dict[str, object]:
@@ -185,6 +191,7 @@ def probe(path: Path) -> VideoInfo:
                 pix_fmt=str(context.pix_fmt),
                 fps=float(stream.average_rate or 0.0),
                 num_frames=stream.frames,
+                start=float((stream.start_time or 0) * (stream.time_base or 0)),
                 has_audio=bool(container.streams.audio),
                 time_base=stream.time_base or Fraction(0),
                 extradata=context.extradata or b"",
@@ -252,6 +259,9 @@ class VideoReader:
         else:
             context.thread_type = "AUTO"
         self.height, self.width = context.height, context.width
+        self.num_frames = self._stream.frames
+        self.start = float((self._stream.start_time or 0) * (self._stream.time_base or 0))
+        """Time of the first frame in seconds."""
         # One for all frames: what a frame makes for itself costs more than decoding a small picture.
         self._reformatter = VideoReformatter()
         self._decoded: Iterator[av.VideoFrame] = iter(())

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kinema.data.files import replacing, write_tensors
-from kinema.data.frames import resize
+from kinema.data.frames import as_rgb, resize
 from kinema.hardware.machine import uses_bfloat16
 from kinema.model.acting import Acting, ActingConfig
 from kinema.model.heads import Heads, HeadsConfig, PlaceSizes
@@ -132,7 +132,9 @@ class Normalizer(nn.Module):
         low, high = np.quantile(values, [0.001, 0.999], axis=0)
         self.center.copy_(torch.from_numpy((high + low) / 2))
         scale = (high - low) / 2
-        self.scale.copy_(torch.from_numpy(np.where(scale > 1e-6, scale, 1.0)))
+        # Less than single precision tells apart is a constant; small by itself is not.
+        least = np.maximum(4 * np.finfo(np.float32).eps * np.maximum(np.abs(low), np.abs(high)), 1e-30)
+        self.scale.copy_(torch.from_numpy(np.where(scale > least, scale, 1.0)))
 
     def normalize(self, values: Tensor) -> Tensor:
         return (values - self.center) / self.scale
@@ -388,6 +390,8 @@ class WorldModel(nn.Module):
         checked = {}
         for camera, learned in zip(self.config.cameras, self.config.learned_sizes, strict=True):
             pictures = np.asarray(frames[camera.key])
+            if pictures.ndim == 4 and pictures.dtype == np.uint8 and pictures.shape[3] in (1, 4):
+                pictures = as_rgb(pictures, camera.key)
             native = camera.native_size
             if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8:
                 raise WorldError(

@@ -1,6 +1,8 @@
 """Every defect that ``kinema data`` knows is made once, and found with its file, episode and key."""
 
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -397,7 +399,7 @@ def test_warnings_alone_do_not_fail(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_as_json(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    put(dataset / DATA, "timestamp", 15, 0.25)
+    put(dataset / DATA, "timestamp", 15, 0.28)
     assert run(dataset, tmp_path, json=True) == 1
     report = json.loads(capsys.readouterr().out)
     assert (report["episodes"], report["frames"], report["fps"]) == (4, 27, 10)
@@ -452,3 +454,25 @@ def test_many_defects_are_shortened(
     printed = capsys.readouterr().out
     assert printed.count("error: data/") == 10
     assert "and 4 more defects of the kind timestamps; --json lists all" in printed
+
+
+def test_the_command_where_the_sheet_cannot_be_written(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert inspect(DataConfig(path=str(dataset), out=tmp_path / "file" / "sheet.png")) == 0
+    printed = capsys.readouterr().out
+    assert "episodes   4" in printed
+    assert "no defects found" in printed
+    assert "contact sheet: not written" in printed
+    assert "--out" in printed
+
+
+def test_the_command_on_a_terminal_of_few_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, stream = tmp_path / "d", io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with DatasetWriter(root, fps=FPS) as writer:
+        writer.add(**make_recording(0) | {"task": "把红色方块放进盒子里"})
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert run(root, tmp_path) == 0
+    stream.seek(0)
+    assert "\\u628a" in stream.read()

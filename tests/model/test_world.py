@@ -62,6 +62,24 @@ def test_the_normalizer_brings_the_range_of_the_data_to_one_and_back() -> None:
     assert normalizer.normalize(torch.tensor([[9.0, 150.0]]))[0, 0] > 1.9
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1e-3, 1e9, 1e30])
+def test_the_normalizer_takes_any_range_for_one(scale: float) -> None:
+    values = (scale * np.random.default_rng(0).uniform(-1, 1, (10_000, 1))).astype(np.float32)
+    normalizer = Normalizer(1)
+    normalizer.fit(values)
+    normalized = normalizer.normalize(torch.from_numpy(values))
+    assert normalized.abs().max() == pytest.approx(1.0, abs=0.01)
+    torch.testing.assert_close(normalizer.restore(normalized), torch.from_numpy(values), atol=0, rtol=1e-5)
+
+
+def test_a_constant_with_the_error_of_single_precision_is_a_constant() -> None:
+    values = np.full((100, 1), 0.7, np.float32)
+    values[::2] = np.nextafter(np.float32(0.7), np.float32(1))
+    normalizer = Normalizer(1)
+    normalizer.fit(values)
+    assert normalizer.scale.item() == 1.0
+
+
 def test_the_normalizer_withstands_outliers_and_constants() -> None:
     values = np.random.default_rng(0).uniform(-1, 1, (10_000, 2))
     values[0, 0], values[:, 1] = 1e6, 7.0
@@ -247,7 +265,7 @@ def test_a_world_of_vectors_has_no_pictures(vectors: World) -> None:
         ),
         (random_frames(2).astype(np.float32), r"must be uint8 of shape .* got float32 \(2, 32, 32, 3\)"),
         (random_frames(2)[0], r"must be uint8 of shape \(T, height, width, 3\), got uint8 \(32, 32, 3\)"),
-        (random_frames(2)[..., :1], r"must be uint8 of shape .* got uint8 \(2, 32, 32, 1\)"),
+        (random_frames(2)[..., :2], r"must be uint8 of shape .* got uint8 \(2, 32, 32, 2\)"),
         ({SECOND_CAMERA: random_frames(2)}, "no pictures of camera observation.images.top; got .*side"),
         ({}, "no pictures of camera observation.images.top; got none"),
         (None, "world 'random': pictures of observation.images.top are needed"),
