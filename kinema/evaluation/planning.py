@@ -30,7 +30,7 @@ from kinema.evaluation.agents import (
 from kinema.evaluation.journal import Journal, identify
 from kinema.evaluation.result import Result, Row, Series, describe_run, plain
 from kinema.evaluation.tasks import Judge, Task, TaskEnvironment, draw_tasks
-from kinema.kits import find_kit
+from kinema.kits import Target, find_kit
 from kinema.planners import PLANNER_NAMES, PROPOSE, ProposeAndCheck, SearchConfig, find_proposer, make_planner
 from kinema.planners.scores import END_SHARE, MeasureOrAuto, resolve_measure
 from kinema.policies.cloned import ClonedPolicy, find_clone, load_clone
@@ -273,27 +273,23 @@ def _go(
 def _rows(
     name: str, attempts: dict[str, Attempts], config: PlanningConfig, rng: np.random.Generator
 ) -> list[Row]:
-    must, aim = {"near": (0.70, 0.95), "far": (0.0, 0.50)}[name]
+    target = {"near": Target(must=0.70, aim=0.95), "far": Target(must=0.0, aim=0.50)}[name]
     rows = []
     reached = {agent: np.isfinite(tried.reached_at).astype(float) for agent, tried in attempts.items()}
     planners = [agent for agent in attempts if agent in PLANNER_NAMES]
     best = max(planners, key=lambda planner: reached[planner].mean())
     for agent, flags in {**reached, BEST: reached[best]}.items():
-        low, high = bootstrap.interval(bootstrap.share, flags, rng=rng)
         is_best = agent == BEST
-        rows.append(
-            Row(
-                key=f"{name}/{'best' if is_best else agent}",
-                what=f"{name}: {agent}{f' ({best})' if is_best else ''}, goals reached",
-                value=bootstrap.share(flags),
-                unit="share",
-                low=low,
-                high=high,
-                must=must if is_best else None,
-                aim=aim if is_best else None,
-                is_higher_better=True,
-            )
+        row = Row.measure(
+            f"{name}/{'best' if is_best else agent}",
+            f"{name}: {agent}{f' ({best})' if is_best else ''}, goals reached",
+            "share",
+            bootstrap.share,
+            flags,
+            rng=rng,
+            is_higher_better=True,
         )
+        rows.append(row.with_target(target if is_best else None))
     for agent, tried in attempts.items():
         if not tried.costs:
             continue
