@@ -24,6 +24,7 @@ pytest.importorskip("mcp")
 import jsonschema
 from mcp import Client
 
+from kinema.data import Dataset
 from kinema.serve import images
 from kinema.serve.limits import Limits
 from kinema.serve.mcp import make_mcp
@@ -31,7 +32,7 @@ from kinema.serve.recordings import find_recordings
 from kinema.serve.service import Service
 from kinema.simulation.session import load
 
-from ..worlds import SIZE, random_actions
+from ..worlds import SIZE, random_actions, random_world, write_exact_world
 from .running import small_service
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -465,3 +466,24 @@ def test_over_http_a_world_that_cannot_be_loaded_ends_it() -> None:
     assert ended.returncode == 2
     assert "error: no world 'nowhere'" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_world_without_cameras(tmp_path: Path) -> None:
+    """There is nothing to show, and everything else works."""
+    root = write_exact_world(tmp_path / "recorded", lengths=[12], has_camera=False, has_proprio=True)
+    service = Service(random_world(num_cameras=0, proprio_dim=2), Dataset.open(root), Limits())
+
+    async def use(call: Call) -> None:
+        started = await call("start")
+        assert not started.is_error, text_of(started)
+        own = {"session": started.structured_content["session"]}
+        for name, arguments in (
+            ("imagine", {"sequences": [random_actions(3).tolist()]}),
+            ("simulate", {"actions": random_actions(2).tolist()}),
+            ("look", {}),
+        ):
+            result = await call(name, **own, **arguments)
+            assert not result.is_error, text_of(result)
+            assert pictures(result) == []
+
+    with_tools(service, use)
