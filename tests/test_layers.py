@@ -12,6 +12,8 @@ MODULES = (
     "kinema.data",
     "kinema.evaluation",
     "kinema.evaluation.demo",
+    "kinema.kits.pusht",
+    "kinema.kits.dmc",
 )
 EXTRAS = (
     "fastapi",

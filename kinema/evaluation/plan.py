@@ -17,7 +17,7 @@ from kinema.data.frames import join_cameras
 from kinema.data.options import JsonObject
 from kinema.evaluation.plot import error_video
 from kinema.evaluation.tables import align
-from kinema.kits import errors, find_probe
+from kinema.kits import Kit, errors, find_kit, kit_of_environment
 from kinema.model.goals import encode_goal
 from kinema.planners import (
     PLANNER_NAMES,
@@ -122,7 +122,8 @@ def plan(config: PlanConfig) -> int:
         trial = attempt(arena, controller, steps=config.steps, seed=config.seed)
     finally:
         arena.close()
-    print(summary(world, trial, picture, measure))
+    kit = find_kit(world.name) or kit_of_environment(config.env)
+    print(summary(world, trial, picture, measure, kit))
     if world.cameras:
         for path in write_pictures(world, trial, picture, config.out):
             print(path)
@@ -173,7 +174,7 @@ def imagine(world: World, made: Plan, num: int) -> list[Seen]:
     return imagined
 
 
-def summary(world: World, trial: Trial, picture: np.ndarray | None, measure: str) -> str:
+def summary(world: World, trial: Trial, picture: np.ndarray | None, measure: str, kit: Kit | None) -> str:
     """What came of it, in lines of text."""
     times = [made.milliseconds for made in trial.plans]
     lines = [
@@ -187,7 +188,7 @@ def summary(world: World, trial: Trial, picture: np.ndarray | None, measure: str
         lines.append(
             f"from the goal, {unit}: {trial.distances[0]:.2f} at first, {trial.distances[-1]:.2f} at last"
         )
-    probe = find_probe(world.name, world.cameras)
+    probe = None if kit is None else kit.find_probe(world.cameras)
     if probe is not None and picture is not None:
         goal = probe.read(world.by_camera(picture[None]))
         table = [["", *(f"{q.label}, {q.unit}" for q in probe.quantities)]]

@@ -199,6 +199,8 @@ def test_plan_as_a_command(
     printed = capsys.readouterr().out
     assert "5 steps, 2 plans" in printed
     assert "from the goal, in latents" in printed
+    # The environment has a kit, whose probe reads how far things are from where the goal shows them.
+    assert "agent position, px" in printed
     assert Image.open(tmp_path / "plan" / "plan.png").height > 4 * 64
     assert (tmp_path / "plan" / "plan.mp4").stat().st_size > 500
     assert cli.main([*words, "--goal", str(tmp_path / "none.png")]) == 2

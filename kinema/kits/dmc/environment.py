@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kinema.data.mujoco import FLAGS_OFF
 from kinema.kits import DRAWN_SIZE
 
 OVERSAMPLING = 2
@@ -16,6 +15,9 @@ def arguments(
 ) -> tuple[dict[str, Any], tuple[int, int] | None]:
     """Fill in how frames are drawn; ``draw_plainly`` reduces them to the size that is returned, the suite's
     own where the user asks for it."""
+    # Every command imports its kits, also where Gymnasium is not installed.
+    from kinema.data.mujoco import FLAGS_OFF
+
     drawn = size or DRAWN_SIZE
     options = given.get("render_kwargs", {})
     plain = {
