@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from kinema.data import view
+from kinema.data import drawing
 from kinema.data.defects import Defect, find_defects
 from kinema.data.layout import POSITION_FEATURES, DataError, is_picture
 from kinema.data.lerobot import Dataset
@@ -60,7 +60,7 @@ def inspect(config: DataConfig) -> int:
     if sheet is not None:
         out = config.out or Path("runs") / f"{dataset.root.resolve().name}-contact-sheet.png"
         try:
-            view.write_png(out, sheet)
+            drawing.write_png(out, sheet)
             report["contact_sheet"] = str(out)
         except (OSError, FileError) as error:
             report["contact_sheet_error"] = f"not written ({error}); name another place with --out"
@@ -143,7 +143,7 @@ def draw_contact_sheet(dataset: Dataset) -> np.ndarray | None:
     if not rows:
         return None
     scale = max(1, SHEET_SIDE // max(max(row.shape[1:3]) for row in rows))
-    return view.contact_sheet(rows, columns=SHEET_COLUMNS, scale=scale, labels=labels)
+    return drawing.contact_sheet(rows, columns=SHEET_COLUMNS, scale=scale, labels=labels)
 
 
 def _show(report: Mapping[str, Any], defects: list[Defect], *, is_json: bool) -> None:

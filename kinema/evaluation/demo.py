@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from kinema.data import view
+from kinema.data import drawing
 from kinema.data.lerobot import Dataset
 from kinema.evaluation.plot import error_video
 from kinema.evaluation.simulate import Comparison, SimulateConfig, compare_episode
@@ -99,10 +99,12 @@ def write_pictures(
     start = real[:1]
     unit = quantities[0].unit
     curves = {q.label: comparison.errors[q.key] for q in quantities if q.unit == unit}
-    pictures = error_video(view.side_by_side(real[1:], simulated), curves, unit=unit)
+    pictures = error_video(drawing.side_by_side(real[1:], simulated), curves, unit=unit)
     progress = tqdm(pictures, desc="filming", total=len(simulated), unit=" frames")
-    view.write_video(film, (picture for picture in progress), fps=fps)
+    drawing.write_video(film, (picture for picture in progress), fps=fps)
     rows = [real, np.concatenate([start, simulated])]
     shown = [step for step in SHEET if step <= len(simulated)]
     labels = ["real", "simulated", "difference"]
-    view.write_png(sheet, view.contact_sheet([*rows, view.difference(*rows)], labels=labels, indices=shown))
+    drawing.write_png(
+        sheet, drawing.contact_sheet([*rows, drawing.difference(*rows)], labels=labels, indices=shown)
+    )

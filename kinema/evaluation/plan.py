@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from kinema.data import view
+from kinema.data import drawing
 from kinema.data.frames import join_cameras
 from kinema.data.options import JsonObject
 from kinema.evaluation.plot import error_video
@@ -107,7 +107,7 @@ def plan(config: PlanConfig) -> int:
         ValueError: the world, the environment or the goal cannot be read, or do not fit each other.
     """
     world = load(config.world, device=config.device)
-    picture = None if config.goal is None else view.read_picture(config.goal)
+    picture = None if config.goal is None else drawing.read_frame(config.goal)
     measure = resolve_measure(world, config.measure)
     goal = Goal(
         target=None if picture is None else encode_goal(world, picture),
@@ -209,18 +209,18 @@ def write_pictures(world: World, trial: Trial, picture: np.ndarray | None, out: 
         shown = join_cameras(world.by_camera(picture[None]).values())
         panels.insert(0, np.repeat(shown, len(real), axis=0))
         names.insert(0, "goal")
-    gap = np.full((len(real), real.shape[1], view.GAP, 3), view.BACKGROUND, np.uint8)
+    gap = np.full((len(real), real.shape[1], drawing.GAP, 3), drawing.BACKGROUND, np.uint8)
     parts = [part for panel in panels for part in (panel, gap)][:-1]
     scale = max(1, 256 // real.shape[1])
     paths = [out / "plan.mp4", out / "plan.png"]
     joined = np.concatenate(parts, axis=2)
     frames = error_video(joined, {}, scale=scale, titles=names, first_step=0)
-    view.write_video(paths[0], frames, fps=world.fps)
+    drawing.write_video(paths[0], frames, fps=world.fps)
     rows, labels = [real, imagined, planned], ["real", "imagined", "first plan"]
     if picture is not None:
         rows.append(panels[0][:1])
         labels.append("goal")
-    view.write_png(paths[1], view.contact_sheet(rows, labels=labels))
+    drawing.write_png(paths[1], drawing.contact_sheet(rows, labels=labels))
     return paths
 
 

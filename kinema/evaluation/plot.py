@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kinema.data.view import BACKGROUND, FONT, LINE_HEIGHT, TEXT, enlarge, rgb
+from kinema.data.drawing import BACKGROUND, FONT, LINE_HEIGHT, TEXT, enlarge, rgb
 
 if TYPE_CHECKING:
     from kinema.evaluation.result import Series
@@ -136,7 +136,7 @@ def error_video(
     """Yield frames ``H W 3`` uint8 of a video: ``pictures`` enlarged, and beneath them curves with a marker.
 
     Args:
-        pictures: ``T H W C`` uint8, as ``view.side_by_side`` gives them.
+        pictures: ``T H W C`` uint8, as ``drawing.side_by_side`` gives them.
         curves: ``T`` numbers by name; NaN leaves a gap.
         unit: unit of all curves.
         scale: enlargement of the pictures.

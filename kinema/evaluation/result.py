@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from kinema.data.drawing import write_png
 from kinema.data.files import to_json, write_text
-from kinema.data.view import write_png
 from kinema.evaluation import bootstrap, page, plot, tables
 from kinema.kits import Target
 from kinema.model.parts import fingerprint

@@ -9,7 +9,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from kinema.data import view
+from kinema.data import drawing
 from kinema.data.files import to_json, write_text
 from kinema.data.frames import join_cameras
 from kinema.data.lerobot import DataError, Dataset
@@ -213,14 +213,14 @@ def _write_pictures(comparison: Comparison, world: World, config: SimulateConfig
     }
     film, sheet = config.out / f"{name}.mp4", config.out / f"{name}.png"
     if not comparison.frames:
-        view.write_png(sheet, _curve(curves, unit, FILM_WIDTH))
+        drawing.write_png(sheet, _curve(curves, unit, FILM_WIDTH))
         return [("curve", sheet)]
     start = config.context - 1
     # The last given frame comes first, so that the sheet shows where the simulation began.
     real = join_cameras(comparison.clip.frames[key][start:] for key in comparison.frames)
     simulated = join_cameras(comparison.frames.values())
     simulated = np.concatenate([real[:1], simulated])
-    pictures = view.side_by_side(real[1:], simulated[1:])
+    pictures = drawing.side_by_side(real[1:], simulated[1:])
     scale = max(1, FILM_WIDTH // pictures.shape[2])
     plotted = error_video(pictures, curves, unit=unit, scale=scale)
     progress = tqdm(total=len(pictures), desc="filming", unit=" frames")
@@ -231,13 +231,13 @@ def _write_pictures(comparison: Comparison, world: World, config: SimulateConfig
                 yield picture
                 progress.update()
 
-    view.write_video(film, frames(), fps=world.fps)
-    above = view.contact_sheet(
-        [real, simulated, view.difference(real, simulated)],
+    drawing.write_video(film, frames(), fps=world.fps)
+    above = drawing.contact_sheet(
+        [real, simulated, drawing.difference(real, simulated)],
         labels=["real", "simulated", "difference"],
         columns=max(2, min(12, 1536 // (2 * real.shape[2]))),
     )
-    view.write_png(sheet, np.concatenate([above, _curve(curves, unit, above.shape[1])]))
+    drawing.write_png(sheet, np.concatenate([above, _curve(curves, unit, above.shape[1])]))
     return [("film", film), ("sheet", sheet)]
 
 

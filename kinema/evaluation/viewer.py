@@ -16,7 +16,7 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from kinema.data import view
+from kinema.data import drawing
 from kinema.data.files import replacing
 from kinema.data.lerobot import Dataset
 from kinema.evaluation.rollout import open_recordings
@@ -156,7 +156,7 @@ def log_comparison(log: Log, dataset: Dataset, world: World, comparison: Compari
     names = [] if key is None else _names(dataset, key, world.proprio_dim)
     # At the size that the world shows; the recording may be larger.
     differences = {
-        camera: view.difference(clip.frames[camera][first:], film)
+        camera: drawing.difference(clip.frames[camera][first:], film)
         for camera, film in comparison.frames.items()
     }
     for step in tqdm(range(clip.num_frames - first), desc="logging", unit=" steps"):

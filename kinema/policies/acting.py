@@ -111,9 +111,9 @@ class ActProposer:
 def make(observation_space: Any, *, world: str, goal: str | None = None) -> ActingPolicy:
     """The policy from plain arguments, as ``kinema record --policy act --policy-args`` has them: the folder
     of a world that acts, and the file of a goal picture."""
-    from kinema.data.view import read_picture
+    from kinema.data.drawing import read_frame
 
     loaded = load(world)
     loaded.require_acting()
-    picture = None if goal is None else read_picture(goal)
+    picture = None if goal is None else read_frame(goal)
     return ActingPolicy(loaded, observation_space=observation_space, goal=picture)

@@ -280,10 +280,10 @@ def load_clone(world: World, folder: str | Path) -> Clone:
 def make(observation_space: Any, *, world: str, goal: str | None = None, noise: float = 0.0) -> ClonedPolicy:
     """The policy from plain arguments, as ``kinema record --policy cloned --policy-args`` has them: the
     folder of a world with a clone, the file of a goal picture, and the deviation of noise on the actions."""
-    from kinema.data.view import read_picture
+    from kinema.data.drawing import read_frame
 
     loaded = load(world)
-    picture = None if goal is None else read_picture(goal)
+    picture = None if goal is None else read_frame(goal)
     return ClonedPolicy(
         loaded, load_clone(loaded, world), observation_space=observation_space, goal=picture, noise=noise
     )

@@ -374,10 +374,10 @@ def make(
 ) -> ImaginedPolicy:
     """The policy from plain arguments, as ``kinema record --policy imagined --policy-args`` has them: those
     of ``cloned``. A policy that was learned for a goal wants that goal."""
-    from kinema.data.view import read_picture
+    from kinema.data.drawing import read_frame
 
     loaded = load(world)
-    picture: np.ndarray | Mapping[str, np.ndarray] | None = None if goal is None else read_picture(goal)
+    picture: np.ndarray | Mapping[str, np.ndarray] | None = None if goal is None else read_frame(goal)
     return ImaginedPolicy(
         loaded, load_imagined(loaded, world), observation_space=observation_space, goal=picture, noise=noise
     )

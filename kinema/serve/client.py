@@ -9,8 +9,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from kinema.data.drawing import write_video
 from kinema.data.frames import join_cameras
-from kinema.data.view import write_video
 from kinema.model.world import Pictures
 from kinema.serve import schema
 from kinema.serve.connection import Connection, Session

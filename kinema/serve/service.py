@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from kinema.data import Dataset
+from kinema.data.drawing import encode_mp4
 from kinema.data.frames import join_cameras
-from kinema.data.view import encode_mp4
 from kinema.kits import find_kit
 from kinema.model.goals import encode_place
 from kinema.policies.cloned import Clone, ClonedPolicy

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 from mcp.types import CallToolResult, ImageContent, TextContent
 
-from kinema.data.view import contact_sheet
+from kinema.data.drawing import contact_sheet
 from kinema.serve import images, schema, tools
 from kinema.serve.goals import Goal
 from kinema.serve.service import Service

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kinema.data.drawing import write_video
 from kinema.data.frames import join_cameras
-from kinema.data.view import write_video
 from kinema.hardware.machine import dtype_of, find_device, keep_freed_memory, one_thread
 from kinema.hardware.packed import can_pack, pack
 from kinema.model.acting import Aims

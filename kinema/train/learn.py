@@ -17,10 +17,10 @@ import torch
 import tyro
 from jaxtyping import Float
 
+from kinema.data.drawing import read_frame
 from kinema.data.files import write_text
 from kinema.data.lerobot import Dataset
 from kinema.data.options import JsonObject
-from kinema.data.view import read_picture
 from kinema.evaluation.result import Result, Row, Series, describe_run, plain
 from kinema.hardware.machine import find_device
 from kinema.model.goals import encode_goal, encode_place
@@ -217,7 +217,7 @@ def learn(config: LearnConfig) -> int:
     world.require_heads()
     check_trust(world, config.min_trust)
     load_clone(world, config.clone_folder)
-    goal_frame = None if config.goal is None else read_picture(config.goal)
+    goal_frame = None if config.goal is None else read_frame(config.goal)
     goal = None if goal_frame is None else encode_goal(world, goal_frame).clone()
     reward = Reward(kind=config.reward, goal=goal)
     dataset = Dataset.open(config.data)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kinema.data.drawing import contact_sheet, write_png
 from kinema.data.lerobot import Dataset
-from kinema.data.view import contact_sheet, write_png
 from kinema.simulation.session import World
 
 

@@ -204,7 +204,7 @@ def test_plan_as_a_command(
     assert Image.open(tmp_path / "plan" / "plan.png").height > 4 * 64
     assert (tmp_path / "plan" / "plan.mp4").stat().st_size > 500
     assert cli.main([*words, "--goal", str(tmp_path / "none.png")]) == 2
-    assert "none.png: cannot be read as a picture" in capsys.readouterr().err
+    assert "none.png: cannot be read as an image" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(words)
     assert "nothing to plan for: give a picture as --goal" in capsys.readouterr().err

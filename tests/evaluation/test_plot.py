@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import ImageColor
 
-from kinema.data.view import LINE_HEIGHT, side_by_side
+from kinema.data.drawing import LINE_HEIGHT, side_by_side
 from kinema.evaluation.plot import DARK, LIGHT, Theme, draw_agreement, draw_series, error_video
 from kinema.evaluation.result import Series
 

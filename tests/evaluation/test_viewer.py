@@ -12,7 +12,7 @@ rerun = pytest.importorskip("rerun", reason="rerun-sdk is not installed")
 from rerun.chunk import RrdReader  # noqa: E402
 
 from kinema import cli  # noqa: E402
-from kinema.data import Dataset, view  # noqa: E402
+from kinema.data import Dataset, drawing  # noqa: E402
 from kinema.evaluation.simulate import SimulateConfig, compare_episode  # noqa: E402
 from kinema.evaluation.viewer import ViewConfig  # noqa: E402
 from kinema.simulation.session import load  # noqa: E402
@@ -80,7 +80,7 @@ def test_a_simulation_is_logged_beside_the_recording(recorded: Dataset, tmp_path
     simulated = film(found[f"/simulated/{CAMERA}"])
     np.testing.assert_array_equal(simulated, expected.frames[CAMERA])
     real = expected.clip.frames[CAMERA][4:10]
-    np.testing.assert_array_equal(film(found[f"/difference/{CAMERA}"]), view.difference(real, simulated))
+    np.testing.assert_array_equal(film(found[f"/difference/{CAMERA}"]), drawing.difference(real, simulated))
     assert expected.trust is not None
     assert expected.proprio is not None
     np.testing.assert_allclose(numbers(found["/trust"]), expected.trust, rtol=1e-6)

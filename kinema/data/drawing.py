@@ -1,4 +1,4 @@
-"""Pictures for people: contact sheets, side-by-side films, mp4, gif and png files."""
+"""Draw frames for people: contact sheets, videos side by side, mp4, gif and png files."""
 
 import io
 import os
@@ -16,7 +16,7 @@ from kinema.data.video import ffmpeg_path
 Colour = tuple[int, int, int]
 
 GAP = 2
-"""Pixels between two pictures, before any scaling."""
+"""Pixels between two frames, before any scaling."""
 BACKGROUND: Colour = (30, 32, 36)
 TEXT: Colour = (225, 226, 228)
 FAINT: Colour = (110, 113, 120)
@@ -34,7 +34,7 @@ def contact_sheet(
     labels: Sequence[str] | None = None,
     indices: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """One picture of several films, each a row of ``columns`` frames evenly spaced from first to last.
+    """Draw a sheet of several videos, each a row of ``columns`` frames evenly spaced from first to last.
 
     ``rows`` are ``T H W C`` uint8; sizes and lengths may differ. ``indices`` shows these frames of each row
     instead. Where all rows show the same ones, their numbers stand above. Returns ``H W 3`` uint8.
@@ -43,36 +43,36 @@ def contact_sheet(
         raise ValueError("a contact sheet needs at least one row of frames")
     if labels is not None and len(labels) != len(rows):
         raise ValueError(f"{len(rows)} rows but {len(labels)} labels: give one label for each row")
-    films = [rgb(row) for row in rows]
-    if any(len(film) == 0 for film in films):
+    videos = [rgb(row) for row in rows]
+    if any(len(video) == 0 for video in videos):
         raise ValueError("a row of the contact sheet has no frames")
     if indices is None:
-        chosen = [np.linspace(0, len(f) - 1, min(columns, len(f))).round().astype(int) for f in films]
+        chosen = [np.linspace(0, len(f) - 1, min(columns, len(f))).round().astype(int) for f in videos]
     else:
-        chosen = [np.asarray(indices)] * len(films)
-    cell_height = max(film.shape[1] for film in films) * scale + GAP
-    cell_width = max(film.shape[2] for film in films) * scale + GAP
+        chosen = [np.asarray(indices)] * len(videos)
+    cell_height = max(video.shape[1] for video in videos) * scale + GAP
+    cell_width = max(video.shape[2] for video in videos) * scale + GAP
     left = max((int(FONT.getlength(label)) + 10 for label in labels), default=0) if labels else 0
     left += GAP
     width = left + cell_width * max(map(len, chosen))
-    sheet = Image.new("RGB", (width, LINE_HEIGHT + cell_height * len(films)), BACKGROUND)
+    sheet = Image.new("RGB", (width, LINE_HEIGHT + cell_height * len(videos)), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     if all(np.array_equal(shown, chosen[0]) for shown in chosen):
         for column, index in enumerate(chosen[0]):
             draw.text((left + column * cell_width + 2, 2), str(index), fill=FAINT, font=FONT)
-    for row, (film, shown) in enumerate(zip(films, chosen, strict=True)):
+    for row, (video, shown) in enumerate(zip(videos, chosen, strict=True)):
         top = LINE_HEIGHT + row * cell_height
         if labels:
             draw.text((5, top + 3), labels[row], fill=TEXT, font=FONT)
         for column, index in enumerate(shown):
-            sheet.paste(Image.fromarray(enlarge(film[index], scale)), (left + column * cell_width, top))
+            sheet.paste(Image.fromarray(enlarge(video[index], scale)), (left + column * cell_width, top))
     return np.asarray(sheet)
 
 
 def difference(real: np.ndarray, simulated: np.ndarray) -> np.ndarray:
-    """Where two films disagree: orange where the simulated one is too dark, blue where it is too bright.
+    """Draw where two videos disagree: orange where the simulated one is too dark, blue where too bright.
 
-    Both ``T H W C`` uint8 of the same shape. The real film shows through, faint and grey, so that one sees
+    Both ``T H W C`` uint8 of the same shape. The real video shows through, faint and grey, so that one sees
     what is at the place. The strength is the largest difference of any colour channel, so that a wrong hue of
     the right brightness shows as well. Returns ``T H W 3`` uint8.
     """
@@ -123,24 +123,24 @@ def encode_mp4(frames: Iterable[np.ndarray], *, fps: float, scale: int = 1) -> b
     return buffer.getvalue()
 
 
-def write_png(path: str | os.PathLike[str], picture: np.ndarray) -> None:
-    """Write one picture, ``H W C`` uint8."""
-    image = Image.fromarray(rgb(picture[None])[0])
+def write_png(path: str | os.PathLike[str], frame: np.ndarray) -> None:
+    """Write one frame, ``H W C`` uint8."""
+    image = Image.fromarray(rgb(frame[None])[0])
     with replacing(path) as part:
         image.save(part, format="PNG")
 
 
-def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
-    """One picture, ``H W 3`` uint8, of any format that Pillow knows.
+def read_frame(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read an image file of any format that Pillow reads as a frame ``H W 3`` uint8.
 
     Raises:
-        ValueError: the file is missing or no picture.
+        ValueError: the file is missing or no image.
     """
     try:
         with Image.open(path) as image:
             return np.array(image.convert("RGB"))
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path}: cannot be read as a picture ({error})") from error
+        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
 
 
 def rgb(frames: np.ndarray) -> np.ndarray:
@@ -155,10 +155,10 @@ def _each_rgb(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         yield rgb(np.asarray(frame)[None])[0]
 
 
-def enlarge(picture: np.ndarray, scale: int) -> np.ndarray:
+def enlarge(frame: np.ndarray, scale: int) -> np.ndarray:
     if scale == 1:
-        return picture
-    return picture.repeat(scale, axis=0).repeat(scale, axis=1)
+        return frame
+    return frame.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 def _write_mp4(target: Path | io.BytesIO, frames: Iterator[np.ndarray], fps: float) -> None:
@@ -170,14 +170,14 @@ def _write_mp4(target: Path | io.BytesIO, frames: Iterator[np.ndarray], fps: flo
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "16", "preset": "veryfast"}
         size: tuple[int, ...] | None = None
-        for picture in frames:
+        for frame in frames:
             if size is None:
-                size = picture.shape
+                size = frame.shape
                 stream.height, stream.width = size[0] + size[0] % 2, size[1] + size[1] % 2
-            if picture.shape != size:
-                raise ValueError(f"frames of one video differ in size: {size}, then {picture.shape}")
+            if frame.shape != size:
+                raise ValueError(f"frames of one video differ in size: {size}, then {frame.shape}")
             # Chroma at half resolution needs even sides; players that are given odd ones refuse the file.
-            even = np.pad(picture, ((0, size[0] % 2), (0, size[1] % 2), (0, 0)), mode="edge")
+            even = np.pad(frame, ((0, size[0] % 2), (0, size[1] % 2), (0, 0)), mode="edge")
             container.mux(
                 stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24"))
             )
