@@ -43,7 +43,7 @@ class ServeConfig:
     """Addresses or networks of proxies on other machines, such as 10.0.0.0/8. Their X-Forwarded-For, and that
     of a proxy on this machine, names the client that limits count for."""
     limits: Limits = dataclasses.field(default_factory=Limits)
-    """What clients may ask for."""
+    """Limits on clients."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:

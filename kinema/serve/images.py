@@ -1,4 +1,4 @@
-"""Pictures on the wire: JPEG, PNG or raw bytes out; JPEG or PNG in, checked before they are decoded."""
+"""Frames on the wire: JPEG, PNG or raw bytes out; JPEG or PNG in, checked before they are decoded."""
 
 import base64
 import binascii
@@ -24,27 +24,27 @@ JPEG_QUALITY = 92
 def by_camera(
     frame: np.ndarray | Mapping[str, np.ndarray] | None, world: WorldModel
 ) -> dict[str, np.ndarray]:
-    """The picture or pictures of a step, always by camera."""
+    """Return the frames of a step by camera, also where there is one camera."""
     if frame is None:
         return {}
     return {world.cameras[0]: frame} if isinstance(frame, np.ndarray) else dict(frame)
 
 
-def encode(picture: np.ndarray, kind: Format) -> bytes:
-    """One picture ``H W 3`` uint8; raw is its bytes, row by row."""
+def encode(frame: np.ndarray, kind: Format) -> bytes:
+    """Encode one frame ``H W 3`` uint8; raw is its bytes, row by row."""
     if kind == "raw":
-        return np.ascontiguousarray(picture).tobytes()
+        return np.ascontiguousarray(frame).tobytes()
     buffer = io.BytesIO()
     if kind == "jpeg":
         # Full chroma: at 64 pixels half of it would smear every colour.
-        Image.fromarray(picture).save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+        Image.fromarray(frame).save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
     else:
-        Image.fromarray(picture).save(buffer, format="PNG", compress_level=1)
+        Image.fromarray(frame).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def decode(text: str, sizes: Sequence[tuple[int, int]], where: str) -> np.ndarray:
-    """A picture ``H W 3`` from base64 of a JPEG or PNG file whose height and width are among ``sizes``.
+    """Decode a frame ``H W 3`` from base64 of a JPEG or PNG file whose height and width are among ``sizes``.
 
     Raises Refusal (422): the size stands in the file's head and is checked before anything is unpacked.
     """
@@ -72,7 +72,7 @@ def decode(text: str, sizes: Sequence[tuple[int, int]], where: str) -> np.ndarra
 def decode_frames(
     frames: Mapping[str, Sequence[str]], world: WorldModel, *, max_frames: int
 ) -> dict[str, np.ndarray]:
-    """Pictures by camera, ``T H W 3``. Raises Refusal (422)."""
+    """Decode frames ``T H W 3`` by camera. Raises Refusal (422)."""
     found = {}
     for camera, learned in zip(world.config.cameras, world.config.learned_sizes, strict=True):
         texts = frames.get(camera.key)

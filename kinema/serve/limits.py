@@ -37,11 +37,11 @@ class Limits:
     max_sessions: int = 64
     """Sessions open at a time."""
     max_sessions_per_client: int = 48
-    """Of these, sessions of one address, so that no client takes them all."""
+    """Sessions open at a time for one address, so that no client takes them all."""
     max_memory_gb: float = 4.0
     """Memory for the pasts of the sessions; where it is the tighter bound, there are fewer sessions."""
     max_pictures: int = 3000
-    """Past pictures that a session keeps, which is also as far as its video goes back."""
+    """Past frames that a session keeps, which is also as far as its video goes back."""
     max_queue: int = 256
     """Requests that wait for the networks at a time; further ones are answered 503."""
     max_waiting: int = 8
@@ -53,7 +53,7 @@ class Limits:
     max_forks: int = 32
     """Futures of one request."""
     max_frames: int = 64
-    """Pictures by camera in one request."""
+    """Frames by camera in one request."""
     max_plans: int = 4
     """Plans that are searched for at a time; further ones are answered 503."""
     max_plan_seconds: float = 30.0

@@ -30,7 +30,7 @@ PIECE = 16
 """Candidates that are simulated together."""
 DEFAULT_SECONDS = 5.0
 ELITE_SHARE = 0.2
-"""Of the candidates, as in ``SearchConfig``."""
+"""Share of the candidates that are elites, as in ``SearchConfig``."""
 
 
 class Planning:
@@ -163,18 +163,18 @@ class Planning:
         return planners.Goal(target=target, measure=measure, **weights), measure
 
     def _distance_to(self, wanted: Goal) -> planners.Distance:
-        """How far a state is, as the pictures show it."""
+        """Measure distances from a state, as the frames show it."""
 
         def distance(sessions: SimulationBatch) -> np.ndarray:
-            films = images.by_camera(sessions.look().frame, self._world)
-            return np.asarray(self._reader.score(self._reader.distances(films, wanted)))
+            frames = images.by_camera(sessions.look().frame, self._world)
+            return np.asarray(self._reader.score(self._reader.distances(frames, wanted)))
 
         return distance
 
     def _encode(self, wanted: Goal, measure: str) -> Tensor:
         proprio = wanted.proprio
         if proprio is None and measure == "latents" and self._world.cameras:
-            # Latents are compared without it, and to find it in the picture takes half a second.
+            # Latents are compared without it, and to find it in the frame takes half a second.
             proprio = np.zeros(self._world.proprio_dim, np.float32)
         return encode_place(self._world, Seen(frames=dict(wanted.frames or {}), proprio=proprio))
 

@@ -203,11 +203,11 @@ async def past_frames(
     session: Held, service: Served, first: First = 0, num: Annotated[int, Query(ge=1, le=1024)] = 32
 ) -> schema.PastFrames:
     """Send past frames, oldest first, a few at a time: ask again from where the answer ends."""
-    films = await service.past_frames(session, first, num)
+    frames = await service.past_frames(session, first, num)
     return schema.PastFrames(
         num=session.simulation.num_pictures,
-        shape={key: list(film.shape) for key, film in films.items()},
-        data={key: base64.b64encode(film.tobytes()).decode() for key, film in films.items()},
+        shape={key: list(each.shape) for key, each in frames.items()},
+        data={key: base64.b64encode(each.tobytes()).decode() for key, each in frames.items()},
     )
 
 

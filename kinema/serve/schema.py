@@ -1,4 +1,4 @@
-"""What requests and answers hold: the documentation of the HTTP interface is made from this."""
+"""Models of requests and answers: the documentation of the HTTP interface is made from them."""
 
 from typing import Annotated, Any, Literal
 
@@ -14,7 +14,8 @@ Action = Annotated[Row, Field(description="One number for each of the world's ac
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**62)]
 Shown = Literal["jpeg", "png", "raw", "none"]
 Kind = Annotated[
-    Shown, Field(description="How pictures come back; raw is H W 3 bytes, row by row; none leaves them out.")
+    Shown,
+    Field(description="Format of frames in answers; raw is H W 3 bytes, row by row; none leaves them out."),
 ]
 NumDenoisingSteps = Annotated[int, Field(ge=1, description="Network calls for a frame.")]
 
@@ -23,7 +24,7 @@ Text = Annotated[
     str | None,
     Field(
         max_length=2000,
-        description="What is wanted in words, for worlds that know words; others refuse it. None does yet.",
+        description="The task in words, for worlds that know words; no world does yet, and all refuse it.",
     ),
 ]
 
@@ -33,7 +34,7 @@ class Request(BaseModel):
 
 
 class Start(Request):
-    """Where a session begins: in a recorded episode, or from pictures of one's own."""
+    """Begin a session in a recorded episode, or from frames of one's own."""
 
     episode: int | None = Field(None, ge=0, description="A recorded episode of the server, by its position.")
     row: int | None = Field(
@@ -41,10 +42,12 @@ class Start(Request):
     )
     context: int = Field(4, ge=1, le=64, description="Rows of the episode that are shown, that one included.")
     frames: dict[str, list[str]] | None = Field(
-        None, description="Pictures by camera, oldest first: JPEG or PNG files in base64."
+        None, description="Frames by camera, oldest first: JPEG or PNG files in base64."
     )
-    actions: list[Row] | None = Field(None, description="The actions between those pictures, one fewer.")
-    proprio: list[Row] | None = Field(None, description="Proprioception of each picture, where it is known.")
+    actions: list[Row] | None = Field(None, description="The actions between the frames, one fewer.")
+    proprio: list[Row] | None = Field(
+        None, description="Proprioception at each frame, where the client has it."
+    )
     text: Text = None
     seed: Seed = 0
     num_denoising_steps: NumDenoisingSteps | None = None
@@ -86,7 +89,7 @@ class ForkRequest(Request):
 
 
 class ChangeRequest(Request):
-    """What is left out stays as it is."""
+    """Settings from here on; those left out stay as they are."""
 
     seed: Seed | None = None
     num_denoising_steps: NumDenoisingSteps | None = None
@@ -98,20 +101,20 @@ class InferRequest(Request):
 
 
 class GoalRequest(Request):
-    """What is wanted: one of a picture, a recorded row, a state; of proprioception alone in a world without
+    """A goal: one of a frame, a recorded row, a state; proprioception alone in a world without
     cameras."""
 
     frames: dict[str, str] | None = Field(
-        None, description="One picture by camera: a JPEG or PNG file in base64."
+        None, description="One frame by camera: a JPEG or PNG file in base64."
     )
     episode: int | None = Field(None, ge=0, description="A recorded episode of the server, with row.")
-    row: int | None = Field(None, ge=0, description="What the episode shows at this row.")
+    row: int | None = Field(None, ge=0, description="Row of the episode whose frame is the goal.")
     state: dict[str, Number | Row] | None = Field(
         None,
-        description="Quantities that can be read in the pictures (quantities of /v1/world), in the units of "
+        description="Quantities that are read in the frames (quantities of /v1/world), in the units of "
         "the actions, angles in degrees; those left out do not count.",
     )
-    proprio: Row | None = Field(None, description="Proprioception; beside frames, where it is known.")
+    proprio: Row | None = Field(None, description="Proprioception; beside frames, where the client has it.")
     text: Text = None
 
 
@@ -132,15 +135,15 @@ class PlanRequest(Request):
     )
     measure: MeasureOrAuto = Field(
         "auto",
-        description="How far a frame is from a picture: by the steps that the world's heads foretell, by "
+        description="Distance of a frame from the goal: by the steps that the world's heads predict, by "
         "codes of its manifold, or by latents; auto takes the first of these that the world has.",
     )
-    reward_weight: Number = Field(0.0, description="Weight of the rewards that the world's heads foretell.")
+    reward_weight: Number = Field(0.0, description="Weight of the rewards that the world's heads predict.")
     min_trust: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None,
         description="While trust is under this, a plan comes no nearer to the goal and brings no reward.",
     )
-    seed: Seed = Field(0, description="Of the search.")
+    seed: Seed = Field(0, description="Seed of the search.")
     max_seconds: Annotated[float, Field(gt=0, le=3600)] | None = Field(
         None,
         description="After so long the best plan so far is the answer; by default 5, or the most that the "
@@ -155,18 +158,18 @@ class Planned(BaseModel):
     score: float = Field(description="More is better.")
     score_of_start: float = Field(description="That of the plan that the search began with: stay as it is.")
     measure: Literal["steps", "codes", "latents", "state", "reward"] = Field(
-        description="What scores are made of. State: the mean over the quantities, 1 being as far as can be."
+        description="Measure of the scores. State: the mean over the quantities, 1 the largest distance."
     )
     num_candidates: int = Field(description="Plans that were tried.")
     num_steps: int = Field(description="Steps that were simulated for it.")
     seconds: float
-    is_complete: bool = Field(description="Whether the search ended before its time did.")
+    is_complete: bool = Field(description="The search ended before its time was over.")
 
 
 class ActRequest(Request):
-    """What the world's cloned policy would do here; the session stays where it is."""
+    """Choose actions by the world's cloned policy; the session stays where it is."""
 
-    goal: GoalRequest | None = Field(None, description="A picture or a recorded row; None for no goal.")
+    goal: GoalRequest | None = Field(None, description="A frame or a recorded row; None for no goal.")
 
 
 class Acted(BaseModel):
@@ -208,7 +211,7 @@ class Opened(BaseModel):
 
 
 class Inferred(BaseModel):
-    actions: list[list[float]] = Field(description="The action between each picture and the next.")
+    actions: list[list[float]] = Field(description="The action between each frame and the next.")
 
 
 class PastFrames(BaseModel):
@@ -235,28 +238,30 @@ class CameraInfo(BaseModel):
 
 class ActionInfo(BaseModel):
     name: str
-    low: float = Field(description="What the recordings cover: from here")
-    high: float = Field(description="to here.")
+    low: float = Field(description="Smallest value that the recordings cover.")
+    high: float = Field(description="Largest value that the recordings cover.")
 
 
 class WorldInfo(BaseModel):
-    """What a client has to know of the world."""
+    """Description of the world."""
 
     name: str
     fps: float
     cameras: list[CameraInfo]
     actions: list[ActionInfo]
     pointer: list[list[float]] | None = Field(
-        description="Where an action is a place in the picture: the actions of its top left and bottom right."
+        description="Where an action is a place in the frame: the actions of its top left and bottom right."
     )
     proprio_key: str | None
     proprio_dim: int
     num_denoising_steps: int
     max_rewind: int
     has_beside: bool
-    has_heads: bool = Field(description="Whether rewards and steps to a goal are foretold.")
-    has_policy: bool = Field(description="Whether there is a cloned policy to act.")
-    quantities: dict[str, str] = Field(description="What goals of state can name, and its units.")
+    has_heads: bool = Field(description="The world predicts rewards and steps to a goal.")
+    has_policy: bool = Field(description="The server has a cloned policy to act.")
+    quantities: dict[str, str] = Field(
+        description="Quantities that goals of state can name, and their units."
+    )
     num_episodes: int
     limits: dict[str, Any]
 

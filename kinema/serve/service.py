@@ -236,7 +236,7 @@ class Service:
         session.seed = session.seed if request.seed is None else request.seed
 
     async def look(self, session: Session) -> None:
-        """See to it that the session has its present picture."""
+        """Decode the present frame of a session, where it is not yet."""
         if session.step.frame is None and self.world.cameras:
             session.step = await self.engine.run(session.simulation.look)
 
@@ -269,7 +269,7 @@ class Service:
                 is_wanted = False
 
     async def infer(self, request: schema.InferRequest) -> np.ndarray:
-        """Inverse dynamics: the actions between pictures, ``T-1 A``."""
+        """Infer the actions between frames, ``T-1 A`` (inverse dynamics)."""
         frames = await self._inputs.decode(request.frames)
         proprio = self._inputs.proprio(request.proprio)
         return await self.engine.run(lambda: self.world.infer(frames, proprio=proprio))
@@ -282,7 +282,7 @@ class Service:
         return await search
 
     async def act(self, session: Session, request: schema.ActRequest) -> np.ndarray:
-        """What the cloned policy would do next, ``C A``. Raises Refusal (404) where there is none."""
+        """Choose the next actions by the cloned policy, ``C A``. Raises Refusal (404) where there is none."""
         policy = self._policy
         if policy is None:
             raise Refusal(
@@ -340,9 +340,9 @@ class Service:
 
 
 def session_bytes(world: World, limits: Limits) -> int:
-    """What a session takes at most: its cache, and the pictures that it keeps."""
+    """Compute the largest size of a session: its cache, and the frames that it keeps."""
     cache = world.dynamics.new_cache(1, max_rewind=MAX_REWIND)
-    # Room for pictures doubles as it is needed, and what was there is copied.
+    # Room for frames doubles as it is needed, and the old ones are copied.
     return cache.num_bytes + 3 * limits.max_pictures * moment_bytes(world) // 2
 
 
@@ -362,16 +362,16 @@ def _child(session: Session, index: int, same_noise: bool) -> tuple[Simulation, 
 
 
 def _shown(
-    pictures: dict[str, np.ndarray], kind: Literal["jpeg", "png", "raw", "none"]
+    frames: dict[str, np.ndarray], kind: Literal["jpeg", "png", "raw", "none"]
 ) -> dict[str, schema.Picture]:
     if kind == "none":
         return {}
     return {
         key: schema.Picture(
             format=kind,
-            height=picture.shape[0],
-            width=picture.shape[1],
-            data=base64.b64encode(images.encode(picture, kind)).decode(),
+            height=frame.shape[0],
+            width=frame.shape[1],
+            data=base64.b64encode(images.encode(frame, kind)).decode(),
         )
-        for key, picture in pictures.items()
+        for key, frame in frames.items()
     }

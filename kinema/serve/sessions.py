@@ -24,10 +24,10 @@ class Session:
     client: str
     """Address of who opened it."""
     step: Step
-    """What was seen last."""
+    """The last step."""
     seed: int
     last_action: np.ndarray | None = None
-    """``A``, what was done last, where it is known: plans begin with it."""
+    """``A``, the last action, where there is one: plans begin with it."""
     beside: Beside | None = None
     """The real simulator at the same place, where there is one."""
     id: str = dataclasses.field(default_factory=lambda: secrets.token_urlsafe(16))

@@ -2,7 +2,7 @@
 
 A message is ``{"op": "step", "action": [...], "format": "jpeg"}``; the other ``op`` are ``rewind``
 (``num_steps``), ``change`` (``seed``, ``num_denoising_steps``) and ``look``. An answer is the length of a
-JSON head (4 bytes, little endian), the head, and the pictures that the head lists in ``pictures`` one after
+JSON head (4 bytes, little endian), the head, and the frames that the head lists in ``pictures`` one after
 the other, each with ``camera``, ``is_beside``, ``height``, ``width`` and ``size`` in bytes. A mistake is
 answered by a head with ``error`` and ``status``, and the stream goes on. Since messages are answered one at a
 time, a client that sends faster than the world steps only fills its own buffer.
@@ -75,7 +75,7 @@ async def serve_stream(socket: WebSocket, service: Service, session_id: str) -> 
 
 
 def explain(error: Exception) -> str:
-    """What to tell a client; of a message that does not fit its model, where and why."""
+    """Explain an error to a client; for a message that does not fit its model, where and why."""
     if isinstance(error, ValidationError):
         parts = (f"{'.'.join(map(str, e['loc'])) or 'message'}: {e['msg']}" for e in error.errors()[:3])
         return "; ".join(parts)
@@ -101,11 +101,11 @@ def _shown(service: Service, session: Session, kind: schema.Shown) -> tuple[dict
     described, pieces = [], []
     if kind != "none":
         real = None if session.beside is None else dict(session.beside.look())
-        for is_beside, pictures in ((False, session.step.frame), (True, real)):
-            for camera, picture in images.by_camera(pictures, service.world).items():
-                piece = images.encode(picture, kind)
+        for is_beside, frames in ((False, session.step.frame), (True, real)):
+            for camera, frame in images.by_camera(frames, service.world).items():
+                piece = images.encode(frame, kind)
                 pieces.append(piece)
-                height, width = picture.shape[:2]
+                height, width = frame.shape[:2]
                 described.append(
                     {
                         "camera": camera,
