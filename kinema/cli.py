@@ -1,18 +1,26 @@
 """The command line: each command is one configuration and one function, in the module that does the work.
 
-Only the module of the command that was asked for is imported, so that ``kinema --help`` answers at once.
+Only the module of the command is imported, and for its help not even that: ``--help`` answers at once.
 """
 
+import contextlib
 import dataclasses
+import difflib
 import importlib
+import io
+import logging
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import requires, version
+from typing import TypeVar
 
 from kinema.hardware.openmp import spin_briefly
+from kinema.options import completion_script, configuration, option_names
+
+Config = TypeVar("Config")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,13 +165,16 @@ RENAMED_OPTIONS = {("train", "--world"): "--from"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for a mistake of the user's, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    name = arguments[0] if arguments else "--help"
-    if name in ("-h", "--help", "help"):
-        print(_help())
+    if arguments[:1] in (["-h"], ["--help"], ["help"], []):
+        arguments = [*arguments[1:], "--help"]
+    if arguments == ["--help"]:
+        print(_help(COMMANDS))
         return 0
-    if name in ("-V", "--version"):
+    if arguments[0] in ("-V", "--version"):
         print(f"kinema {version('kinema')}")
         return 0
+    if arguments[0] == "completion":
+        return _print_completion(arguments[1:])
     name, rest = split(arguments)
     if name in RENAMED:
         print(f"error: `kinema {name}` is now `kinema {RENAMED[name]}`", file=sys.stderr)
@@ -172,9 +183,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command == name and any(word.split("=")[0] == old for word in rest):
             print(f"error: `kinema {name} {old}` is now `kinema {name} {new}`", file=sys.stderr)
             return 2
+    group = {other: command for other, command in COMMANDS.items() if other.startswith(f"{name} ")}
+    if group and (not rest or rest[0] in ("-h", "--help")):
+        print(_help(group), file=sys.stdout if rest else sys.stderr)
+        return 0 if rest else 2
     if name not in COMMANDS:
-        print(f"error: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
+        return _refuse(" ".join(arguments[: 2 if group else 1]), group or COMMANDS)
     return _run(name, COMMANDS[name], rest)
 
 
@@ -184,19 +198,34 @@ def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
     return " ".join(arguments[:num_words]), list(arguments[num_words:])
 
 
-def _run(name: str, command: Command, arguments: list[str]) -> int:
-    try:
-        import tyro
+def _refuse(name: str, commands: Iterable[str]) -> int:
+    """Say that there is no such command, and which one was meant."""
+    names = [*commands, *({"help", "completion"} if commands is COMMANDS else ())]
+    close = difflib.get_close_matches(name, names, n=1)
+    meant = f"; did you mean '{close[0]}'?" if close else f"; there are {', '.join(names)}"
+    print(f"error: no command {name!r}{meant}", file=sys.stderr)
+    return 2
 
+
+def _run(name: str, command: Command, arguments: list[str]) -> int:
+    typo = next(
+        (word for word in arguments if difflib.get_close_matches(word, ["--help"], cutoff=0.8)), "--help"
+    )
+    if typo != "--help":
+        print(f"error: no option '{typo}'; did you mean '--help'?", file=sys.stderr)
+        return 2
+    try:
+        # PyTorch takes seconds to import, so help and mistakes in options are answered before that.
+        with (
+            contextlib.suppress(NameError, AttributeError, KeyError, TypeError),
+            configuration(command.module, command.config) as config,
+        ):
+            _parse(name, config, arguments)
+        _show_log()
         if command.module.startswith("kinema.serve."):
             spin_briefly()  # Before the module imports PyTorch.
         module = importlib.import_module(command.module)
-        config = tyro.cli(
-            getattr(module, command.config),
-            prog=f"kinema {name}",
-            description=command.summary,
-            args=arguments,
-        )
+        config = _parse(name, getattr(module, command.config), arguments)
         result = getattr(module, command.function)(config)
     except KeyboardInterrupt:
         print(f"\nInterrupted. {command.after_interrupt}", file=sys.stderr)
@@ -206,14 +235,58 @@ def _run(name: str, command: Command, arguments: list[str]) -> int:
         # it flushes at exit, so standard output is pointed at nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, FloatingPointError, OSError, ImportError) as error:
-        # These are how the package tells users of their mistakes; anything else is a defect of its own
-        # and keeps its traceback.
+    except Exception as error:
         if os.environ.get("KINEMA_TRACEBACK"):
             raise
-        print(f"error: {_explain(error)}", file=sys.stderr)
-        return 2
+        # These are how the package tells users of their mistakes; anything else is a defect of its own.
+        if isinstance(error, ValueError | FloatingPointError | OSError | ImportError):
+            print(f"error: {_explain(error)}", file=sys.stderr)
+            return 2
+        print(
+            f"error: {type(error).__name__}: {_explain(error)}\nThis is a defect of kinema. Please report it "
+            "with the output of the same command after KINEMA_TRACEBACK=1, which shows where it happened.",
+            file=sys.stderr,
+        )
+        return 1
     return result if isinstance(result, int) else 0
+
+
+def _parse(name: str, config: type[Config], arguments: Sequence[str]) -> Config:
+    """The configuration of a command; ends the process after help, or with 2 where options are wrong."""
+    import tyro
+
+    return tyro.cli(config, prog=f"kinema {name}", description=COMMANDS[name].summary, args=arguments)
+
+
+def _show_log() -> None:
+    """Print what the package logs, such as the device, to standard error."""
+    log = logging.getLogger("kinema")
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler())
+        log.setLevel(logging.INFO)
+
+
+def _print_completion(arguments: Sequence[str]) -> int:
+    shells = ("bash", "zsh", "fish")
+    if len(arguments) != 1 or arguments[0] not in shells:
+        print(f"usage: kinema completion {'|'.join(shells)}", file=sys.stderr)
+        print('for bash: eval "$(kinema completion bash)" in ~/.bashrc', file=sys.stderr)
+        return 0 if arguments in (["-h"], ["--help"]) else 2
+    options = {name: option_names(_help_of(name)) for name in COMMANDS}
+    print(completion_script(arguments[0], options | {"help": [], "completion": []}))
+    return 0
+
+
+def _help_of(name: str) -> str:
+    """Help of a command."""
+    command, text = COMMANDS[name], io.StringIO()
+    with (
+        configuration(command.module, command.config) as config,
+        contextlib.redirect_stdout(text),
+        contextlib.suppress(SystemExit),
+    ):
+        _parse(name, config, ["--help"])
+    return text.getvalue()
 
 
 def _explain(error: Exception) -> str:
@@ -237,15 +310,16 @@ def _extra_of(module: str) -> str | None:
     return min(extras, key=lambda extra: sizes[extra], default=None)
 
 
-def _help() -> str:
+def _help(commands: Mapping[str, Command]) -> str:
     lines = [
         "usage: kinema COMMAND [OPTIONS]",
         "",
         "Learns a robot's world from its recorded episodes, then simulates that world in real time.",
         "",
-        *(f"  {name:<18}{command.summary}" for name, command in COMMANDS.items()),
+        *(f"  {name:<18}{command.summary}" for name, command in commands.items()),
         "",
-        "`kinema COMMAND --help` lists the options of a command; `kinema --version` prints the version.",
+        "`kinema help COMMAND` lists the options of a command; `kinema --version` prints the version.",
+        "`kinema completion bash|zsh|fish` prints a script that completes commands and options.",
         "KINEMA_TRACEBACK=1 in the environment shows where an error came from.",
     ]
     return "\n".join(lines)

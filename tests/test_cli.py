@@ -1,6 +1,10 @@
+import contextlib
 import dataclasses
 import importlib
+import io
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -91,6 +95,36 @@ def test_help_and_version_load_nothing_heavy() -> None:
     assert "kinema 0." in done.stdout
 
 
+def test_help_of_no_command_imports_what_the_command_computes_with() -> None:
+    """In one process of its own, and without the extras."""
+    program = (
+        "import sys, kinema.cli\n"
+        "heavy = {'torch', 'pyarrow', 'av', 'PIL', 'safetensors', 'gymnasium', 'fastapi', 'mcp', 'httpx'}\n"
+        "for name in kinema.cli.COMMANDS:\n"
+        "    try:\n"
+        "        kinema.cli.main([*name.split(), '--help'])\n"
+        "        sys.exit(f'{name}: --help did not end the process')\n"
+        "    except SystemExit as end:\n"
+        "        assert end.code == 0, (name, end.code)\n"
+        "    assert not heavy & set(sys.modules), (name, heavy & set(sys.modules))\n"
+        "loaded = [name for name in sys.modules if name.startswith('kinema.')]\n"
+        "assert sorted(loaded) == ['kinema.cli', 'kinema.options'], loaded\n"
+        "assert kinema.cli.main(['train', 'data', '--out', 'x', '--recip', 'tiny']) == 2\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "--recipe STR" in done.stderr
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_help_without_the_module_is_that_of_the_module(name: str) -> None:
+    """What stands in the help was read from the source; here it is compared with the imported class."""
+    program = f"from kinema import cli; print(cli._help_of({name!r}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    importlib.import_module(cli.COMMANDS[name].module)
+    assert done.stdout == cli._help_of(name) + "\n"
+
+
 def test_options_reach_the_function(command: Callable[[Callable[[Config], None]], None]) -> None:
     seen: list[Config] = []
     command(seen.append)
@@ -100,7 +134,72 @@ def test_options_reach_the_function(command: Callable[[Callable[[Config], None]]
 
 def test_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["simluate"]) == 2
-    assert "no command 'simluate'; there are record, data, train" in capsys.readouterr().err
+    assert "no command 'simluate'; did you mean 'simulate'?" in capsys.readouterr().err
+    assert cli.main(["elephant"]) == 2
+    assert "no command 'elephant'; there are record, data, train" in capsys.readouterr().err
+    assert cli.main(["evaluate", "contrl"]) == 2
+    assert "no command 'evaluate contrl'; did you mean 'evaluate control'?" in capsys.readouterr().err
+
+
+def test_a_group_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate"]) == 2
+    assert "evaluate horizon" in capsys.readouterr().err
+    for arguments in (["evaluate", "--help"], ["help", "evaluate"]):
+        assert cli.main(arguments) == 0
+        printed = capsys.readouterr().out
+        assert "evaluate control" in printed
+        assert "  record " not in printed
+
+
+def test_help_takes_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["help", "data"], ["help", "evaluate", "control"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments)
+        assert caught.value.code == 0
+        assert f"usage: kinema {' '.join(arguments[1:])}" in capsys.readouterr().out
+    assert cli.main(["help", "trian"]) == 2
+    assert "did you mean 'train'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("typo", ["--hlep", "--hepl", "-help", "--halp"])
+def test_a_typo_in_help_is_corrected(typo: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", typo]) == 2
+    assert capsys.readouterr().err == f"error: no option '{typo}'; did you mean '--help'?\n"
+
+
+def complete(*words: str) -> list[str]:
+    """Complete the last word by the script for bash."""
+    script = f"source /dev/stdin; COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}; "
+    script += 'kinema_words() { _kinema; printf "%s\\n" "${COMPREPLY[@]}"; }; kinema_words'
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        assert cli.main(["completion", "bash"]) == 0
+    done = subprocess.run(
+        ["bash", "-c", script], input=text.getvalue(), capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()
+
+
+def test_bash_completes_commands_and_options() -> None:
+    assert complete("kinema", "tr") == ["train"]
+    assert set(complete("kinema", "evaluate", "")) >= {"horizon", "control", "speed"}
+    assert complete("kinema", "evaluate", "control", "--devi") == ["--device"]
+    assert complete("kinema", "simulate", "--protocol.e") == ["--protocol.episodes"]
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_get_every_option(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for option in ("update-share", "protocol.episodes", "num-denoising-steps"):
+        assert option in script
+    if path := shutil.which(shell):
+        subprocess.run([path, "-n"], input=script, text=True, check=True)
+
+
+def test_completion_names_the_shells(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", "tcsh"]) == 2
+    assert "bash|zsh|fish" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -143,8 +242,18 @@ def test_traceback_on_request(
         cli.main(["try"])
 
 
-def test_a_defect_keeps_its_traceback(command: Callable[[Callable[[Config], None]], None]) -> None:
+def test_a_defect_is_said_to_be_one(
+    command: Callable[[Callable[[Config], None]], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("KINEMA_TRACEBACK", raising=False)
     command(raising(AssertionError("a bug")))
+    assert cli.main(["try"]) == 1
+    printed = capsys.readouterr().err
+    assert "error: AssertionError: a bug" in printed
+    assert "KINEMA_TRACEBACK=1" in printed
+    monkeypatch.setenv("KINEMA_TRACEBACK", "1")
     with pytest.raises(AssertionError, match="a bug"):
         cli.main(["try"])
 
