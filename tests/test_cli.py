@@ -107,8 +107,6 @@ def test_help_of_no_command_imports_what_the_command_computes_with() -> None:
         "    except SystemExit as end:\n"
         "        assert end.code == 0, (name, end.code)\n"
         "    assert not heavy & set(sys.modules), (name, heavy & set(sys.modules))\n"
-        "loaded = [name for name in sys.modules if name.startswith('kinema.')]\n"
-        "assert sorted(loaded) == ['kinema.cli', 'kinema.options'], loaded\n"
         "assert kinema.cli.main(['train', 'data', '--out', 'x', '--recip', 'tiny']) == 2\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
