@@ -217,7 +217,7 @@ def _run(name: str, command: Command, arguments: list[str]) -> int:
     try:
         # PyTorch takes seconds to import, so help and mistakes in options are answered before that.
         with (
-            contextlib.suppress(NameError, AttributeError, KeyError, TypeError),
+            contextlib.suppress(NameError, AttributeError, ImportError, KeyError, TypeError),
             configuration(command.module, command.config) as config,
         ):
             _parse(name, config, arguments)

@@ -7,7 +7,6 @@ configuration is defined from its own statements and from those that it uses, an
 import ast
 import contextlib
 import functools
-import importlib
 import re
 import sys
 import types
@@ -36,7 +35,8 @@ def _define(module: str, name: str, made: dict[str, types.ModuleType], begun: se
         return getattr(sys.modules[module], name)
     path, statements = _statements(module)
     if name not in statements:
-        return importlib.import_module(f"{module}.{name}")
+        # A module, which functions may use later on but no configuration needs.
+        return types.ModuleType(f"{module}.{name}")
     if module not in made:
         # Documentation of fields is looked up through the module of a class.
         made[module] = sys.modules[module] = types.ModuleType(module)
@@ -64,7 +64,14 @@ def _statements(module: str) -> tuple[str, Mapping[str, ast.stmt]]:
     path = Path(__file__).parent.joinpath(*parts)
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     found: dict[str, ast.stmt] = {}
-    for statement in ast.parse(path.read_text()).body:
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        # Types of functions would bring in much that no configuration needs.
+        if isinstance(node, ast.FunctionDef):
+            node.returns = None
+        elif isinstance(node, ast.arg):
+            node.annotation = None
+    for statement in tree.body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             names = [(alias.asname or alias.name).partition(".")[0] for alias in statement.names]
         elif isinstance(statement, ast.ClassDef | ast.FunctionDef):
