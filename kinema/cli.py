@@ -201,7 +201,7 @@ def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
 def _refuse(name: str, commands: Iterable[str]) -> int:
     """Say that there is no such command, and which one was meant."""
     names = [*commands, *({"help", "completion"} if commands is COMMANDS else ())]
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
     meant = f"; did you mean '{close[0]}'?" if close else f"; there are {', '.join(names)}"
     print(f"error: no command {name!r}{meant}", file=sys.stderr)
     return 2
