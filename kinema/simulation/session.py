@@ -144,6 +144,9 @@ class SimulationBatch:
         self._history = Moments(self._history_length())
         """Latents (in half precision), proprioception, doubt and ``_outside`` of the last steps."""
 
+    def __repr__(self) -> str:
+        return f"SimulationBatch({self.world.name}: {len(self)} sessions, {self.num_steps} steps)"
+
     def __len__(self) -> int:
         """Number of sessions."""
         return len(self._seeds)
@@ -498,6 +501,9 @@ class Simulation:
         assert len(batch) == 1
         self._batch = batch
 
+    def __repr__(self) -> str:
+        return f"Simulation({self.world.name}: {self.num_steps} steps, seed {self.seed})"
+
     @property
     def world(self) -> WorldModel:
         return self._batch.world
@@ -595,6 +601,15 @@ class World(WorldModel):
 
     uses_graphs = False
     """Whether few sessions step by graphs."""
+
+    def __repr__(self) -> str:
+        cameras = [key.rpartition(".")[2] for key in self.cameras] or ["no camera"]
+        millions = sum(parameter.numel() for parameter in self.parameters()) / 1e6
+        actions = " ".join(self.config.action_names)
+        return (
+            f"World({self.name}: {', '.join(cameras)}, actions {actions}, {self.fps:g} fps, "
+            f"{millions:.1f}M parameters)"
+        )
 
     @property
     def networks(self) -> WorldModel:

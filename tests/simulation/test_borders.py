@@ -180,3 +180,11 @@ def test_a_misspelt_world_is_corrected() -> None:
     with pytest.raises(WorldError, match="no world 'elephant'") as caught:
         load("elephant")
     assert "did you mean" not in str(caught.value)
+
+
+def test_reprs_are_one_short_line(world: World) -> None:
+    sim = world.start(random_frames(1), proprio=PROPRIO[:1])
+    sim.step(random_actions())
+    assert repr(world).startswith("World(random: top, actions right down, 10 fps, ")
+    assert repr(sim) == "Simulation(random: 1 steps, seed 0)"
+    assert repr(sim.fork(2)) == "SimulationBatch(random: 2 sessions, 1 steps)"
