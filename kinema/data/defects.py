@@ -378,7 +378,7 @@ def _check_rows(
             message = "has rows here, but the episodes table does not know it"
             yield Defect(severity="error", kind="length", file=file, episode=episode, message=message)
         for key, feature in dataset.features.items():
-            if columns is not None and key not in columns:
+            if keys is not None and key not in keys:
                 continue
             if feature["dtype"] != "video" and key not in rows.column_names:
                 message = f"is a feature in {INFO_PATH}, but the file has no such column"

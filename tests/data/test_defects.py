@@ -10,7 +10,7 @@ import pytest
 from kinema.data import Dataset
 from kinema.data.defects import TrainingCheck, training_problems
 
-from .conftest import DATA, SIDE, TOP, VIDEO, edit_json, make_recording, put, write
+from .conftest import DATA, SIDE, TOP, VIDEO, drop_columns, edit_json, make_recording, put, write
 
 COLUMNS = ("action", "observation.state", TOP, SIDE)
 
@@ -114,3 +114,9 @@ def test_episodes_asked_for(dataset: Path) -> None:
     put(dataset / DATA, "action", (0, 0), np.nan)
     found = training_problems(Dataset(dataset), segment_length=6, columns=COLUMNS, episodes=[1, 3])
     assert (found.fatal, found.usable_episodes.tolist()) == ([], [1, 3])
+
+
+def test_columns_of_positions_are_not_needed(dataset: Path) -> None:
+    for key in ("task_index", "timestamp", "frame_index"):
+        drop_columns(dataset / DATA, key)
+    assert check(dataset).fatal == []
