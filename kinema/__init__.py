@@ -10,6 +10,8 @@
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from kinema import moved
+
 if TYPE_CHECKING:
     from kinema.data.lerobot import Dataset
     from kinema.serve.client import connect
@@ -66,6 +68,9 @@ __all__ = [  # noqa: RUF022 (sorted as a reader needs them)
 ]
 
 
+moved.install()
+
+
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
@@ -82,5 +87,5 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     # Without the extra that it needs, `help(kinema)` could not import it.
     missing = () if importlib.util.find_spec("httpx") else ("connect",)
-    hidden = ("Any", "TYPE_CHECKING", "importlib")
+    hidden = ("Any", "TYPE_CHECKING", "importlib", "moved")
     return sorted({*globals(), *__all__}.difference(hidden, missing))

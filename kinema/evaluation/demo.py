@@ -16,8 +16,10 @@ from kinema.evaluation.tables import align
 from kinema.kits import Quantity, find_probe
 from kinema.simulation.session import BUNDLED_WORLDS, default_world, load
 
-RECORDING = "recording"
-"""Folder in a bundled world with its held-out recording, a LeRobot dataset of one episode."""
+WORLD = default_world()
+"""The bundled world that is shown."""
+RECORDING = BUNDLED_WORLDS / WORLD / "recording"
+"""Its held-out recording, a LeRobot dataset of one episode."""
 ROWS = (10, 50, 200, 1000, 2000)
 """Steps that the table shows, and the last one."""
 SHEET = (0, 5, 10, 25, 50, 100, 200, 350, 500, 1000, 1500, 2000)
@@ -42,11 +44,9 @@ def demo(config: DemoConfig) -> None:
     Raises:
         FileNotFoundError: the installed package lacks the recording.
     """
-    name = default_world()
-    recording = BUNDLED_WORLDS / name / RECORDING
-    if not recording.is_dir():
-        raise FileNotFoundError(f"{recording}: the bundled recording is missing; install kinema again")
-    world, dataset = load(name), Dataset.open(recording)
+    if not RECORDING.is_dir():
+        raise FileNotFoundError(f"{RECORDING}: the bundled recording is missing; install kinema again")
+    name, world, dataset = WORLD, load(WORLD), Dataset.open(RECORDING)
     settings = SimulateConfig(world=name, steps=config.steps, seed=config.seed)
     comparison = compare_episode(world, dataset, settings)
     speed = measure_speed(world, comparison.clip, context=settings.context, steps=50, repeats=5)
