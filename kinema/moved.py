@@ -18,7 +18,7 @@ MOVED = {
     "kinema.goals": "kinema.model.goals",
     "kinema.starts": "kinema.simulation.starts",
     "kinema.together": "kinema.simulation.batching",
-    "kinema.view": "kinema.data.view",
+    "kinema.view": "kinema.data.drawing",
     "kinema.world_model": "kinema.model.world",
 }
 """The module that holds the public names of each old one."""
