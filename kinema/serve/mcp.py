@@ -177,9 +177,13 @@ async def _serve_http(config: McpConfig) -> None:
         async with _tools(loading) as tools:
             app = tools.streamable_http_app(host=config.host)
             hosts = (*LOOPBACK, config.host)
-            server = make_server(
-                Guard(app, limits=config.limits, metrics=Metrics(), token=token, hosts=hosts)
-            )
+
+            def stop() -> None:
+                if loading.done() and not loading.cancelled() and loading.exception() is None:
+                    loading.result().stop()
+
+            guarded = Guard(app, limits=config.limits, metrics=Metrics(), token=token, hosts=hosts)
+            server = make_server(guarded, stop)
 
             def end(loaded: "asyncio.Task[Service]") -> None:
                 server.should_exit = loaded.cancelled() or loaded.exception() is not None
