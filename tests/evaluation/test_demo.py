@@ -26,6 +26,6 @@ def test_demo_writes_film_sheet_and_table(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_missing_recording_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "BUNDLED_WORLDS", tmp_path)
+    monkeypatch.setattr(demo, "RECORDING", tmp_path / "recording")
     with pytest.raises(FileNotFoundError, match="recording: the bundled recording is missing; install"):
         demo.demo(demo.DemoConfig(out=tmp_path))
