@@ -15,7 +15,7 @@ import tyro
 from kinema.evaluation.rollout import load_clips, open_recordings
 from kinema.evaluation.speed import start_streams, stream_actions
 from kinema.planners import CrossEntropy, Goal, SearchConfig, WorldScore
-from kinema.simulation.session import load
+from kinema.simulation.world import load
 
 CONTEXT, PLANS = 4, 5
 

@@ -15,7 +15,9 @@ from kinema import moved
 if TYPE_CHECKING:
     from kinema.data.lerobot import Dataset
     from kinema.serve.client import connect
-    from kinema.simulation.session import Simulation, SimulationBatch, Step, World, load, worlds
+    from kinema.simulation.session import Simulation, SimulationBatch
+    from kinema.simulation.step import Step
+    from kinema.simulation.world import World, load, worlds
     from kinema.types import (
         CheckpointError,
         DataError,
@@ -38,12 +40,12 @@ _MODULES = {
     "ServerError": "kinema.types",
     "Simulation": "kinema.simulation.session",
     "SimulationBatch": "kinema.simulation.session",
-    "Step": "kinema.simulation.session",
-    "World": "kinema.simulation.session",
+    "Step": "kinema.simulation.step",
+    "World": "kinema.simulation.world",
     "WorldError": "kinema.types",
     "connect": "kinema.serve.client",
-    "load": "kinema.simulation.session",
-    "worlds": "kinema.simulation.session",
+    "load": "kinema.simulation.world",
+    "worlds": "kinema.simulation.world",
 }
 """The module that defines each public name. Each is imported when it is first used: PyTorch takes seconds
 to import, and many commands do not need it."""

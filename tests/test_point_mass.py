@@ -12,7 +12,7 @@ from kinema import cli
 from kinema.planners import find_proposer
 from kinema.policies.acting import ActingPolicy
 from kinema.recipes import RECIPES
-from kinema.simulation.session import World, load
+from kinema.simulation.world import World, load
 from kinema.train.command import TrainConfig, train
 from kinema.types import Seen
 

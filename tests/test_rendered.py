@@ -17,7 +17,7 @@ from kinema.evaluation.policy import PolicyConfig, run_real, run_simulated
 from kinema.model.parts import save_part
 from kinema.policies.cloned import CLONE_FILE, CloneConfig, ClonedPolicy, load_clone, new_clone
 from kinema.simulation.real_env import Arena
-from kinema.simulation.session import World, load
+from kinema.simulation.world import World, load
 from kinema.types import Seen
 
 from .worlds import random_heads, random_world, randomize

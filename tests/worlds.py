@@ -15,7 +15,7 @@ from kinema.model.manifold import ManifoldConfig
 from kinema.model.tokens import DynamicsConfig, Values
 from kinema.model.transformer import Dynamics
 from kinema.model.world import CameraConfig, WorldConfig
-from kinema.simulation.session import World
+from kinema.simulation.world import World
 from kinema.tokenizers import ConvTokenizerConfig
 
 SIZE = 32

@@ -123,6 +123,13 @@ def encode_mp4(frames: Iterable[np.ndarray], *, fps: float, scale: int = 1) -> b
     return buffer.getvalue()
 
 
+def encode_png(frame: np.ndarray) -> bytes:
+    """Encode one frame, ``H W C`` uint8, as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(rgb(frame[None])[0]).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def write_png(path: str | os.PathLike[str], frame: np.ndarray) -> None:
     """Write one frame, ``H W C`` uint8."""
     image = Image.fromarray(rgb(frame[None])[0])

@@ -14,8 +14,9 @@ from kinema.planners.controller import last_action
 from kinema.planners.scores import Measure, restore_actions
 from kinema.planners.search import WarmStart
 from kinema.policies.cloned import ClonedPolicy
-from kinema.simulation.session import ACT_STEPS, World
+from kinema.simulation.session import ACT_STEPS
 from kinema.simulation.starts import History
+from kinema.simulation.world import World
 
 
 @dataclasses.dataclass(frozen=True)

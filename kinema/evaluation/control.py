@@ -27,7 +27,7 @@ from kinema.evaluation.rollout import (
     open_recordings,
 )
 from kinema.kits import Probe, Quantity, Target, find_probe
-from kinema.simulation.session import World, load
+from kinema.simulation.world import World, load
 from kinema.types import Frames
 
 WRONG = ("shuffled", "delayed", "zero")

@@ -14,7 +14,7 @@ from kinema.evaluation.simulate import Comparison, SimulateConfig, compare_episo
 from kinema.evaluation.speed import measure_speed
 from kinema.evaluation.tables import align
 from kinema.kits import Quantity, find_probe
-from kinema.simulation.session import BUNDLED_WORLDS, default_world, load
+from kinema.simulation.world import BUNDLED_WORLDS, default_world, load
 
 WORLD = default_world()
 """The bundled world that is shown."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from kinema.data.lerobot import DataError, Dataset
 from kinema.evaluation.rollout import reconstruct
-from kinema.simulation.session import World
+from kinema.simulation.world import World
 from kinema.types import Frames
 
 BITS = 5

@@ -20,7 +20,7 @@ from kinema.evaluation.horizon_run import Horizon, Schedule
 from kinema.evaluation.reality import Reality, RecordedEpisodes
 from kinema.evaluation.rollout import note_on_training, open_recordings
 from kinema.kits import Probe, find_kit, kit_of_environment
-from kinema.simulation.session import World, load
+from kinema.simulation.world import World, load
 
 FIRST_WRITE = 1000
 """From this mark on, what was measured so far is written at every mark."""

@@ -12,7 +12,9 @@ from kinema.evaluation.image_distance import Slices, mean_square, ssim
 from kinema.evaluation.reality import Moment, Reality
 from kinema.evaluation.rollout import by_camera, proprio_error, reconstruct, session_generator
 from kinema.kits import Probe, Reading, errors
-from kinema.simulation.session import SimulationBatch, Step, World
+from kinema.simulation.session import SimulationBatch
+from kinema.simulation.step import Step
+from kinema.simulation.world import World
 from kinema.types import Frames
 
 if TYPE_CHECKING:

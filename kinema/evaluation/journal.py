@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from kinema.evaluation.result import plain
 from kinema.model.parts import fingerprint
-from kinema.simulation.session import World
+from kinema.simulation.world import World
 
 
 class Journal:

@@ -9,7 +9,7 @@ from kinema.data.lerobot import DataError
 from kinema.data.record import EpisodeRecorder, RecordConfig
 from kinema.evaluation.reality import Moment
 from kinema.kits import Probe, Reading, kit_of_environment
-from kinema.simulation.session import World
+from kinema.simulation.world import World
 from kinema.types import Episode, Frames
 
 

@@ -30,8 +30,8 @@ from kinema.planners import (
 )
 from kinema.planners.scores import MeasureOrAuto, resolve_measure
 from kinema.simulation.real_env import Arena, seen_after
-from kinema.simulation.session import World, load
 from kinema.simulation.starts import History
+from kinema.simulation.world import World, load
 from kinema.types import Seen
 
 

@@ -34,8 +34,8 @@ from kinema.kits import Target, find_kit
 from kinema.planners import PLANNER_NAMES, PROPOSE, ProposeAndCheck, SearchConfig, find_proposer, make_planner
 from kinema.planners.scores import END_SHARE, MeasureOrAuto, resolve_measure
 from kinema.policies.cloned import ClonedPolicy, find_clone, load_clone
-from kinema.simulation.session import World, load
 from kinema.simulation.starts import History
+from kinema.simulation.world import World, load
 
 BEST = "best planner"
 

@@ -25,7 +25,7 @@ from kinema.evaluation.journal import Journal, identify
 from kinema.evaluation.plot import Drawing, Theme, draw_agreement
 from kinema.evaluation.result import Result, Row, Series, describe_run, plain
 from kinema.simulation.real_env import Arena, seen_after
-from kinema.simulation.session import World, load
+from kinema.simulation.world import World, load
 from kinema.types import Seen
 
 

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from kinema.data.lerobot import DataError, Dataset
 from kinema.evaluation.rollout import concatenate, find_places
 from kinema.kits import Probe, Reading
-from kinema.simulation.session import World
 from kinema.simulation.starts import check_dataset
+from kinema.simulation.world import World
 from kinema.types import Episode, Frames
 
 

@@ -18,7 +18,7 @@ from kinema.evaluation.rollout import PICTURE, PROPRIO, Clip, Sweep
 from kinema.evaluation.speed import measure_speed
 from kinema.kits import Probe, Quantity, Target, errors, find_probe
 from kinema.model.world import CONFIG_FILE, WEIGHTS_FILE
-from kinema.simulation.session import BUNDLED_WORLDS, World
+from kinema.simulation.world import BUNDLED_WORLDS, World
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

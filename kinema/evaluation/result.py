@@ -19,7 +19,7 @@ from kinema.data.files import to_json, write_text
 from kinema.evaluation import bootstrap, page, plot, tables
 from kinema.kits import Target
 from kinema.model.parts import fingerprint
-from kinema.simulation.session import World
+from kinema.simulation.world import World
 
 Statistic = Callable[..., float]
 PACKAGES = ("kinema", "torch", "numpy")

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from kinema.data.lerobot import DataError, Dataset
 from kinema.kits import Probe, Quantity, Reading, errors
-from kinema.simulation.session import BUNDLED_WORLDS, Step, World
 from kinema.simulation.starts import check_dataset
+from kinema.simulation.step import Step
+from kinema.simulation.world import BUNDLED_WORLDS, World
 from kinema.types import Episode, Frames
 
 TRAINING_FILE = "checkpoints/run.json"

@@ -33,7 +33,7 @@ from kinema.evaluation.rollout import (
 )
 from kinema.evaluation.tables import align
 from kinema.kits import Probe, Quantity, errors, find_probe
-from kinema.simulation.session import World, load
+from kinema.simulation.world import World, load
 
 FILM_WIDTH = 768
 """Films are enlarged up to about this width."""

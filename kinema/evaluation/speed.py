@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from kinema.evaluation.rollout import Clip, session_generator
-from kinema.simulation.session import SimulationBatch, World
+from kinema.simulation.session import SimulationBatch
+from kinema.simulation.world import World
 
 WARM_UP = 10
 """Steps before the clock starts: caches fill, memory is taken."""

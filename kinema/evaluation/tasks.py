@@ -11,8 +11,8 @@ from kinema.data.lerobot import DataError, Dataset
 from kinema.kits import Kit, Simulator, Success
 from kinema.planners.scores import worth
 from kinema.simulation.real_env import Arena
-from kinema.simulation.session import World
 from kinema.simulation.starts import History, check_dataset
+from kinema.simulation.world import World
 from kinema.types import Episode, Seen
 
 

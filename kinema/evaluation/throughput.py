@@ -20,7 +20,8 @@ from kinema.evaluation.result import Result, Row, Series, describe_run, plain
 from kinema.evaluation.rollout import Clip, load_clips, open_recordings
 from kinema.evaluation.speed import measure_latencies, start_streams, stream_actions
 from kinema.hardware.packed import can_halve, can_pack
-from kinema.simulation.session import SimulationBatch, World, load
+from kinema.simulation.session import SimulationBatch
+from kinema.simulation.world import World, load
 
 MATRIX_SIZE = 1024
 MATRIX_SECONDS = 0.5

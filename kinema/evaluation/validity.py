@@ -6,7 +6,7 @@ import numpy as np
 
 from kinema.evaluation.rollout import Clip, Sweep, by_camera
 from kinema.kits import Probe
-from kinema.simulation.session import World
+from kinema.simulation.world import World
 
 WINDOW = 100
 """Steps up to a milestone that count for it."""

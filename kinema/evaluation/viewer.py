@@ -22,7 +22,7 @@ from kinema.data.lerobot import Dataset
 from kinema.evaluation.rollout import open_recordings
 from kinema.evaluation.simulate import Comparison, SimulateConfig, compare_episode
 from kinema.model.world import CONFIG_FILE
-from kinema.simulation.session import BUNDLED_WORLDS, World, load
+from kinema.simulation.world import BUNDLED_WORLDS, World, load
 from kinema.types import Episode
 
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")

@@ -9,7 +9,7 @@ from kinema.planners.propose import ProposeAndCheck, Proposer
 from kinema.planners.search import Planner, SearchConfig
 from kinema.policies.acting import ActProposer
 from kinema.policies.cloned import CloneProposer, find_clone
-from kinema.simulation.session import World
+from kinema.simulation.world import World
 
 PLANNERS = {"cem": CrossEntropy, "mppi": MPPI}
 """Those that need no policy, by the names that the command line takes."""

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from kinema.planners.propose import ProposeAndCheck
 from kinema.planners.scores import Goal, WorldScore, normalize_actions, restore_actions
 from kinema.planners.search import Planner, WarmStart
-from kinema.simulation.session import Simulation, World
+from kinema.simulation.session import Simulation
 from kinema.simulation.starts import History
+from kinema.simulation.world import World
 
 
 @dataclasses.dataclass(frozen=True)

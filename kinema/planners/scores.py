@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinema.model.world import WorldError, WorldModel
-from kinema.simulation.session import Simulation, SimulationBatch, Step
+from kinema.simulation.session import Simulation, SimulationBatch
+from kinema.simulation.step import Step
 
 Measure = Literal["steps", "codes", "latents"]
 MeasureOrAuto = Literal["auto", "steps", "codes", "latents"]

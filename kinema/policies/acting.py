@@ -9,8 +9,9 @@ from torch import Tensor
 
 from kinema.data.spaces import ObservationReader
 from kinema.model.goals import encode_goal
-from kinema.simulation.session import SimulationBatch, World, load
+from kinema.simulation.session import SimulationBatch
 from kinema.simulation.starts import History
+from kinema.simulation.world import World, load
 from kinema.types import Seen
 
 CONTEXT = 4

@@ -19,7 +19,8 @@ from kinema.model.goals import encode_goal, encode_place
 from kinema.model.heads import PlaceFeatures, PlaceSizes, ResidualMLP, to_device
 from kinema.model.parts import load_part
 from kinema.model.world import WorldError
-from kinema.simulation.session import SimulationBatch, World, load
+from kinema.simulation.session import SimulationBatch
+from kinema.simulation.world import World, load
 from kinema.types import Seen
 
 CLONE_FILE = "clone.safetensors"

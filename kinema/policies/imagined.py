@@ -22,7 +22,8 @@ from kinema.model.heads import PlaceFeatures, ResidualMLP, TwoHot, to_device
 from kinema.model.parts import load_part
 from kinema.model.world import WorldError
 from kinema.policies.cloned import Clone, CloneConfig, ClonedPolicy, draw, most_likely, new_clone
-from kinema.simulation.session import SimulationBatch, World, load
+from kinema.simulation.session import SimulationBatch
+from kinema.simulation.world import World, load
 
 IMAGINED_FILE = "imagined.safetensors"
 """Where ``kinema learn`` leaves the policy in the world's folder."""

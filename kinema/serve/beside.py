@@ -6,7 +6,8 @@ from typing import Self
 import numpy as np
 
 from kinema.kits import Kit, Simulator
-from kinema.simulation.session import MAX_REWIND, World
+from kinema.simulation.session import MAX_REWIND
+from kinema.simulation.world import World
 from kinema.types import Episode, Frames, Seen
 
 

@@ -15,7 +15,8 @@ from kinema.model.world import Pictures
 from kinema.serve import schema
 from kinema.serve.connection import Connection, Session
 from kinema.serve.messages import decode_frames, decode_state, stack_steps, to_png, to_rows
-from kinema.simulation.session import Step, draw_seed
+from kinema.simulation.session import draw_seed
+from kinema.simulation.step import Step
 from kinema.types import WorldError
 
 TOKEN_VARIABLE = "KINEMA_TOKEN"

@@ -18,7 +18,7 @@ from kinema.serve.limits import Limits
 from kinema.serve.recordings import find_recordings
 from kinema.serve.server import bind, make_server
 from kinema.serve.service import Service
-from kinema.simulation.session import default_world, load
+from kinema.simulation.world import default_world, load
 
 TOKEN_VARIABLE = "KINEMA_TOKEN"
 ANY_ADDRESS = ("0.0.0.0", "::", "")

@@ -19,7 +19,8 @@ import torch
 from kinema.serve.limits import Limits, Refusal, closing
 from kinema.serve.metrics import Metrics
 from kinema.simulation.batching import step_together
-from kinema.simulation.session import Simulation, Step
+from kinema.simulation.session import Simulation
+from kinema.simulation.step import Step
 
 MAX_LINGER = 0.006
 """Seconds that a batch waits, at most, for sessions that stepped a moment ago and will be back at once."""

@@ -11,7 +11,7 @@ from kinema.serve import images, schema
 from kinema.serve.goals import Goal, StateReader
 from kinema.serve.limits import Limits, Refusal
 from kinema.serve.recordings import Recordings
-from kinema.simulation.session import World
+from kinema.simulation.world import World
 from kinema.types import Episode
 
 FIRST_ROW = 3

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from kinema.serve import images, schema
-from kinema.simulation.session import Step
+from kinema.simulation.step import Step
 from kinema.types import WorldError
 
 

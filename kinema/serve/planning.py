@@ -23,7 +23,8 @@ from kinema.serve.engine import Engine
 from kinema.serve.goals import Goal, StateReader
 from kinema.serve.limits import Limits, Refusal, closing
 from kinema.serve.sessions import Session
-from kinema.simulation.session import SimulationBatch, World
+from kinema.simulation.session import SimulationBatch
+from kinema.simulation.world import World
 from kinema.types import Seen
 
 PIECE = 16

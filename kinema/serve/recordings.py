@@ -7,7 +7,7 @@ from pathlib import Path
 from kinema.data import Dataset
 from kinema.serve import schema
 from kinema.serve.limits import Refusal
-from kinema.simulation.session import BUNDLED_WORLDS, World
+from kinema.simulation.world import BUNDLED_WORLDS, World
 from kinema.types import Episode
 
 MAX_EPISODES = 3

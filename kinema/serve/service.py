@@ -26,7 +26,9 @@ from kinema.serve.metrics import Metrics
 from kinema.serve.planning import Planning
 from kinema.serve.recordings import Recordings
 from kinema.serve.sessions import Session, Sessions
-from kinema.simulation.session import MAX_REWIND, Simulation, Step, World, moment_bytes
+from kinema.simulation.session import MAX_REWIND, Simulation, moment_bytes
+from kinema.simulation.step import Step
+from kinema.simulation.world import World
 from kinema.types import Episode, Seen
 
 PIECE = 32

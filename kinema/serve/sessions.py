@@ -13,7 +13,8 @@ import numpy as np
 from kinema.serve.beside import Beside
 from kinema.serve.limits import Limits, Refusal
 from kinema.serve.metrics import Metrics
-from kinema.simulation.session import Simulation, Step
+from kinema.simulation.session import Simulation
+from kinema.simulation.step import Step
 
 
 @dataclasses.dataclass(eq=False)

@@ -12,7 +12,8 @@ import torch
 
 from kinema.model.cache import Cache
 from kinema.model.world import WorldError
-from kinema.simulation.session import Simulation, SimulationBatch, Step
+from kinema.simulation.session import Simulation, SimulationBatch
+from kinema.simulation.step import Step
 
 
 def step_together(sessions: Sequence[Simulation], actions: Any, *, decode: bool = True) -> list[Step]:

@@ -17,8 +17,10 @@ from gymnasium.vector.utils import batch_space
 
 from kinema.data.frames import join_cameras
 from kinema.data.lerobot import Dataset
-from kinema.simulation.session import SimulationBatch, Step, World, load
+from kinema.simulation.session import SimulationBatch
 from kinema.simulation.starts import Start, Starts, begin
+from kinema.simulation.step import Step
+from kinema.simulation.world import World, load
 
 Observe = Literal["pixels", "latents"]
 

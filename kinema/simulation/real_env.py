@@ -14,7 +14,8 @@ from kinema.data.spaces import (
     resize,
     to_frame,
 )
-from kinema.simulation.session import Step, World
+from kinema.simulation.step import Step
+from kinema.simulation.world import World
 from kinema.types import Seen
 
 

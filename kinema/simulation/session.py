@@ -4,14 +4,10 @@ A ``SimulationBatch`` runs many sessions at once; a ``Simulation`` is one. A ses
 cache is a ring, positions are relative, and memory is constant.
 """
 
-import copy
 import dataclasses
-import difflib
-import itertools
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,32 +16,28 @@ from torch import Tensor
 
 from kinema.data.drawing import write_video
 from kinema.data.frames import join_cameras
-from kinema.hardware.machine import dtype_of, find_device, keep_freed_memory, one_thread
-from kinema.hardware.packed import can_pack, pack
+from kinema.hardware.machine import one_thread
 from kinema.model.acting import Aims
 from kinema.model.cache import Cache
 from kinema.model.goals import encode_goal
 from kinema.model.sampler import solve
 from kinema.model.tokens import Values
 from kinema.model.world import (
-    CONFIG_FILE,
     MAX_PICTURES,
-    WORLD_FILES,
-    Pictures,
     WorldError,
     WorldModel,
-    numbers,
 )
-from kinema.simulation.graphs import CompiledSteps
 from kinema.simulation.history import Moments
 from kinema.simulation.next_frame import next_frame, with_proprio
-from kinema.types import Precision
+from kinema.simulation.step import Step
+
+if TYPE_CHECKING:
+    from kinema.simulation.world import World
 
 KEPT_PICTURES = 8192
 """Past pictures that a session keeps unless it is told another number; older ones are forgotten."""
 HISTORY_BYTES = 64 * 2**20
 """Most memory that the past pictures of a batch of sessions take."""
-BUNDLED_WORLDS = Path(__file__).parents[1] / "worlds"
 FEW_SESSIONS = 2
 """So many step faster on one thread of a CPU than on several."""
 ACT_STEPS = 1
@@ -61,52 +53,6 @@ to 2.3 radii in the bundled recording), and pure noise is not (more than 480).""
 OUTSIDE_TOLERANCE = 0.01
 """Excess over the recorded range, as a share of that range, that is not reported: the range leaves out the
 outermost 0.1% of the recorded numbers on either side."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Step:
-    """What a step of a simulation gives."""
-
-    frame: Any
-    """The picture, ``uint8`` ``H W C`` (``B H W C`` of a batch; a dict by camera where there are several;
-    None where the world has no camera)."""
-    proprio: np.ndarray | None
-    """Proprioception ``P`` (``B P``) in the units of the dataset, where the world knows it."""
-    trust: Any = None
-    """Trust in the frame, computed without the true frame (``B`` of a batch): 1 while the frames, the given
-    ones too, lie as near the manifold as recorded frames do; one half once they lay, over all steps together,
-    one radius further. Mistakes stay, so trust never rises. None where the world has no manifold."""
-    reward: Any = None
-    """The reward that the step is expected to give (``B`` of a batch); None where the world has no heads."""
-    termination: Any = None
-    """Probability that the step ended the episode (``B`` of a batch); None where the world has no heads."""
-    outside: Any = dataclasses.field(default_factory=dict)
-    """The given numbers that lie outside the recorded ones: names of action dimensions, or of proprioception
-    (``observation.state[0]``) after ``start``, to the distance in units of the recorded range. Empty inside.
-    (A sequence of ``B`` such mappings of a batch.)"""
-
-    @property
-    def is_outside(self) -> Any:
-        """True where the session was given a number outside the recorded ones (``B`` of a batch)."""
-        if isinstance(self.outside, Mapping):
-            return bool(self.outside)
-        return np.array([bool(one) for one in self.outside])
-
-    def of_session(self, index: int) -> "Step":
-        """The step of one session of a batch."""
-        frame = self.frame
-        if isinstance(frame, dict):
-            frame = {key: pictures[index] for key, pictures in frame.items()}
-        elif frame is not None:
-            frame = frame[index]
-        return Step(
-            frame=frame,
-            proprio=None if self.proprio is None else self.proprio[index],
-            trust=None if self.trust is None else float(self.trust[index]),
-            reward=None if self.reward is None else float(self.reward[index]),
-            termination=None if self.termination is None else float(self.termination[index]),
-            outside=self.outside if isinstance(self.outside, Mapping) else self.outside[index],
-        )
 
 
 class SimulationBatch:
@@ -126,7 +72,7 @@ class SimulationBatch:
             num_denoising_steps = world.config.num_denoising_steps
         self.world = world
         self._networks, self._compiled = world.networks, world.compiled
-        self.num_denoising_steps = _whole("num_denoising_steps", num_denoising_steps, 1)
+        self.num_denoising_steps = whole("num_denoising_steps", num_denoising_steps, 1)
         self.num_steps = 0
         """Steps simulated so far."""
         self.max_pictures = max_pictures
@@ -204,8 +150,8 @@ class SimulationBatch:
             self._doubt = (distance / world.manifold.radius - GIVEN_RADII).clamp_min(0.0).amax(1)
         of_action = torch.zeros(len(self), world.action_dim, device=world.device)
         if actions is not None and actions.shape[1]:
-            of_action = _excess(actions, world.held_action(actions)).amax(1)
-        of_proprio = _excess(proprio, world.held_proprio(proprio)).amax(1)
+            of_action = excess(actions, world.held_action(actions)).amax(1)
+        of_proprio = excess(proprio, world.held_proprio(proprio)).amax(1)
         self._outside = torch.cat([of_action, of_proprio], dim=1)
 
     @torch.inference_mode()
@@ -241,7 +187,7 @@ class SimulationBatch:
                 found = next_frame(world, self._cache, action, self._noise, self.num_denoising_steps)
         frame, doubt = found
         self._outside = torch.zeros_like(self._outside)
-        self._outside[:, : world.action_dim] = _excess(action, frame.action)[:, 0]
+        self._outside[:, : world.action_dim] = excess(action, frame.action)[:, 0]
         if doubt is not None:
             self._doubt = self._doubt + (doubt - 1.0).clamp_min(0.0)
         reward = termination = None
@@ -296,11 +242,11 @@ class SimulationBatch:
             WorldError: not one seed for each session, or a number below 1.
         """
         if num_denoising_steps is not None:
-            self.num_denoising_steps = _whole("num_denoising_steps", num_denoising_steps, 1)
+            self.num_denoising_steps = whole("num_denoising_steps", num_denoising_steps, 1)
         if seeds is not None:
             if len(seeds) != len(self):
                 raise WorldError(f"seeds: {len(self)} sessions need {len(self)}, got {len(seeds)}")
-            self._seeds = [_whole("seed", seed) for seed in seeds]
+            self._seeds = [whole("seed", seed) for seed in seeds]
 
     @torch.inference_mode()
     def act(
@@ -322,9 +268,9 @@ class SimulationBatch:
         """
         world, acting = self.world, self.world.require_acting()
         most = acting.config.chunk
-        chunk = None if chunk is None else _whole("chunk", chunk, 1, most)
+        chunk = None if chunk is None else whole("chunk", chunk, 1, most)
         target = goal if goal is None or isinstance(goal, Tensor) else encode_goal(world, goal)
-        num_denoising_steps = _whole("num_denoising_steps", num_denoising_steps, 1)
+        num_denoising_steps = whole("num_denoising_steps", num_denoising_steps, 1)
         now = world.place(self.latents, self.normalized_proprio)
         has_goal = torch.full((len(self), 1), target is not None, device=world.device)
         aims = Aims(
@@ -377,8 +323,8 @@ class SimulationBatch:
             max_rewind: most steps that they shall be able to go back; less is cheaper, and by default it is
                 as many as here.
         """
-        num = _whole("num", num, 1)
-        _check_rewind(max_rewind)
+        num = whole("num", num, 1)
+        check_rewind(max_rewind)
         indices = torch.arange(len(self)).repeat_interleave(num)
         ages = self._ages()
         seeds = [
@@ -426,7 +372,7 @@ class SimulationBatch:
                 the furthest step.
         """
         possible = self.num_rewindable
-        num_steps = _whole("num_steps", num_steps)
+        num_steps = whole("num_steps", num_steps)
         if not 0 <= num_steps <= possible:
             raise WorldError(f"rewind({num_steps}): this session can go back by 0 to {possible} steps")
         self._cache.rewind(num_steps)
@@ -503,6 +449,9 @@ class Simulation:
 
     def __repr__(self) -> str:
         return f"Simulation({self.world.name}: {self.num_steps} steps, seed {self.seed})"
+
+    def _repr_png_(self) -> bytes | None:
+        return self.look()._repr_png_()
 
     @property
     def world(self) -> WorldModel:
@@ -596,269 +545,7 @@ class Simulation:
         self._batch.save(path)
 
 
-class World(WorldModel):
-    """A world to simulate in. ``kinema.load`` gives one."""
-
-    uses_graphs = False
-    """Whether few sessions step by graphs."""
-
-    def __repr__(self) -> str:
-        cameras = [key.rpartition(".")[2] for key in self.cameras] or ["no camera"]
-        millions = sum(parameter.numel() for parameter in self.parameters()) / 1e6
-        actions = " ".join(self.config.action_names)
-        return (
-            f"World({self.name}: {', '.join(cameras)}, actions {actions}, {self.fps:g} fps, "
-            f"{millions:.1f}M parameters)"
-        )
-
-    @property
-    def networks(self) -> WorldModel:
-        """What sessions run: this world; or a copy that computes by packed weights, where there are such, and
-        in bfloat16, where it is to run in that. It is made anew when the weights have changed since."""
-        dtype = dtype_of(self.precision, self.device)
-        if dtype == torch.float32 and not can_pack(dtype, self.device.type):
-            return self
-        version = (dtype, self._weights_version())
-        found, its_version = self.__dict__.pop("_networks", (None, None))
-        if found is None or version != its_version:
-            found = copy.deepcopy(self)
-            pack(found, dtype)
-        # Not as a module of this one: it is saved and moved by itself.
-        self.__dict__["_networks"] = (found, version)
-        return found
-
-    @property
-    def compiled(self) -> CompiledSteps | None:
-        """The graphs, where the world ``uses_graphs`` and can be traced. They are made anew when the weights
-        have changed since."""
-        if not self.uses_graphs:
-            return None
-        version = (self.precision, self._weights_version())
-        found, its_version = self.__dict__.get("_compiled", (None, None))
-        if found is None or version != its_version:
-            try:
-                found = CompiledSteps(self)
-            except WorldError as error:
-                # They were not asked for, and what they gain is time alone.
-                warnings.warn(f"{error}; sessions step without a graph", stacklevel=2)
-                self.uses_graphs = False
-                return None
-            self.__dict__["_compiled"] = (found, version)
-        return found
-
-    def _weights_version(self) -> list[tuple[int, object]]:
-        """What is another once a weight was changed."""
-        tensors = itertools.chain(self.parameters(), self.buffers())
-        return [(tensor.data_ptr(), _version(tensor)) for tensor in tensors]
-
-    def start_batch(
-        self,
-        frames: Pictures,
-        actions: np.ndarray | None = None,
-        *,
-        proprio: np.ndarray | None = None,
-        generators: Sequence[torch.Generator] | None = None,
-        seeds: Sequence[int] | None = None,
-        num_denoising_steps: int | None = None,
-        max_rewind: int | None = None,
-        max_pictures: int | None = None,
-    ) -> SimulationBatch:
-        """Begin sessions from ``B`` recordings of ``T`` frames each.
-
-        Args:
-            frames: ``uint8 B T H W C``, or a dict of such arrays by camera; None where the world has no
-                camera.
-            actions: ``B T-1 A``, the actions between the frames, in the units of the dataset.
-            proprio: ``B T P`` where the world knows it and the recording has it.
-            generators: one for each session, each asked once for a seed; by default sessions have seeds
-                0, 1, ...
-            seeds: those seeds themselves, in place of generators.
-            num_denoising_steps: network calls for a frame; the world's own by default.
-            max_rewind: most steps that the sessions shall be able to go back, ``MAX_REWIND`` by default; with
-                less they take less memory, which matters for hundreds.
-            max_pictures: most past pictures to keep, which is also as far as ``rewind`` goes;
-                ``KEPT_PICTURES`` by default, and no more than ``HISTORY_BYTES`` hold.
-
-        Raises:
-            WorldError: what is given does not fit the world.
-        """
-        _check_rewind(max_rewind)
-        if frames is None:
-            self.by_camera(None)
-            proprio = None if proprio is None else numbers(proprio, "proprio")
-            if proprio is None or proprio.ndim != 3 or not proprio.size:
-                raise WorldError(
-                    f"world '{self.name}' has no camera: give proprio (sessions, T, {self.proprio_dim}), T "
-                    "at least 1, to start from"
-                )
-            batch, time = proprio.shape[:2]
-            latents = torch.zeros(batch, time, 0, self.config.dynamics.latent_dim)
-        else:
-            by_camera = frames if isinstance(frames, Mapping) else {"": frames}
-            arrays = {key: _array(f, key or "frames") for key, f in by_camera.items()}
-            wrong = [
-                f"{key or 'frames'} {f.shape}"
-                for key, f in arrays.items()
-                if f.ndim != 5 or not f.shape[0] * f.shape[1]
-            ]
-            if wrong:
-                raise WorldError(
-                    f"frames must be (sessions, T, height, width, 3), T at least 1; got {', '.join(wrong)}"
-                )
-            if len({f.shape[:2] for f in arrays.values()}) != 1:
-                sizes = ", ".join(f"{key} {f.shape[:2]}" for key, f in arrays.items()) or "none"
-                raise WorldError(f"the cameras differ in sessions and frames: {sizes}")
-            batch, time = next(iter(arrays.values())).shape[:2]
-            flat = {key: f.reshape(-1, *f.shape[2:]) for key, f in arrays.items()}
-            latents = self.encode(flat.get("", flat)).unflatten(0, (batch, time))
-        normalized = None
-        if actions is not None:
-            array = self.check_actions(actions, (batch, time - 1, self.action_dim), "actions")
-            normalized = self.action_normalizer.normalize(torch.from_numpy(array).to(self.device))
-        for name, given in (("generators", generators), ("seeds", seeds)):
-            if given is not None and len(given) != batch:
-                raise WorldError(f"{name}: {batch} sessions need {batch}, got {len(given)}")
-        seeds = None if seeds is None else [_whole("seed", seed) for seed in seeds]
-        if seeds is None:
-            seeds = [draw_seed(g) for g in generators] if generators is not None else list(range(batch))
-        simulation = SimulationBatch(self, seeds, num_denoising_steps, max_rewind, max_pictures)
-        known, is_known = self.known_proprio(proprio, latents)
-        simulation.begin(latents, known, is_known, normalized)
-        return simulation
-
-    def start(
-        self,
-        frames: Pictures,
-        actions: np.ndarray | None = None,
-        *,
-        proprio: np.ndarray | None = None,
-        generator: torch.Generator | None = None,
-        num_denoising_steps: int | None = None,
-    ) -> Simulation:
-        """Begin one session from a recording of ``T`` frames, one at least.
-
-        Args:
-            frames: ``uint8 T H W C``, or a dict of such arrays by camera; None where the world has no camera.
-            actions: ``T-1 A``, the actions between the frames, in the units of the dataset.
-            proprio: ``T P`` where the world knows it and the recording has it.
-            generator: asked once for the session's seed; seed 0 by default.
-            num_denoising_steps: network calls for a frame; the world's own by default.
-
-        Raises:
-            WorldError: what is given does not fit the world.
-        """
-        if isinstance(frames, Mapping):
-            batched: Pictures = {key: _one_session(f) for key, f in frames.items()}
-        else:
-            batched = None if frames is None else _one_session(frames)
-        return Simulation(
-            self.start_batch(
-                batched,
-                None if actions is None else numbers(actions, "actions")[None],
-                proprio=None if proprio is None else numbers(proprio, "proprio")[None],
-                generators=None if generator is None else [generator],
-                num_denoising_steps=num_denoising_steps,
-            )
-        )
-
-    def outside(self, actions: Any) -> Mapping[str, float]:
-        """Measure by how much actions ``T A`` leave the recorded ones, as ``Step.outside`` does; of several
-        actions the largest distances."""
-        rows = self.check_actions(actions, (len(actions), self.action_dim), "actions")
-        normalized = self.action_normalizer.normalize(torch.from_numpy(rows).to(self.device))
-        excess = _excess(normalized, self.held_action(normalized)).amax(0).tolist()
-        distances = zip(self.config.action_names, excess, strict=True)
-        return {name: distance for name, distance in distances if distance > OUTSIDE_TOLERANCE}
-
-    def act(
-        self,
-        frames: Pictures,
-        goal: Any = None,
-        actions: np.ndarray | None = None,
-        *,
-        proprio: np.ndarray | None = None,
-        chunk: int | None = None,
-        num_denoising_steps: int = ACT_STEPS,
-        generator: torch.Generator | None = None,
-    ) -> Float[np.ndarray, "C A"]:
-        """What the network itself would do next: the actions ``chunk A``, in the units of the dataset, that
-        lead from the last of the frames to a goal.
-
-        ``frames``, ``actions``, ``proprio`` and ``generator`` are those of ``start``, the others those of
-        ``SimulationBatch.act``; it raises what they raise.
-        """
-        session = self.start(frames, actions, proprio=proprio, generator=generator)
-        return session.act(goal, chunk, num_denoising_steps=num_denoising_steps)
-
-
-def worlds() -> list[str]:
-    """Names of the worlds that are part of kinema, for ``load``."""
-    return sorted(path.parent.name for path in BUNDLED_WORLDS.glob(f"*/{CONFIG_FILE}"))
-
-
-def default_world() -> str:
-    """Name the bundled world that commands take where none is named; empty where none is installed."""
-    return next(iter(worlds()), "")
-
-
-def load(source: str | Path, *, device: str | torch.device = "auto", precision: Precision = "auto") -> World:
-    """A world by the name of a bundled one (``worlds()``), by its folder, or by its Hub id (``owner/name``).
-
-    On a CPU the process then keeps the memory that tensors free: see ``hardware.keep_freed_memory``.
-
-    Args:
-        source: name, folder or Hub id.
-        device: ``auto`` is CUDA, MPS or the CPU, the first of these that is there.
-        precision: of the large matrix products of simulated frames; ``auto`` takes bfloat16 where the
-            hardware multiplies it faster.
-
-    Raises:
-        WorldError: there is no world of that name, a file of it is missing or corrupt, or the device is not
-            there.
-        ImportError: a Hub id, and ``huggingface_hub`` is not installed.
-    """
-    device = find_device(device)
-    folder = Path(source)
-    bundled = BUNDLED_WORLDS / str(source)
-    if not folder.is_dir() and bundled.is_dir() and bundled.parent == BUNDLED_WORLDS:
-        folder = bundled
-    if not folder.is_dir():
-        if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-            close = difflib.get_close_matches(str(source).lower(), worlds(), n=1)
-            raise WorldError(
-                f"no world '{source}': neither a bundled one ({', '.join(worlds()) or 'there is none'}), nor "
-                "a folder, nor a Hub id (owner/name)" + (f"; did you mean '{close[0]}'?" if close else "")
-            )
-        folder = _download(str(source))
-    world = World.from_folder(folder).to(device)
-    world.precision = precision
-    if world.device.type == "cpu":
-        keep_freed_memory()
-        world.uses_graphs = True
-    return world
-
-
-def _download(hub_id: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError
-    except ImportError as error:
-        raise ImportError(
-            f"'{hub_id}' looks like a Hub id, which needs an extra: pip install 'kinema[hub]'"
-        ) from error
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(WORLD_FILES)))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise WorldError(f"the world '{hub_id}' could not be downloaded: {error}") from error
-
-
-def _version(tensor: Tensor) -> object:
-    """What is another once a tensor was changed; always, where it was made in inference mode: nobody counts
-    its changes."""
-    return object() if tensor.is_inference() else tensor._version
-
-
-def _whole(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
+def whole(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
     """A whole number within bounds.
 
     Raises:
@@ -871,43 +558,21 @@ def _whole(name: str, value: Any, least: int | None = None, most: int | None = N
     return int(value)
 
 
-def _array(frames: Any, what: str) -> np.ndarray:
-    """Frames as an array.
-
-    Raises:
-        WorldError: they are no array, or differ in size.
-    """
-    try:
-        return np.asarray(frames)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise WorldError(f"{what}: expected an array, got {type(frames).__name__} ({error})") from error
-
-
-def _one_session(frames: Any) -> np.ndarray:
-    array = _array(frames, "frames")
-    if array.ndim != 4 or not len(array):
-        raise WorldError(
-            f"frames must be (T, height, width, 3), T at least 1 (one picture is picture[None]); "
-            f"got {array.shape}"
-        )
-    return array[None]
-
-
 def moment_bytes(world: WorldModel) -> int:
     """What one past picture of a session takes."""
     config = world.config.dynamics
     return 2 * config.num_latents * config.latent_dim + 4 * (2 * config.proprio_dim + config.action_dim + 1)
 
 
-def _excess(given: Tensor, used: Tensor) -> Tensor:
+def excess(given: Tensor, used: Tensor) -> Tensor:
     """By how much normalised numbers leave the recorded range, in units of it: at least by as much as those
     differ that the network is given in their place."""
     return 0.5 * torch.maximum(given.abs() - 1.0, (given - used).abs()).clamp_min(0.0)
 
 
-def _check_rewind(max_rewind: int | None) -> None:
+def check_rewind(max_rewind: int | None) -> None:
     if max_rewind is not None:
-        _whole("max_rewind", max_rewind, 0, MAX_REWIND)
+        whole("max_rewind", max_rewind, 0, MAX_REWIND)
 
 
 def draw_seed(generator: torch.Generator) -> int:

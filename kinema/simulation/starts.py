@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from kinema.data.lerobot import DataError, Dataset
-from kinema.simulation.session import Simulation, SimulationBatch, World
+from kinema.simulation.session import Simulation, SimulationBatch
+from kinema.simulation.world import World
 from kinema.types import Seen
 
 MAX_EPISODES = 16

@@ -16,7 +16,7 @@ from kinema.model.parts import save_part
 from kinema.policies.cloned import CLONE_FILE, CloneObjective, new_clone
 from kinema.recipes import Phase
 from kinema.recipes.added import AddedRecipe
-from kinema.simulation.session import World
+from kinema.simulation.world import World
 from kinema.train.hindsight import Hindsight
 from kinema.train.latents import SAMPLE_ROWS
 from kinema.train.loop import Run

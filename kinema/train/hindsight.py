@@ -12,7 +12,8 @@ from kinema.model.acting import ActingBatch, ActingConfig, Aims
 from kinema.model.heads import Frame, HeadsBatch, HeadsConfig
 from kinema.model.tokens import Values
 from kinema.policies.cloned import CloneBatch, CloneConfig
-from kinema.simulation.session import SimulationBatch, World
+from kinema.simulation.session import SimulationBatch
+from kinema.simulation.world import World
 from kinema.train.latents import Encoded
 
 REWARD, TERMINATED = "next.reward", "next.terminated"

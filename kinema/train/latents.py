@@ -15,7 +15,7 @@ from kinema.data.segments import Segments
 from kinema.model.parts import add_weights
 from kinema.model.tokens import NUM_BEFORE, Values
 from kinema.model.world import Normalizer
-from kinema.simulation.session import World
+from kinema.simulation.world import World
 from kinema.tokenizers import to_pixels
 
 SAMPLE_ROWS = 1024

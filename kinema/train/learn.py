@@ -40,8 +40,9 @@ from kinema.policies.imagined import (
 )
 from kinema.recipes import Phase, Schedule
 from kinema.simulation.real_env import Arena
-from kinema.simulation.session import SimulationBatch, World, load
+from kinema.simulation.session import SimulationBatch
 from kinema.simulation.starts import Starts, begin
+from kinema.simulation.world import World, load
 from kinema.train.facts import Identity, fingerprint
 from kinema.train.loop import LoopConfig, Run, Stopped, fit, open_run, say_stopped
 from kinema.train.parallel import ALONE

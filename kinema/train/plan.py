@@ -14,7 +14,7 @@ from kinema.data.lerobot import Dataset
 from kinema.data.segments import Segments
 from kinema.model.world import WorldConfig
 from kinema.recipes import Recipe
-from kinema.simulation.session import World
+from kinema.simulation.world import World
 from kinema.train.checkpoint import read_state
 from kinema.train.facts import check_disk, size
 from kinema.train.latents import Encoded

@@ -20,8 +20,8 @@ from kinema.model.world import ACTING_FILE, CONFIG_FILE, HEADS_FILE, CameraConfi
 from kinema.policies.cloned import CLONE_FILE
 from kinema.recipes import RECIPES, Recipe
 from kinema.recipes.added import Part, added, further
-from kinema.simulation.session import World, load
 from kinema.simulation.starts import check_dataset
+from kinema.simulation.world import World, load
 from kinema.train import facts
 from kinema.train.added import Addition
 from kinema.train.checkpoint import read_state

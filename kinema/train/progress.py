@@ -9,7 +9,7 @@ import numpy as np
 
 from kinema.data.drawing import contact_sheet, write_png
 from kinema.data.lerobot import Dataset
-from kinema.simulation.session import World
+from kinema.simulation.world import World
 
 
 class MetricsLog:

@@ -16,7 +16,7 @@ from kinema.model.decoder_objective import DecoderBatch, DecoderObjective
 from kinema.model.manifold import Manifold, ManifoldBatch, ManifoldObjective
 from kinema.model.objective import DynamicsBatch, DynamicsObjective
 from kinema.recipes import Phase, Recipe, Schedule
-from kinema.simulation.session import World
+from kinema.simulation.world import World
 from kinema.tokenizers import TokenizerObjective
 from kinema.train.latents import (
     Encoded,

@@ -13,7 +13,9 @@ from kinema.data import Dataset, DatasetWriter
 from kinema.kits.pusht import detect as pusht
 from kinema.model.tokens import DynamicsConfig
 from kinema.model.world import CameraConfig, WorldConfig
-from kinema.simulation.session import SimulationBatch, Step, World
+from kinema.simulation.session import SimulationBatch
+from kinema.simulation.step import Step
+from kinema.simulation.world import World
 from kinema.tokenizers import ConvTokenizerConfig
 
 CAMERA = "observation.image"

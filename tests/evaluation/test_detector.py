@@ -8,7 +8,7 @@ import pytest
 from kinema.data import DataError, Dataset, DatasetWriter
 from kinema.evaluation.detector import Detector
 from kinema.kits.pusht.detect import visible_share
-from kinema.simulation.session import load
+from kinema.simulation.world import load
 
 from .corrupted import KINDS, THINGS, Painter
 from .drawn import DrawnWorld, Recording

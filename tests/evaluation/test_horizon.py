@@ -17,7 +17,7 @@ from kinema.evaluation.live import LiveEnvironments
 from kinema.evaluation.reality import RecordedEpisodes
 from kinema.evaluation.result import Result
 from kinema.kits import find_probe
-from kinema.simulation.session import World, load
+from kinema.simulation.world import World, load
 
 from .drawn import CAMERA, DrawnWorld, Mistakes, Recording, record
 

@@ -25,8 +25,8 @@ from kinema.model.world import WorldError
 from kinema.planners import CrossEntropy, SearchConfig
 from kinema.policies.cloned import CLONE_FILE, CloneConfig, new_clone
 from kinema.simulation.real_env import Arena
-from kinema.simulation.session import World
 from kinema.simulation.starts import History
+from kinema.simulation.world import World
 
 from ..worlds import random_heads
 from .test_tasks import CONTEXT, JUDGE, recording, world  # noqa: F401

@@ -6,7 +6,7 @@ import pytest
 
 from kinema.data import DataError
 from kinema.evaluation import ReportConfig, Result, measure
-from kinema.simulation.session import World
+from kinema.simulation.world import World
 
 from .drawn import DrawnWorld, Mistakes, Recording, record, tiny_config
 

@@ -11,7 +11,7 @@ from kinema import cli
 from kinema.evaluation.result import Row, describe_run
 from kinema.kits import Target
 from kinema.model.parts import fingerprint
-from kinema.simulation.session import World
+from kinema.simulation.world import World
 
 from .drawn import tiny_config
 

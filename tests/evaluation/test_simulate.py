@@ -12,7 +12,7 @@ from kinema.data import DataError, Dataset, DatasetWriter
 from kinema.evaluation import ReportConfig
 from kinema.evaluation.simulate import SimulateConfig, compare_episode, simulate
 from kinema.model.world import CameraConfig, WorldConfig
-from kinema.simulation.session import World
+from kinema.simulation.world import World
 
 from .drawn import CAMERA, DrawnWorld, Mistakes, Recording, tiny_config
 

@@ -10,7 +10,7 @@ from kinema.data.record import RecordConfig, record
 from kinema.evaluation.tasks import Judge, SimulatorScore, TaskEnvironment, draw_tasks
 from kinema.kits import Kit
 from kinema.kits.pusht import KIT
-from kinema.simulation.session import World
+from kinema.simulation.world import World
 
 from .drawn import tiny_config
 

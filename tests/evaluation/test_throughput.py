@@ -8,7 +8,7 @@ import torch
 from kinema import cli
 from kinema.evaluation.rollout import load_clips
 from kinema.evaluation.throughput import SpeedConfig, count_flops, matrix_rate, measure_throughput
-from kinema.simulation.session import World
+from kinema.simulation.world import World
 
 from .drawn import CAMERA, Recording, tiny_config
 

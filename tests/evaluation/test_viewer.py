@@ -15,7 +15,7 @@ from kinema import cli  # noqa: E402
 from kinema.data import Dataset, drawing  # noqa: E402
 from kinema.evaluation.simulate import SimulateConfig, compare_episode  # noqa: E402
 from kinema.evaluation.viewer import ViewConfig  # noqa: E402
-from kinema.simulation.session import load  # noqa: E402
+from kinema.simulation.world import load  # noqa: E402
 
 from ..worlds import CAMERA, PROPRIO, random_world, write_exact_world  # noqa: E402
 

@@ -15,7 +15,7 @@ from kinema.kits import KitError, check_kit, find_kit, kit_of_environment, kits
 from kinema.model.world import CameraConfig
 from kinema.serve.beside import find_beside
 from kinema.serve.goals import StateReader
-from kinema.simulation.session import BUNDLED_WORLDS, World, default_world
+from kinema.simulation.world import BUNDLED_WORLDS, World, default_world
 from kinema.types import Episode
 
 from ..evaluation.drawn import tiny_config

@@ -15,7 +15,7 @@ from kinema.model.heads import PlaceSizes
 from kinema.model.transformer import Dynamics
 from kinema.model.world import ACTING_FILE, WEIGHTS_FILE, WorldError
 from kinema.policies.acting import ActingPolicy, ActProposer
-from kinema.simulation.session import World, load
+from kinema.simulation.world import World, load
 from kinema.train.hindsight import Hindsight
 from kinema.train.latents import encode_all
 from kinema.types import Seen

@@ -18,7 +18,7 @@ from kinema.model.heads import (
 )
 from kinema.model.parts import PartError
 from kinema.model.world import HEADS_FILE, WEIGHTS_FILE, WorldError
-from kinema.simulation.session import load
+from kinema.simulation.world import load
 
 from ..worlds import full_disk, random_actions, random_frames, random_heads, random_world
 

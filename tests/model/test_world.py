@@ -12,7 +12,7 @@ from kinema.data.frames import resize
 from kinema.data.video import probe
 from kinema.evaluation.demo import RECORDING
 from kinema.model.world import CONFIG_FILE, WEIGHTS_FILE, CameraConfig, Normalizer, WorldError, WorldModel
-from kinema.simulation.session import World, load
+from kinema.simulation.world import World, load
 
 from ..worlds import (
     CAMERA,

@@ -20,8 +20,8 @@ from kinema.planners import (
 )
 from kinema.planners.scores import Measure, normalize_actions, restore_actions
 from kinema.planners.search import WarmStart, between
-from kinema.simulation.session import World
 from kinema.simulation.starts import History
+from kinema.simulation.world import World
 from kinema.types import Seen
 
 from ..worlds import HIGH, LOW, random_actions, random_frames, random_heads, random_world

@@ -25,8 +25,9 @@ from kinema.planners import (
 )
 from kinema.planners.propose import roll_out
 from kinema.policies.cloned import CLONE_FILE, CloneConfig, CloneProposer, new_clone
-from kinema.simulation.session import SimulationBatch, World
+from kinema.simulation.session import SimulationBatch
 from kinema.simulation.starts import History
+from kinema.simulation.world import World
 from kinema.types import Seen
 
 from ..worlds import random_frames, random_heads, random_world, randomize

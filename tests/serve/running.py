@@ -13,7 +13,7 @@ from kinema.serve.app import create_app
 from kinema.serve.limits import Limits
 from kinema.serve.server import bind, make_server
 from kinema.serve.service import Service
-from kinema.simulation.session import World
+from kinema.simulation.world import World
 
 from ..worlds import random_world, write_exact_world
 

@@ -18,7 +18,7 @@ import kinema
 from kinema.serve.client import RemoteWorld
 from kinema.serve.limits import Limits
 from kinema.serve.service import Service
-from kinema.simulation.session import World
+from kinema.simulation.world import World
 from kinema.types import ServerError, WorldError
 
 from ..worlds import CAMERA, SECOND_CAMERA, SIZE, random_actions, random_frames, random_world

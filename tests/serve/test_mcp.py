@@ -30,7 +30,7 @@ from kinema.serve.limits import Limits
 from kinema.serve.mcp import make_mcp
 from kinema.serve.recordings import find_recordings
 from kinema.serve.service import Service
-from kinema.simulation.session import load
+from kinema.simulation.world import load
 
 from ..worlds import SIZE, random_actions, random_world, write_exact_world
 from .running import small_service

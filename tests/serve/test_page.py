@@ -19,7 +19,7 @@ from kinema.kits.pusht.detect import detect
 from kinema.serve.limits import Limits
 from kinema.serve.recordings import find_recordings
 from kinema.serve.service import Service
-from kinema.simulation.session import load
+from kinema.simulation.world import load
 
 from .running import running
 

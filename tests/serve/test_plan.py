@@ -22,7 +22,7 @@ from kinema.serve.command import ServeConfig, make_service
 from kinema.serve.limits import Limits
 from kinema.serve.recordings import find_recordings
 from kinema.serve.service import Service
-from kinema.simulation.session import load
+from kinema.simulation.world import load
 from kinema.types import Seen, ServerError, WorldError
 
 from ..worlds import CAMERA, random_frames, random_heads, random_world, randomize

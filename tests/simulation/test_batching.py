@@ -6,7 +6,9 @@ import torch
 
 from kinema.model.world import WorldError
 from kinema.simulation.batching import step_together
-from kinema.simulation.session import Simulation, Step, World
+from kinema.simulation.session import Simulation
+from kinema.simulation.step import Step
+from kinema.simulation.world import World
 
 from ..worlds import CAMERA, SECOND_CAMERA, random_actions, random_frames, random_world
 

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinema.simulation.session import Simulation, World, load
+from kinema.simulation.session import Simulation
+from kinema.simulation.world import World, load
 from kinema.types import WorldError
 
 from ..worlds import random_actions, random_frames, random_world

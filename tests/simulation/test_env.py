@@ -14,8 +14,8 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from kinema.data import DataError, Dataset
 from kinema.model.world import WorldError
 from kinema.simulation.env import WorldEnv, WorldVectorEnv
-from kinema.simulation.session import World
 from kinema.simulation.starts import Starts
+from kinema.simulation.world import World
 
 from ..worlds import LOW, SIZE, random_heads, random_world, write_exact_world
 

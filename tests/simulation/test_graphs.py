@@ -7,7 +7,9 @@ import torch
 from kinema import load
 from kinema.simulation.batching import step_together
 from kinema.simulation.graphs import MOST_STEPPED, CompiledSteps
-from kinema.simulation.session import Simulation, Step, World
+from kinema.simulation.session import Simulation
+from kinema.simulation.step import Step
+from kinema.simulation.world import World
 
 from ..worlds import random_actions, random_frames, random_world
 

@@ -13,7 +13,8 @@ import torch
 from kinema.hardware.packed import PackedLinear, can_pack
 from kinema.model.world import WorldError
 from kinema.simulation import session as simulation
-from kinema.simulation.session import MAX_REWIND, Simulation, SimulationBatch, World, moment_bytes
+from kinema.simulation.session import MAX_REWIND, Simulation, SimulationBatch, moment_bytes
+from kinema.simulation.world import World
 
 from ..worlds import (
     CAMERA,
@@ -574,7 +575,7 @@ def test_packed_weights_change_nothing_but_the_speed(
     frames = np.stack([random_frames(2)] * num)
     actions = np.stack([random_actions(2)] * num)
     with monkeypatch.context() as context:
-        context.setattr("kinema.simulation.session.can_pack", lambda dtype, device: False)
+        context.setattr("kinema.simulation.world.can_pack", lambda dtype, device: False)
         assert world.networks is world
         plain = world.start_batch(frames, actions[:, :1]).step(actions[:, 1])
     monkeypatch.setattr("kinema.hardware.packed.prefers_packed", lambda device: is_packed)

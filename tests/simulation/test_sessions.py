@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from kinema.model.world import WorldError
-from kinema.simulation.session import MAX_REWIND, SimulationBatch, World
+from kinema.simulation.session import MAX_REWIND, SimulationBatch
+from kinema.simulation.world import World
 
 from ..worlds import random_actions, random_frames, random_world
 

@@ -20,7 +20,7 @@ from kinema.model.objective import DynamicsObjective
 from kinema.model.world import CONFIG_FILE, WEIGHTS_FILE
 from kinema.recipes import RECIPES, Phase, Recipe, Schedule
 from kinema.recipes.added import GO_ON, Part
-from kinema.simulation.session import load
+from kinema.simulation.world import load
 from kinema.tokenizers import TokenizerObjective
 from kinema.train import loop as loop_module
 from kinema.train.checkpoint import read_state

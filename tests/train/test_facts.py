@@ -10,7 +10,7 @@ import pytest
 from kinema import cli
 from kinema.data import Dataset
 from kinema.model.world import CONFIG_FILE, WEIGHTS_FILE
-from kinema.simulation.session import load
+from kinema.simulation.world import load
 from kinema.train import facts, stages
 from kinema.train.command import TrainConfig, train
 from kinema.train.facts import fingerprint, size

@@ -17,7 +17,7 @@ from kinema.model.acting import ActingConfig
 from kinema.model.heads import HeadsConfig
 from kinema.model.world import ACTING_FILE, HEADS_FILE, WEIGHTS_FILE, WorldError
 from kinema.policies.cloned import CLONE_FILE, CloneConfig, ClonedPolicy, CloneProposer, load_clone
-from kinema.simulation.session import World, load
+from kinema.simulation.world import World, load
 from kinema.train import loop as loop_module
 from kinema.train.checkpoint import read_state
 from kinema.train.command import TrainConfig, train

@@ -28,7 +28,7 @@ from kinema.policies.imagined import (
     load_imagined,
     sharpened,
 )
-from kinema.simulation.session import World, load
+from kinema.simulation.world import World, load
 from kinema.train import loop as loop_module
 from kinema.train.learn import LearnConfig, learn
 from kinema.types import CheckpointError, Seen

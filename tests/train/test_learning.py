@@ -10,7 +10,7 @@ import pytest
 from kinema.data import Dataset
 from kinema.model.objective import DynamicsObjectiveConfig
 from kinema.recipes import RECIPES, Phase, Recipe, Schedule
-from kinema.simulation.session import World, load
+from kinema.simulation.world import World, load
 from kinema.train import loop as loop_module
 from kinema.train.command import TrainConfig, train
 
