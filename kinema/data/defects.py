@@ -174,7 +174,8 @@ def find_defects(
 
 
 def _relative(path: Path, root: Path) -> str:
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    """The path within the dataset; the folder of the dataset itself as it was given."""
+    return str(path.relative_to(root)) if path.is_relative_to(root) and path != root else str(path)
 
 
 def _check_tables(dataset: Dataset) -> Iterator[Defect]:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from kinema import cli
 from kinema.data import DatasetWriter, video
 from kinema.data.check import DataConfig, inspect
 from kinema.data.defects import Defect, find_defects
@@ -476,3 +477,14 @@ def test_the_command_on_a_terminal_of_few_letters(tmp_path: Path, monkeypatch: p
     assert run(root, tmp_path) == 0
     stream.seek(0)
     assert "\\u628a" in stream.read()
+
+
+@pytest.mark.parametrize("name", ["not-there", "empty", "file.parquet"])
+def test_a_folder_that_is_no_dataset_is_named_as_it_was_given(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("file.parquet").write_text("x")
+    assert cli.main(["data", name]) == 1
+    assert f"error: {name}: " in capsys.readouterr().out
