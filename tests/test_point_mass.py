@@ -92,7 +92,7 @@ def test_a_policy_that_learned_inside_is_better_outside(
     folder: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent))
-    words = ["imagine", str(folder), "--data", str(data), "--env", ENVIRONMENT, "--updates", "24"]
+    words = ["learn", str(folder), "--data", str(data), "--env", ENVIRONMENT, "--updates", "24"]
     words += ["--learning.batch", "64", "--learning.horizon", "8", "--learning-rate", "1e-3"]
     words += ["--starts", "24", "--episodes", "12", "--steps", "20", "--evaluate-every", "24"]
     assert cli.main([*words, "--precision", "float32"]) == 0

@@ -74,7 +74,7 @@ class Looks:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("rendered")
-    world = random_heads(random_world(proprio_dim=2))
+    world = random_heads(random_world(proprio_dim=2, recorded_size=(48, 64)))
     cameras = tuple(dataclasses.replace(camera, key=RENDER_KEY) for camera in world.config.cameras)
     world.config = dataclasses.replace(world.config, cameras=cameras)
     world.save(root)
@@ -147,6 +147,6 @@ def test_pictures_of_another_size_come_to_that_of_the_recordings(world: World, a
     large = Arena(world, ENVIRONMENT, {"scale": 3})
     for one in (large, arena):
         seen, _ = one.reset(5)
-        assert seen.frames[RENDER_KEY].shape == (32, 32, 3)
+        assert seen.frames[RENDER_KEY].shape == (48, 64, 3)
     np.testing.assert_array_equal(large.reset(5)[0].frames[RENDER_KEY], arena.reset(5)[0].frames[RENDER_KEY])
     large.close()

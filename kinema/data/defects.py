@@ -10,6 +10,7 @@ from typing import Literal, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from kinema.data import fold, video
@@ -122,7 +123,8 @@ def training_problems(
         left_out.append(_table_defect("short", int(table.ids[number]), "length", message))
     is_usable &= ~is_short
     if not is_usable.any() and not fatal:
-        message = f"no episode can be learned from ({len(asked)} are left out)"
+        reasons = "; ".join(map(str, left_out[:1]))
+        message = f"no episode can be learned from ({len(asked)} are left out): {reasons}"
         if is_short.any():
             message = (
                 f"segments of {segment_length} rows are needed, but the longest episode has {longest}; "
@@ -378,10 +380,12 @@ def _check_rows(
         for episode in sorted(set(slices) - set(table.ids.tolist())):
             message = "has rows here, but the episodes table does not know it"
             yield Defect(severity="error", kind="length", file=file, episode=episode, message=message)
+        with path.open("rb") as data:
+            stored = pq.read_schema(data).names
         for key, feature in dataset.features.items():
             if keys is not None and key not in keys:
                 continue
-            if feature["dtype"] != "video" and key not in rows.column_names:
+            if feature["dtype"] != "video" and key not in stored:
                 message = f"is a feature in {INFO_PATH}, but the file has no such column"
                 yield Defect(severity="error", kind="column", file=file, key=key, message=message)
         for number in its_numbers:

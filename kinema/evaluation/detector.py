@@ -105,6 +105,10 @@ class _Fit:
         return (counts - self._mean) @ self._directions
 
 
+class TooFewFramesError(DataError):
+    """The recordings hold too few frames to train a detector."""
+
+
 class Detector:
     """Tells possible pictures from impossible ones. ``train`` makes one."""
 
@@ -132,14 +136,15 @@ class Detector:
         scores are means over these.
 
         Raises:
-            DataError: the dataset lacks a camera of the world, or is too small.
+            TooFewFramesError: the dataset is too small.
+            DataError: the dataset lacks a camera of the world.
         """
         rng = np.random.default_rng(seed)
         drawn = rng.permutation(np.arange(dataset.num_episodes) if episodes is None else np.array(episodes))
         pieces = _draw(world, dataset, drawn[:MAX_EPISODES])
         real = _join(pieces)
         if len(real) < LEAST_FRAMES:
-            raise DataError(
+            raise TooFewFramesError(
                 f"a detector of valid frames learns from at least {LEAST_FRAMES} real pictures, there are "
                 f"{len(real)}; give more recordings as --data",
                 path=dataset.root,

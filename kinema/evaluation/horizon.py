@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 from kinema.data.options import JsonObject
-from kinema.evaluation.detector import Detector
+from kinema.evaluation.detector import Detector, TooFewFramesError
 from kinema.evaluation.floor import find_floor
 from kinema.evaluation.horizon_result import summarize
 from kinema.evaluation.horizon_run import Horizon, Schedule
@@ -87,7 +87,11 @@ def horizon(config: HorizonConfig) -> int:
     dataset = open_recordings(config.world, config.data)
     kit = find_kit(world.name, dataset.features)
     probe = None if kit is None else kit.find_probe(world.cameras)
-    detector = Detector.train(world, dataset, seed=config.seed)
+    detector, notes = None, []
+    try:
+        detector = Detector.train(world, dataset, seed=config.seed)
+    except TooFewFramesError as error:
+        notes = [f"Validity is left out: {error}."]
     schedule = Schedule(config.steps)
     is_needed = np.concatenate([np.ones(config.context, dtype=bool), schedule.is_needed])
     if config.env is None:
@@ -103,9 +107,8 @@ def horizon(config: HorizonConfig) -> int:
         seed=config.seed,
     )
     measurement = Horizon(world, reality, config, schedule, detector=detector, probe=probe, floor=floor)
-    notes = []
     if isinstance(reality, RecordedEpisodes):
-        notes = note_on_training(config.world, dataset, reality.episodes)
+        notes += note_on_training(config.world, dataset, reality.episodes)
     is_interrupted = False
     try:
         for mark in measurement.run():

@@ -194,8 +194,9 @@ class _Summary:
             f"{run.reality.num_rollouts} rollouts of {run.reality.source}, {config.seeds} seeds, "
             f"{config.context} frames given. Intervals are 95%, over rollouts.",
             f"A mark stands for the steps up to it: a tenth of them, at most {WINDOW}.",
-            run.detector.describe(),
         ]
+        if run.detector is not None:
+            notes.append(run.detector.describe())
         if self._marks[-1] < config.steps:
             notes.append(f"Interrupted: {self._marks[-1]:,} of {config.steps:,} steps.")
         if run.num_ended:

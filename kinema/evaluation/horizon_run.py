@@ -62,7 +62,7 @@ class Horizon:
         config: "HorizonConfig",
         schedule: Schedule,
         *,
-        detector: Detector,
+        detector: Detector | None,
         probe: Probe | None,
         floor: Floor | None,
     ) -> None:
@@ -161,11 +161,12 @@ class Horizon:
         still_frames, still = self._still
         tiled = {key: np.repeat(pictures, seeds, axis=0) for key, pictures in real.items()}
         through_codec = {key: np.repeat(pictures, seeds, axis=0) for key, pictures in reconstructed.items()}
-        measured = {
-            "valid/simulated": self.detector.is_valid(frames).astype(float),
-            "valid/codec": self.detector.is_valid(reconstructed).astype(float),
-            "valid/real": self.detector.is_valid(real).astype(float),
-        }
+        judged = {"simulated": frames, "codec": reconstructed, "real": real}
+        measured = {}
+        if self.detector is not None:
+            measured = {
+                f"valid/{kind}": self.detector.is_valid(f).astype(float) for kind, f in judged.items()
+            }
         pairs = {
             "simulated": (frames, tiled),
             "model": (frames, through_codec),

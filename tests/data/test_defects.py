@@ -120,3 +120,20 @@ def test_columns_of_positions_are_not_needed(dataset: Path) -> None:
     for key in ("task_index", "timestamp", "frame_index"):
         drop_columns(dataset / DATA, key)
     assert check(dataset).fatal == []
+
+
+def test_embedded_frames_are_a_column_that_is_there(tmp_path: Path) -> None:
+    root = write(tmp_path / "d", [make_recording(number) for number in range(2)], codec="image")
+    found = check(root)
+    assert (found.fatal, found.left_out, found.usable_episodes.tolist()) == ([], [], [0, 1])
+    drop_columns(root / DATA, TOP)
+    (defect,) = check(root).fatal
+    assert (defect.key, defect.file) == (TOP, DATA)
+
+
+def test_a_file_that_spoils_all_episodes_is_named(dataset: Path) -> None:
+    path = dataset / DATA
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (defect,) = check(dataset).fatal
+    assert "no episode can be learned from (4 are left out)" in defect.message
+    assert DATA in defect.message

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from kinema import cli
-from kinema.data import DataError
+from kinema.data import DataError, Dataset, DatasetWriter
 from kinema.data.record import EpisodeRecorder, RecordConfig
+from kinema.evaluation.demo import RECORDING
 from kinema.evaluation.detector import Detector
 from kinema.evaluation.horizon import HorizonConfig
 from kinema.evaluation.horizon_result import summarize
@@ -197,3 +198,21 @@ def test_mistakes_are_explained(
             ).moments()
         )
     assert isinstance(world, World)
+
+
+def test_a_few_frames_are_measured_without_a_detector(tmp_path: Path) -> None:
+    """The first 40 frames of the bundled recording are too few for a detector."""
+    source = Dataset.open(RECORDING)
+    episode = source.episode(0)
+    names = ("action", "observation.state", *source.cameras)
+    features = {key: source.features[key] for key in names}
+    with DatasetWriter(tmp_path / "small", fps=10, features=features) as writer:
+        frames = {key: episode.frames[key][:40] for key in source.cameras}
+        writer.add(frames=frames, columns={key: episode.columns[key][:40] for key in names[:2]}, task="push")
+    words = ["--data", str(tmp_path / "small"), "--steps", "4", "--rollouts", "2", "--seeds", "1"]
+    assert cli.main(["evaluate", "horizon", "pusht", *words, "--out", str(tmp_path)]) == 0
+    content = json.loads((tmp_path / "horizon.json").read_text())
+    keys = {series["key"] for series in content["series"]}
+    assert "square/model" in keys or any(key.startswith("psnr") for key in keys)
+    assert not keys & {"valid", "valid/real", "valid/codec"}
+    assert any("Validity is left out" in note for note in content["notes"])

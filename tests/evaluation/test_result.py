@@ -52,5 +52,6 @@ def test_a_missing_library_is_named_with_its_extra(
     for name in ("policy", "correlation"):
         monkeypatch.delitem(sys.modules, f"kinema.evaluation.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "scipy", None)
-    assert cli.main(["evaluate", "policy", "pusht", "--env", "e", "--out", str(tmp_path)]) == 2
+    words = ["evaluate", "policy", "pusht", "--env", "e", "--out", str(tmp_path)]
+    assert cli.main([*words, "--policies", "random", "zero", "random@0.3", "zero@0.3"]) == 2
     assert "pip install 'kinema[evaluate]'" in capsys.readouterr().err

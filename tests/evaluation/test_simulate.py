@@ -133,8 +133,8 @@ def test_three_real_cameras_side_by_side(droid: Path, tmp_path: Path) -> None:
     simulate(SimulateConfig(world=world, data=str(droid), steps=3, out=out))
     with av.open(str(out / "episode_0000.mp4")) as container:
         picture = next(container.decode(video=0))
-        # Three panels of three cameras of 32 pixels with two gaps, doubled.
-        assert picture.width == 2 * (3 * 3 * 32 + 4)
+        # Three panels of three cameras as wide as they were recorded, with two gaps.
+        assert picture.width == 3 * 3 * 320 + 4
     content = json.loads((out / "simulation.json").read_text())
     assert list(content["errors"]) == ["picture"]
 

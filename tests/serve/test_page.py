@@ -263,7 +263,7 @@ def test_a_wrong_setting_is_put_back_and_the_clock_goes_on(open_page: Callable[.
         page.fill(field, wrong)
         page.press(field, "Enter")
         wait_until(page, lambda said=said: page.inner_text("#status") == said)
-        assert page.input_value(field) == before
+        wait_until(page, lambda field=field, before=before: page.input_value(field) == before)
         now = steps(page)
         wait_until(page, lambda now=now: steps(page) > now + 2)
     page.fill("#row", "99999")

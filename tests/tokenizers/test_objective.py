@@ -241,7 +241,7 @@ def test_frames_of_each_camera_may_have_another_size() -> None:
     latents, proprio = torch.arange(6.0).view(1, 1, 6, 1).expand(3, 2, 6, 4) * 100, torch.zeros(3, 2, 2)
     for camera, (height, width), expected in ((0, (32, 16), [0, 100]), (1, (16, 64), [200, 300, 400, 500])):
         pairs = torch.randint(0, 256, (3, 2, height, width, 3), dtype=torch.uint8, generator=seeded())
-        loss, _ = objective(pairs, latents, proprio, torch.full((3,), camera), seeded())
+        loss, _ = objective(DecoderBatch(pairs, latents, proprio, torch.full((3,), camera)), seeded())
         assert torch.isfinite(loss)
         assert seen[-1].shape == (6, len(expected), 4)
 
