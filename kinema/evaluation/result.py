@@ -195,7 +195,7 @@ def describe_run(world: World) -> dict[str, Any]:
     """Return the command line, the machine, the versions and the hash of the world's weights."""
     device = torch.device(world.device)
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
             "python": platform.python_version(),
@@ -217,3 +217,9 @@ def _version(package: str) -> str:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
+
+
+def _program() -> str:
+    """Name the program that runs, as a user types it."""
+    name = Path(sys.argv[0]).name
+    return "kinema" if name == "__main__.py" else name
