@@ -111,7 +111,7 @@ def test_help_of_no_command_imports_what_the_command_computes_with() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    assert "--recipe STR" in done.stderr
+    assert "--recipe {base" in done.stderr
 
 
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
@@ -147,6 +147,21 @@ def test_a_group_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
         printed = capsys.readouterr().out
         assert "evaluate control" in printed
         assert "  record " not in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("data", " DATASET "),
+        ("train", " DATASET "),
+        ("simulate", " WORLD "),
+        ("evaluate control", " WORLD "),
+        ("train", "--recipe {base,dmc,pusht,tiny}"),
+        ("serve", "Advanced: limits on clients."),
+    ],
+)
+def test_help_names_values_and_choices(name: str, shown: str) -> None:
+    assert shown in cli._help_of(name)
 
 
 def test_help_takes_a_command(capsys: pytest.CaptureFixture[str]) -> None:

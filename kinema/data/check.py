@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -31,7 +31,7 @@ SHEET_SIDE = 160
 class DataConfig:
     """What to look at."""
 
-    path: tyro.conf.Positional[str]
+    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """Folder of a LeRobotDataset v3.0, or its id on the Hugging Face Hub (owner/name)."""
     out: Path | None = None
     """Where to write the contact sheet; by default runs/NAME-contact-sheet.png."""

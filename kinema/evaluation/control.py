@@ -35,7 +35,7 @@ WRONG = ("shuffled", "delayed", "zero")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ControlConfig:
-    world: Annotated[str, tyro.conf.Positional]
+    world: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WORLD")]
     """Name of a bundled world, folder of a world, or its Hub id."""
     data: str | None = None
     """Recorded episodes (a LeRobot folder or Hub id); by default what the world brings along."""

@@ -30,7 +30,7 @@ LIVE_SEED = 2_000_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HorizonConfig:
-    world: Annotated[str, tyro.conf.Positional]
+    world: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WORLD")]
     """Name of a bundled world, folder of a world, or its Hub id."""
     data: str | None = None
     """Recorded episodes to compare with (a LeRobot folder or Hub id), and real frames for the detector; by

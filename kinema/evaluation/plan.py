@@ -37,7 +37,7 @@ from kinema.types import Seen
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanConfig:
-    world: Annotated[str, tyro.conf.Positional]
+    world: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WORLD")]
     """Name of a bundled world, folder of a world, or its Hub id."""
     env: str
     """The real environment: a Gymnasium id (PACKAGE/NAME-v0), or MODULE:ID."""

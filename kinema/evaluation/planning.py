@@ -42,7 +42,7 @@ BEST = "best planner"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanningConfig:
-    world: Annotated[str, tyro.conf.Positional]
+    world: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WORLD")]
     """Name of a bundled world, folder of a world, or its Hub id."""
     data: str
     """Held-out episodes (a LeRobot folder or Hub id) that hold the state of the real simulator."""

@@ -31,7 +31,7 @@ from kinema.types import Seen
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
-    world: Annotated[str, tyro.conf.Positional]
+    world: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WORLD")]
     """Name of a bundled world, folder of a world, or its Hub id; it needs heads."""
     policies: tuple[str, ...]
     """Policies as `kinema record --policy` takes them (random, zero, cloned, MODULE:CALLABLE), at least 4 in

@@ -44,7 +44,7 @@ ROWS = (1, 10, 25, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimulateConfig:
-    world: Annotated[str, tyro.conf.Positional]
+    world: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WORLD")]
     """Name of a bundled world, folder of a world, or its Hub id."""
     data: str | None = None
     """Recordings to compare with: a LeRobot folder or Hub id; by default what the world brings along."""

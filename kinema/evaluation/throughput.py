@@ -31,7 +31,7 @@ FEW_STEPS = 1000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpeedConfig:
-    world: Annotated[str, tyro.conf.Positional]
+    world: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WORLD")]
     """Name of a bundled world, folder of a world, or its Hub id."""
     data: str | None = None
     """Recorded episodes to start from (a LeRobot folder or Hub id); by default what the world brings."""

@@ -32,7 +32,7 @@ APPLICATION = "kinema"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViewConfig:
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET|WORLD")]
     """The source: a dataset (LeRobot folder or Hub id) or a world (a bundled one, folder or Hub id)."""
     episode: int = 0
     """Which episode."""

@@ -26,7 +26,7 @@ ANY_ADDRESS = ("0.0.0.0", "::", "")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    world: Annotated[str, tyro.conf.Positional] = ""
+    world: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WORLD")] = ""
     """A bundled world (by default the first), a folder, or a Hub id."""
     data: Path | None = None
     """Recorded episodes that sessions may begin in; by default those that the world brings."""
@@ -43,7 +43,7 @@ class ServeConfig:
     """Addresses or networks of proxies on other machines, such as 10.0.0.0/8. Their X-Forwarded-For, and that
     of a proxy on this machine, names the client that limits count for."""
     limits: Limits = dataclasses.field(default_factory=Limits)
-    """Limits on clients."""
+    """Advanced: limits on clients. The defaults suit most servers."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:

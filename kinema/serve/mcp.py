@@ -40,7 +40,7 @@ LAST_WORDS_SECONDS = 1.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class McpConfig:
-    world: Annotated[str, tyro.conf.Positional] = ""
+    world: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WORLD")] = ""
     """A bundled world (by default the first), a folder, or a Hub id."""
     data: Path | None = None
     """Recorded episodes to start from; by default those that the world brings."""
@@ -53,7 +53,7 @@ class McpConfig:
     device: str = "auto"
     """Device to compute on: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps."""
     limits: Limits = dataclasses.field(default_factory=Limits)
-    """Limits on clients."""
+    """Advanced: limits on clients. The defaults suit most servers."""
 
 
 class ToolServer(MCPServer):

@@ -17,7 +17,7 @@ HOST = "127.0.0.1"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlayConfig:
-    world: Annotated[str, tyro.conf.Positional] = ""
+    world: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WORLD")] = ""
     """A bundled world (by default the first), a folder, or a Hub id."""
     data: Path | None = None
     """Recorded episodes to start from; by default those that the world brings."""

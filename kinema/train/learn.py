@@ -57,7 +57,7 @@ STAGE, FREE_STAGE = "imagine", "imagine-free"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LearnConfig(LoopConfig):
-    world: Annotated[str, tyro.conf.Positional]
+    world: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WORLD")]
     """Name of a bundled world, folder of a world, or its Hub id; it needs heads."""
     data: str
     """Recorded episodes to start from: a LeRobot folder or Hub id."""

@@ -38,12 +38,12 @@ ADDED_FILES = {"heads": HEADS_FILE, "clone": CLONE_FILE, "act": ACTING_FILE}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(LoopConfig):
-    data: Annotated[str, tyro.conf.Positional]
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """Folder of a LeRobot dataset, or its Hub id."""
     from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """Finished world (a bundled one, a folder, a Hub id) to begin with. It is not changed: the result goes to
     --out. With --heads, --clone or --act these are added to it; otherwise it goes on learning."""
-    recipe: str = "base"
+    recipe: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(RECIPES) + "}")] = "base"
     """Name of the recipe: sizes of networks, and how long each learns."""
     name: str | None = None
     """Name of the world; the name of its folder by default."""
