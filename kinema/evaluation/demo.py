@@ -35,7 +35,7 @@ class DemoConfig:
     steps: int = 2000
     """Steps to simulate, at most as many as were recorded."""
     seed: int = 0
-    """Of the simulation's noise."""
+    """Seed of the simulation's noise."""
 
 
 def demo(config: DemoConfig) -> None:

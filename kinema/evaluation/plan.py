@@ -59,7 +59,7 @@ class PlanConfig:
     clone: str | None = None
     """Folder of the cloned policy that proposes; by default the world's."""
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
-    """What the planner searches for, and how much."""
+    """Settings of the search."""
     steps: int = 50
     """Most steps in the real environment."""
     chunk: int = 5
@@ -67,7 +67,7 @@ class PlanConfig:
     context: int = 4
     """Frames that a plan starts from."""
     seed: int = 0
-    """Of the environment's start and of the search."""
+    """Seed of the environment's start and of the search."""
     device: str = "auto"
     """Device to compute on: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps."""
     out: Path = Path("plan")

@@ -47,9 +47,9 @@ class PlanningConfig:
     data: str
     """Held-out episodes (a LeRobot folder or Hub id) that hold the state of the real simulator."""
     planners: tuple[str, ...] = ()
-    """Of cem, mppi and propose; by default all, propose where a policy is there that does."""
+    """Planners to measure: cem, mppi, propose. By default all, propose only where the world has a policy."""
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
-    """What the planners search for, and how much."""
+    """Settings of the search."""
     measure: MeasureOrAuto = "auto"
     """How far a frame is from a goal: by the heads' steps to reach it, or by codes of the manifold
     (with proprioception), or by latents; auto takes the first of these that the world has."""

@@ -47,7 +47,7 @@ class PolicyConfig:
     steps: int = 50
     """Steps of an episode, fewer where it ends."""
     seed: int = 0
-    """Of the first episode; the next one has the next."""
+    """Seed of the first episode; each further episode adds one."""
     device: str = "auto"
     """Device to compute on: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps."""
     out: Path = Path("evaluation")

@@ -55,7 +55,7 @@ class SimulateConfig:
     context: int = 4
     """Recorded frames to start from."""
     seed: int = 0
-    """Of the simulation's noise; the first of several in a report."""
+    """Seed of the simulation's noise; the first of several seeds in a report."""
     num_denoising_steps: int | None = None
     """Network calls for a frame; the world's own by default."""
     device: str = "auto"
@@ -67,7 +67,7 @@ class SimulateConfig:
     json: bool = False
     """Print the numbers as JSON instead of a table."""
     protocol: ReportConfig = dataclasses.field(default_factory=ReportConfig)
-    """What the report measures."""
+    """Settings of the report."""
 
     def __post_init__(self) -> None:
         for name, least in (("episode", 0), ("steps", 1), ("context", 1)):

@@ -38,7 +38,7 @@ class Task:
 
 
 class Judge:
-    """What a kit needs so that tasks can be set and judged in the real environment."""
+    """Parts of a kit that set and judge tasks in the real environment."""
 
     def __init__(self, kit: Kit | None, world_name: str):
         """Raises DataError where the kit lacks it, or there is none."""

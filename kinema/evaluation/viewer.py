@@ -45,7 +45,7 @@ class ViewConfig:
     context: int = 4
     """Recorded frames to start a simulation from."""
     seed: int = 0
-    """Of the simulation's noise."""
+    """Seed of the simulation's noise."""
     num_denoising_steps: int | None = None
     """Network calls for a frame; the world's own by default."""
     device: str = "auto"

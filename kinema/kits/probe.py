@@ -1,4 +1,4 @@
-"""What can be measured in a world's pictures: a probe reads the state of its things, for any protocol."""
+"""Probes: they read the state of a world's objects from its frames, for any protocol."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class Quantity:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a probe read in ``N`` pictures."""
+    """State read by a probe from ``N`` frames."""
 
     values: Mapping[str, np.ndarray]
     """By quantity: ``N D``."""
@@ -54,7 +54,7 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """What a number of the report is to reach."""
+    """Values that a row of the report must reach and aims at."""
 
     must: float
     aim: float
@@ -65,14 +65,14 @@ class Probe(Protocol):
     """Reads the state of a world's things from its pictures. One class for each world that has one."""
 
     quantities: tuple[Quantity, ...]
-    """What it reads; the first is what the actions act on most directly."""
+    """Quantities that the probe reads; actions move the first one most directly."""
     things: str
     """The things it looks for, in words."""
     targets: Mapping[str, Target]
     """By the key of a row of the report."""
 
     def read(self, frames: Frames) -> Reading:
-        """What ``N`` pictures (by camera, ``N H W C``) show."""
+        """Read the state from ``N`` frames (by camera, ``N H W C``)."""
         ...
 
     def recorded(self, episode: Episode) -> Reading | None:

@@ -451,7 +451,7 @@ class Simulation:
         return f"Simulation({self.world.name}: {self.num_steps} steps, seed {self.seed})"
 
     def _repr_png_(self) -> bytes | None:
-        return self.look()._repr_png_()
+        return self.look().draw(f"step {self.num_steps}")
 
     @property
     def world(self) -> WorldModel:

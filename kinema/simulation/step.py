@@ -40,12 +40,16 @@ class Step:
         return np.array([bool(one) for one in self.outside])
 
     def _repr_png_(self) -> bytes | None:
-        """Draw the frame, cameras side by side, with its trust, for notebooks; None of a batch."""
+        return self.draw()
+
+    def draw(self, label: str = "") -> bytes | None:
+        """Draw the frame, cameras side by side, with its trust, as the bytes of a PNG; None of a batch."""
         frames = list(self.frame.values()) if isinstance(self.frame, dict) else [self.frame]
         if any(frame is None or frame.ndim != 3 for frame in frames):
             return None
         trust = "" if self.trust is None else f"trust {self.trust:.2f}"
-        return encode_png(contact_sheet([join_cameras([frame[None] for frame in frames])], labels=[trust]))
+        labels = ["  ".join(filter(None, [label, trust]))]
+        return encode_png(contact_sheet([join_cameras([frame[None] for frame in frames])], labels=labels))
 
     def of_session(self, index: int) -> "Step":
         """The step of one session of a batch."""

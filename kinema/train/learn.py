@@ -136,7 +136,7 @@ class LearnConfig(LoopConfig):
 
 
 class Judge:
-    """What policies are worth, imagined and real, always from the same starts."""
+    """Measures the returns of policies, imagined and real, from the same starts."""
 
     def __init__(self, world: World, reward: Reward, starts: Starts, config: LearnConfig):
         """Raises RecordError where the real environment cannot be made, or does not fit the world."""
