@@ -19,8 +19,8 @@ from kinema.recipes.added import AddedRecipe
 from kinema.simulation.world import World
 from kinema.train.hindsight import Hindsight
 from kinema.train.latents import SAMPLE_ROWS
-from kinema.train.loop import Run
-from kinema.train.stages import Recording, Stage, build_stage, encode
+from kinema.train.loop import Run, Stage
+from kinema.train.stages import Recording, build_stage, encode
 
 
 class Addition:

@@ -29,15 +29,7 @@ def train(config: TrainConfig) -> int:
         program.prepare(run)
         try:
             for stage in program.stages(run):
-                fit(
-                    stage.module,
-                    stage.loader,
-                    stage.optimizer,
-                    stage.schedule,
-                    name=stage.name,
-                    run=run,
-                    evaluate=stage.evaluate,
-                )
+                fit(stage, run)
         except Stopped:
             return say_stopped(config)
         if ranks.is_first:

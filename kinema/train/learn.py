@@ -44,9 +44,9 @@ from kinema.simulation.session import SimulationBatch
 from kinema.simulation.starts import Starts, begin
 from kinema.simulation.world import World, load
 from kinema.train.facts import Identity, fingerprint
-from kinema.train.loop import LoopConfig, Run, Stopped, fit, open_run, say_stopped
+from kinema.train.loop import LoopConfig, Run, Stage, Stopped, fit, open_run, say_stopped
 from kinema.train.parallel import ALONE
-from kinema.train.stages import Stage, build_stage
+from kinema.train.stages import build_stage
 from kinema.types import Seen
 
 VALUE_SHARE, VALUE_PASSES = 0.1, 8
@@ -232,16 +232,7 @@ def learn(config: LearnConfig) -> int:
                 world.save(config.out)
             identity.keep(run)
             for stage in _stages(run, world, starts, judge, goal_frame, config):
-                fit(
-                    stage.module,
-                    stage.loader,
-                    stage.optimizer,
-                    stage.schedule,
-                    name=stage.name,
-                    run=run,
-                    evaluate=stage.evaluate,
-                    evaluate_every=stage.evaluate_every,
-                )
+                fit(stage, run)
             policy = ClonedPolicy(world, load_clone(world, config.clone_folder), goal=goal_frame)
             result = _result(world, config, None if judge.arena is None else judge.real(policy))
     except Stopped:

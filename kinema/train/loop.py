@@ -104,45 +104,47 @@ class Stopped(Exception):
     """The run was stopped on purpose; its checkpoint is written."""
 
 
-def fit(
-    module: nn.Module,
-    loader: Loader,
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
-    *,
-    name: str,
-    run: Run,
-    evaluate: Callable[[int], dict[str, float]] | None = None,
-    evaluate_every: int | None = None,
-) -> None:
-    """Bring a module (``module(batch, generator=...) -> (loss, metrics)``) to the end of its schedule; it
-    then holds the moving average of its weights.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A network in training: everything that ``fit`` needs."""
 
-    Args:
-        module: a network in training, with its loss.
-        loader: its batches.
-        optimizer: of the module's parameters; its learning rate is set by the schedule.
-        schedule: updates and learning rates.
-        name: of the stage, for files and messages.
-        run: where, for how long, and in how many processes.
-        evaluate: called with the number of updates, now and then and at the end, while the module holds the
-            moving average; returns numbers to log.
-        evaluate_every: updates between evaluations, the first before the first update; by default the clock
-            decides.
+    name: str
+    """Name in files and messages."""
+    module: nn.Module
+    """``module(batch, generator=...) -> (loss, metrics)``."""
+    loader: Loader
+    optimizer: torch.optim.Optimizer
+    """Optimizer of the module's parameters; the schedule sets its learning rate."""
+    schedule: Schedule
+    evaluate: Callable[[int], dict[str, float]] | None = None
+    """Called with the number of updates, now and then and at the end, while the module holds the moving
+    average; returns numbers to log."""
+    evaluate_every: int | None = None
+    """Updates between evaluations, the first before the first update; by default the clock decides."""
+
+
+def fit(stage: Stage, run: Run) -> None:
+    """Bring a stage to the end of its schedule; its module then holds the moving average of its weights.
 
     Raises:
         Stopped: by a signal or the time limit, after a checkpoint.
         FloatingPointError: a loss was not finite.
     """
-    state = _State(name, module, loader, optimizer, MovingAverage(module, schedule.ema), run)
+    schedule, optimizer, evaluate, every = (
+        stage.schedule,
+        stage.optimizer,
+        stage.evaluate,
+        stage.evaluate_every,
+    )
+    state = _State(stage, run)
     update = state.resume()
-    wrapped = run.ranks.wrap(module)
+    wrapped = run.ranks.wrap(stage.module)
     clock = _Clock(run.config)
-    report = _Report(name, update, schedule.updates, run)
-    if evaluate is not None and evaluate_every is not None and not update:
+    report = _Report(stage.name, update, schedule.updates, run)
+    if evaluate is not None and every is not None and not update:
         state.evaluate(evaluate, update)
-    with contextlib.closing(loader), report, Interrupt() as interrupt:
-        for batches in loader:
+    with contextlib.closing(stage.loader), report, Interrupt() as interrupt:
+        for batches in stage.loader:
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate_at(update)
             metrics = make_update(wrapped, batches, optimizer, run.config.precision)
@@ -151,7 +153,7 @@ def fit(
             update += 1
             report.show(update, metrics, batches.num_frames)
             is_last = update == schedule.updates
-            is_due = clock.is_evaluation_due() if evaluate_every is None else update % evaluate_every == 0
+            is_due = clock.is_evaluation_due() if every is None else update % every == 0
             asks = [
                 interrupt.was_asked or (time.monotonic() > run.deadline and not is_last),
                 clock.is_checkpoint_due() or is_last,
@@ -201,19 +203,16 @@ def make_update(
 class _State:
     """Everything that a checkpoint holds, and the check that it is worth keeping."""
 
-    def __init__(
-        self,
-        name: str,
-        module: nn.Module,
-        loader: Loader,
-        optimizer: torch.optim.Optimizer,
-        average: MovingAverage,
-        run: Run,
-    ):
-        self.name, self.loader, self.average, self.run = name, loader, average, run
-        self._parts: dict[str, Any] = {"module": module, "average": average, "optimizer": optimizer}
-        self._folder = run.folder / name
-        device = next(module.parameters()).device
+    def __init__(self, stage: Stage, run: Run):
+        self.name, self.loader, self.run = stage.name, stage.loader, run
+        self.average = MovingAverage(stage.module, stage.schedule.ema)
+        self._parts: dict[str, Any] = {
+            "module": stage.module,
+            "average": self.average,
+            "optimizer": stage.optimizer,
+        }
+        self._folder = run.folder / stage.name
+        device = next(stage.module.parameters()).device
         self._first_bad = torch.full((), NEVER, dtype=torch.int64, device=device)
 
     def resume(self) -> int:

@@ -18,11 +18,10 @@ from kinema.simulation.world import World
 from kinema.train.checkpoint import read_state
 from kinema.train.facts import check_disk, size
 from kinema.train.latents import Encoded
-from kinema.train.loop import Run, make_update
+from kinema.train.loop import Run, Stage, make_update
 from kinema.train.stages import (
     Job,
     Recording,
-    Stage,
     decoder_stage,
     dynamics_stage,
     manifold_stage,

@@ -27,9 +27,9 @@ from kinema.train.added import Addition
 from kinema.train.checkpoint import read_state
 from kinema.train.facts import Identity
 from kinema.train.hindsight import REWARD, require_rewards
-from kinema.train.loop import CHECKPOINT, LoopConfig, Run
+from kinema.train.loop import CHECKPOINT, LoopConfig, Run, Stage
 from kinema.train.plan import disk_bytes, say_cost, stage_costs
-from kinema.train.stages import Job, Recording, Stage, further_stages, new_world_stages
+from kinema.train.stages import Job, Recording, further_stages, new_world_stages
 
 SUPPORTS = ("action_support.", "proprio_support.")
 """Weights that say where actions and proprioception were recorded begin with these."""

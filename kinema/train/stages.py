@@ -29,25 +29,12 @@ from kinema.train.latents import (
     surprise_by_row,
 )
 from kinema.train.loader import Draw, Loader, Split
-from kinema.train.loop import Run
+from kinema.train.loop import Run, Stage
 from kinema.train.optim import build_optimizer
 from kinema.train.progress import evaluate_progress
 
 RADIUS_ROWS = 20_000
 """Frames from which the manifold's radius is computed."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-    """Everything that ``fit`` needs."""
-
-    name: str
-    module: nn.Module
-    loader: Loader
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    evaluate: Callable[[int], dict[str, float]] | None = None
-    evaluate_every: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

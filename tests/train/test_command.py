@@ -26,7 +26,7 @@ from kinema.train import loop as loop_module
 from kinema.train.checkpoint import read_state
 from kinema.train.command import TrainConfig, train
 from kinema.train.loader import Loader
-from kinema.train.loop import Interrupt, LoopConfig, Run, Stopped, fit
+from kinema.train.loop import Interrupt, LoopConfig, Run, Stage, Stopped, fit
 from kinema.train.optim import build_optimizer
 from kinema.train.progress import MetricsLog
 from kinema.types import CheckpointError
@@ -409,7 +409,9 @@ def run_of(out: Path, **fields: Any) -> Run:
 def fit_slope(slope: nn.Module, schedule: Schedule, run: Run, draw: Any = None) -> None:
     loader = Loader(draw or (lambda rng, phase: torch.zeros(1)), schedule, stage="tokenizer", seed=0)
     with contextlib.closing(run.log):
-        fit(slope, loader, build_optimizer(slope, schedule), schedule, name="tokenizer", run=run)
+        optimizer = build_optimizer(slope, schedule)
+        stage = Stage(name="tokenizer", module=slope, loader=loader, optimizer=optimizer, schedule=schedule)
+        fit(stage, run)
 
 
 def test_the_loop_follows_the_schedule_and_keeps_the_moving_average(tmp_path: Path) -> None:
