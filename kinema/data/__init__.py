@@ -1,4 +1,4 @@
-"""Episodes on disk: LeRobotDataset v3.0 read, written and checked."""
+"""Episodes on disk: LeRobotDataset v3.0 read (v2.1 too), written and checked."""
 
 from kinema.data.fold import recover
 from kinema.data.layout import DataError

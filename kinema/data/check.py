@@ -13,7 +13,7 @@ import tyro
 
 from kinema.data import drawing
 from kinema.data.defects import Defect, find_defects
-from kinema.data.layout import POSITION_FEATURES, DataError, is_picture
+from kinema.data.layout import POSITION_FEATURES, DataError, dimension_names, is_picture, picture_shape
 from kinema.data.lerobot import Dataset
 from kinema.types import FileError
 
@@ -32,7 +32,7 @@ class DataConfig:
     """What to look at."""
 
     path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
-    """Folder of a LeRobotDataset v3.0, or its id on the Hugging Face Hub (owner/name)."""
+    """Folder of a LeRobotDataset (v3.0, v2.1 or v2.0), or its id on the Hugging Face Hub (owner/name)."""
     out: Path | None = None
     """Where to write the contact sheet; by default runs/NAME-contact-sheet.png."""
     decode: bool = True
@@ -79,7 +79,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         stored = " ".join(
             str(details[f"video.{name}"]) for name in ("codec", "pix_fmt") if f"video.{name}" in details
         )
-        cameras[key] = {"shape": list(feature["shape"]), "stored": stored or feature["dtype"]}
+        cameras[key] = {"shape": list(picture_shape(feature)), "stored": stored or feature["dtype"]}
     columns = {
         key: {name: feature.get(name) for name in ("dtype", "shape", "names")}
         for key, feature in dataset.features.items()
@@ -187,21 +187,13 @@ def _statistics_lines(report: Mapping[str, Any]) -> Iterable[str]:
     yield "statistics " + " " * (width - 9) + "".join(f"{name:>11}" for name in names)
     for key in keys:
         stats = {name: np.ravel(np.array(v, np.float64)) for name, v in report["statistics"][key].items()}
-        labels = _dimension_names(report["columns"][key]["names"], len(stats["mean"]))
+        labels = dimension_names(report["columns"][key])
+        labels = [""] if labels == ["0"] else labels
         for number, label in enumerate(labels[:MAX_DIMENSIONS]):
             cells = (f"{stats[name][number]:11.4g}" if name in stats else " " * 11 for name in names)
             yield f"  {f'{key} {label}':<{width}}" + "".join(cells)
         if len(labels) > MAX_DIMENSIONS:
             yield f"  and {len(labels) - MAX_DIMENSIONS} more dimensions of {key}"
-
-
-def _dimension_names(names: object, count: int) -> list[str]:
-    """LeRobot has names as a list, or as a list inside a mapping (``{"motors": [...]}``)."""
-    if isinstance(names, Mapping) and len(names) == 1:
-        names = next(iter(names.values()))
-    if isinstance(names, list) and len(names) == count:
-        return [str(name) for name in names]
-    return [""] if count == 1 else [str(number) for number in range(count)]
 
 
 def _defect_lines(defects: list[Defect]) -> Iterable[str]:

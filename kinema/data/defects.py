@@ -202,7 +202,7 @@ def _check_tables(dataset: Dataset) -> Iterator[Defect]:
     if "action" not in dataset.features:
         message = "there is no such feature; without actions a world cannot be controlled"
         yield Defect(severity="warning", kind="no-action", file=INFO_PATH, key="action", message=message)
-    columns = read_columns(root)
+    columns = read_columns(root, dataset.info)
     ids = columns.get("episode_index", table.ids)
     for number in np.flatnonzero(np.diff(ids) <= 0).tolist():
         message = f"does not ascend: {ids[number + 1]} follows {ids[number]}"
@@ -485,6 +485,11 @@ def _check_videos(dataset: Dataset, camera: str, bar: tqdm | None, *, is_decodin
     root, table, spans = dataset.root, dataset.table, dataset.table.videos[camera]
     if not isinstance(spans, VideoSpans):
         yield Defect.of(spans, root, kind="video")
+        return
+    if (count := len(set(spans.paths))) > 1 and not any(path.is_file() for path in spans.paths):
+        message = f"none of the {count} videos of this camera is there; download or copy the dataset again"
+        file = _relative(spans.paths[0].parent, root)
+        yield Defect(severity="error", kind="video", file=file, key=camera, message=message)
         return
     numbers: dict[Path, list[int]] = {}
     for number in np.lexsort([spans.starts]).tolist():

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kinema.data import video
+from kinema.data import lerobot_v2, video
 from kinema.data.fold import episode_files
 from kinema.data.layout import (
     DATA_PATH,
@@ -117,11 +117,13 @@ class EpisodeTable:
 
 
 def read_episodes(root: Path, info: Mapping[str, Any]) -> EpisodeTable:
-    """Read ``meta/episodes``. Raises DataError when even the rows cannot be told apart."""
+    """Read the episodes table. Raises DataError when even the rows cannot be told apart."""
     notes: list[DataError] = []
-    columns = read_columns(root)
+    columns = read_columns(root, info)
     if "episode_index" not in columns or "length" not in columns:
         columns = _from_data(root, info, columns, notes)
+    if lerobot_v2.is_v2(root, info):
+        columns = lerobot_v2.add_locations(columns, info)
     order = np.argsort(columns["episode_index"], kind="stable")
     columns = {key: values[order] for key, values in columns.items()}
     ids, lengths = columns["episode_index"].astype(np.int64), columns["length"].astype(np.int64)
@@ -153,8 +155,10 @@ def read_episodes(root: Path, info: Mapping[str, Any]) -> EpisodeTable:
     )
 
 
-def read_columns(root: Path) -> dict[str, np.ndarray]:
+def read_columns(root: Path, info: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Every column but the statistics, over all files of the table."""
+    if lerobot_v2.is_v2(root, info):
+        return lerobot_v2.read_columns(root)
     tables = []
     for path in episode_files(root):
         try:
@@ -223,7 +227,8 @@ def _data_paths(
     if "data/chunk_index" in columns and "data/file_index" in columns:
         template = info.get("data_path") or DATA_PATH
         places = zip(columns["data/chunk_index"], columns["data/file_index"], strict=True)
-        return [root / format_path(template, chunk=int(chunk), file=int(file)) for chunk, file in places]
+        paths = [root / format_path(template, chunk=int(chunk), file=int(file)) for chunk, file in places]
+        return _found_files(root, info, "data", paths, ids, notes)
     if not len(ids):
         return []
     homes: dict[int, Path] = {}
@@ -261,6 +266,7 @@ def _video_spans(
             root / format_path(template, chunk=int(c), file=int(f), key=key)
             for c, f in zip(chunk, file, strict=True)
         ]
+        paths = _found_files(root, info, "videos", paths, columns["episode_index"], notes, key)
         if start is None:
             _note(root, key, "from_timestamp is missing; episodes were laid one after the other", notes)
     else:
@@ -278,6 +284,25 @@ def _video_spans(
             start[number] = ends_of.get(path, 0.0)
             ends_of[path] = start[number] + durations[number]
     return VideoSpans(paths=paths, starts=start, ends=end if end is not None else start + durations)
+
+
+def _found_files(
+    root: Path,
+    info: Mapping[str, Any],
+    folder: str,
+    paths: list[Path],
+    numbers: np.ndarray,
+    notes: list[DataError],
+    key: str = "",
+) -> list[Path]:
+    """Files of the episodes of v2, where they are if not where the template says."""
+    if not lerobot_v2.is_v2(root, info):
+        return paths
+    found = lerobot_v2.find_files(root / folder, paths, numbers.tolist(), key)
+    if found != paths:
+        message = "no file is where the template says; each was found by the number in its name"
+        notes.append(DataError(message, path=root / folder, key=key or None))
+    return found
 
 
 def _note(root: Path, key: str, message: str, notes: list[DataError]) -> None:

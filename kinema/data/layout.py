@@ -65,6 +65,7 @@ def format_path(template: str, *, chunk: int, file: int, key: str = "") -> str:
         "file_index": file,
         "file": file,
         "episode_file": file,
+        "episode_index": file,
         "video_key": key,
         "key": key,
         "camera": key,
@@ -102,7 +103,7 @@ def picture_shape(feature: Mapping[str, Any]) -> tuple[int, int, int]:
             f"{', '.join(map(str, CHANNELS))} channels",
             path=INFO_PATH,
         )
-    names = _flat_names(feature.get("names"))
+    names = [name.lower() for name in _flat_names(feature.get("names"))]
     is_first = len(names) == 3 and (names[0].startswith("channel") or names[0] in ("c", "ch", "rgb"))
     is_last = len(names) == 3 and (names[2].startswith("channel") or names[2] in ("c", "ch", "rgb"))
     if (
@@ -110,20 +111,40 @@ def picture_shape(feature: Mapping[str, Any]) -> tuple[int, int, int]:
         and (is_first or sizes[2] not in CHANNELS)
         and not (is_last and sizes[2] in CHANNELS)
     ):
-        sizes = [sizes[1], sizes[2], sizes[0]]
+        sizes, names = [sizes[1], sizes[2], sizes[0]], [*names[1:], *names[:1]]
+    if len(names) == 3 and names[0].startswith("w") and names[1].startswith("h"):
+        sizes = [sizes[1], sizes[0], sizes[2]]
+    stored = _details(feature)
+    encoded = [stored.get("video.height"), stored.get("video.width")]
+    if encoded == [sizes[1], sizes[0]]:
+        sizes = [*encoded, sizes[2]]  # The file itself has the last word.
     return sizes[0], sizes[1], sizes[2]
 
 
+def dimension_names(feature: Mapping[str, Any]) -> list[str]:
+    """Names of the numbers of a vector, also nested (``[[...]]``, ``{"motors": [...]}``); their positions
+    where there is not one name of its own for each."""
+    names, count = _flat_names(feature.get("names")), int(np.prod(feature["shape"], dtype=int))
+    return names if len(set(names)) == count else [str(index) for index in range(count)]
+
+
 def _flat_names(names: object) -> list[str]:
-    """Names of axes without the lists and mappings around them."""
+    """Names without the lists and mappings around them."""
     while isinstance(names, Mapping | list) and len(names) == 1:
         names = next(iter(names.values())) if isinstance(names, Mapping) else names[0]
-    return [str(name).lower() for name in names] if isinstance(names, list) else []
+    if isinstance(names, str):
+        return [names]
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _details(feature: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Entries about how frames are stored."""
+    return feature.get("info") or feature.get("video_info") or {}
 
 
 def is_depth(feature: Mapping[str, Any]) -> bool:
     """Tell whether a feature says that its frames are depth, of more than 8 bits."""
-    info = feature.get("info") or feature.get("video_info") or {}
+    info = _details(feature)
     pixels = str(info.get("video.pix_fmt", ""))
     return bool(info.get("video.is_depth_map")) or bool(re.match(r"gray(9|1\d)", pixels))
 

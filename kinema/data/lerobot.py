@@ -1,4 +1,4 @@
-"""Reading a LeRobotDataset v3.0 from a folder or from the Hugging Face Hub."""
+"""Reading a LeRobotDataset (v3.0, v2.1 or v2.0) from a folder or from the Hugging Face Hub."""
 
 import io
 import re
@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa
 
-from kinema.data import fold, statistics
+from kinema.data import fold, lerobot_v2, statistics
 from kinema.data.episodes import EpisodeTable, SpanCheck, VideoSpans, check_spans, read_episodes
 from kinema.data.layout import (
     INFO_PATH,
@@ -319,7 +319,8 @@ class Dataset:
 
     def _read_tasks(self) -> dict[int, str]:
         try:
-            return read_task_texts(self.root)
+            is_v2 = lerobot_v2.is_v2(self.root, self.info)
+            return (lerobot_v2.read_task_texts if is_v2 else read_task_texts)(self.root)
         except DataError as error:
             self.notes.append(error)
             return {}
@@ -328,6 +329,8 @@ class Dataset:
         if not self.num_episodes and not (self.root / STATS_PATH).is_file():
             return {}
         try:
+            if (self.root / lerobot_v2.STATS_PATH).is_file():
+                return lerobot_v2.read_statistics(self.root)
             content = read_json(self.root, STATS_PATH)
             return {
                 key: {name: np.array(value) for name, value in of_key.items()}
@@ -378,10 +381,10 @@ def _read_info(root: Path) -> dict[str, Any]:
         )
     info = read_json(root, INFO_PATH)
     version = str(info.get("codebase_version", VERSION))
-    if not version.startswith("v3"):
+    if not version.startswith(("v3", "v2")):
         raise DataError(
-            f"is LeRobotDataset {version}, expected {VERSION}; convert it with LeRobot's "
-            "convert_dataset_v21_to_v30",
+            f"is LeRobotDataset {version}, expected {VERSION}, v2.1 or v2.0; convert it with LeRobot's "
+            "conversion scripts",
             path=path,
         )
     fps = info.get("fps")
@@ -398,6 +401,10 @@ def _read_info(root: Path) -> dict[str, Any]:
                 picture_shape(feature)
             except DataError as error:
                 raise DataError(error.message, path=path, key=key) from error
+    if lerobot_v2.is_v2(root, info):
+        defaults = {"data_path": lerobot_v2.DATA_PATH, "video_path": lerobot_v2.VIDEO_PATH}
+        given = {key: value for key, value in info.items() if value is not None}
+        info = {"chunks_size": 1000, **defaults, **given}
     return info
 
 

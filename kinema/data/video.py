@@ -29,6 +29,9 @@ object of 4 pixels into its surroundings."""
 AV1_SIDE = 64
 """Shortest side in pixels that ``auto`` gives to SVT-AV1, which never returns for 16 x 480."""
 
+LFS_START, LFS_BYTES = b"version https://git-lfs", 1024
+"""How a pointer of Git LFS begins, and more bytes than it has."""
+
 SMALL_PICTURE = 256 * 256
 """Pixels up to which threads within one picture cost more than they save."""
 
@@ -197,7 +200,17 @@ def probe(path: Path) -> VideoInfo:
                 extradata=context.extradata or b"",
             )
     except (FFmpegError, OSError) as error:
-        raise DataError(f"cannot be read as a video ({error})", path=path) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    """The reason why a file cannot be opened as a video."""
+    message = f"cannot be read as a video ({error})"
+    if isinstance(error, FileNotFoundError):
+        message = "is missing; download or copy the dataset again"
+    elif path.is_file() and path.stat().st_size < LFS_BYTES and path.read_bytes().startswith(LFS_START):
+        message = "is a pointer of Git LFS and not the video; download it with git lfs pull"
+    return DataError(message, path=path)
 
 
 def concatenate(
@@ -251,7 +264,7 @@ class VideoReader:
             if not self._container.streams.video:
                 raise DataError("holds no video stream", path=path)
         except (FFmpegError, OSError) as error:
-            raise DataError(f"cannot be read as a video ({error})", path=path) from error
+            raise _unreadable(path, error) from error
         self._stream = self._container.streams.video[0]
         context = self._stream.codec_context
         if context.height * context.width <= SMALL_PICTURE:

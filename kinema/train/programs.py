@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import tyro
 
-from kinema.data.layout import picture_shape
+from kinema.data.layout import dimension_names, picture_shape
 from kinema.data.lerobot import Dataset
 from kinema.data.segments import SegmentsConfig, load_segments
 from kinema.model.world import ACTING_FILE, CONFIG_FILE, HEADS_FILE, CameraConfig, WorldConfig
@@ -364,9 +364,7 @@ def _extended(world: World, recipe: Recipe) -> World:
 
 
 def _world_config(config: TrainConfig, recipe: Recipe, dataset: Dataset) -> WorldConfig:
-    names = dataset.features["action"].get("names")
-    if not isinstance(names, list) or len(names) != recipe.dynamics.action_dim:
-        names = [f"action_{index}" for index in range(recipe.dynamics.action_dim)]
+    names = (f"action_{n}" if n.isdecimal() else n for n in dimension_names(dataset.features["action"]))
     learned = recipe.segments.sizes_of(recipe.segments.cameras or ())
     native = {key: picture_shape(dataset.features[key]) for key in learned}
     return WorldConfig(

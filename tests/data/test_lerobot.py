@@ -219,8 +219,8 @@ def test_a_hub_id_without_the_library_says_what_to_install(monkeypatch: pytest.M
     ("change", "message"),
     [
         (
-            lambda info: info.update(codebase_version="v2.1"),
-            r"is LeRobotDataset v2\.1, expected v3\.0; convert it",
+            lambda info: info.update(codebase_version="v1.6"),
+            r"is LeRobotDataset v1\.6, expected v3\.0, v2\.1 or v2\.0; convert it",
         ),
         (lambda info: info.update(fps=0), r"info\.json, fps: must be a positive number, got 0"),
         (lambda info: info.update(features={}), r"info\.json, features: no features are listed"),
@@ -259,7 +259,7 @@ def test_a_missing_video_is_named_and_the_rest_is_readable(dataset: Path) -> Non
     (dataset / f"videos/{SIDE}/chunk-000/file-000.mp4").unlink()
     opened = Dataset.open(dataset)
     with pytest.raises(
-        DataError, match=rf"{SIDE}/chunk-000/file-000\.mp4, episode 2, {SIDE}: cannot be read"
+        DataError, match=rf"{SIDE}/chunk-000/file-000\.mp4, episode 2, {SIDE}: is missing; download"
     ):
         opened.episode(2)
     np.testing.assert_array_equal(opened.episode(2, [TOP]).frames[TOP], make_recording(2)["frames"][TOP])
