@@ -92,7 +92,7 @@ class Episode:
     ``next.success`` (``T`` bool), ``timestamp`` (``T`` float32, seconds), and whatever else was recorded."""
 
     def __len__(self) -> int:
-        return len(self.columns["action"])
+        return len(next(iter(self.columns.values()), ()))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

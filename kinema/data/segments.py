@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -65,6 +65,26 @@ class Pairs:
         return len(self.rows)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Masks:
+    """For each row, or each episode, what was recorded. All else is noise to a network and no target."""
+
+    action: np.ndarray
+    """``N`` bool: the action that led to the frame."""
+    proprio: np.ndarray
+    """``N`` bool."""
+    cameras: np.ndarray
+    """``N C`` bool."""
+    action_numbers: np.ndarray
+    """``N A`` bool: numbers of the action that this robot has, as recorded."""
+    proprio_numbers: np.ndarray
+    """``N P`` bool: the same of proprioception."""
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "Masks":
+        """The same function of each part."""
+        return Masks(**{name: function(part) for name, part in vars(self).items()})
+
+
 class Segments:
     """All rows of the chosen episodes, one after the other, and the segments that can be cut from them."""
 
@@ -77,7 +97,10 @@ class Segments:
         lengths: np.ndarray,
         native_sizes: dict[str, tuple[int, int]],
         episodes: np.ndarray | None = None,
+        tasks: Sequence[str | None] | None = None,
+        recorded: Masks | None = None,
     ):
+        """``recorded``: by episode, what was recorded; everything by default."""
         self.frames = frames
         self.actions = actions
         self.proprio = proprio
@@ -86,10 +109,14 @@ class Segments:
         """Height and width of each camera as recorded."""
         self.episodes = np.arange(len(lengths)) if episodes is None else episodes
         """Positions of the episodes in the dataset."""
+        self.tasks = [None] * len(lengths) if tasks is None else list(tasks)
+        """By episode: the instruction in words, where there is one."""
+        self.recorded = recorded or self._everything()
+        """By episode: what was recorded."""
         self.starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
         self._episode_of_row = np.repeat(np.arange(len(lengths)), lengths)
-        self.has_action = np.ones(len(actions), dtype=bool)
-        """By row: whether the action that led to its frame is known; not so where an episode begins."""
+        self.has_action = self.recorded.action[self._episode_of_row]
+        """By row: True where the action that led to its frame is recorded; not so where an episode begins."""
         self.has_action[self.starts] = False
         self.prev_action = np.roll(actions, 1, axis=0)
         """By row: the action that led to its frame; zeros where none is known."""
@@ -100,6 +127,23 @@ class Segments:
     @property
     def num_rows(self) -> int:
         return len(self.actions)
+
+    def _everything(self) -> Masks:
+        """By episode: everything is recorded that there is in one of them."""
+        num, action_dim = len(self.lengths), self.actions.shape[1]
+        proprio_dim = 0 if self.proprio is None else self.proprio.shape[1]
+        return Masks(
+            action=np.full(num, action_dim > 0),
+            proprio=np.full(num, proprio_dim > 0),
+            cameras=np.ones((num, len(self.native_sizes)), bool),
+            action_numbers=np.ones((num, action_dim), bool),
+            proprio_numbers=np.ones((num, proprio_dim), bool),
+        )
+
+    def masks(self, rows: np.ndarray) -> Masks:
+        """For rows of any shape, what was recorded of each."""
+        of_row = self.recorded.map(lambda part: part[self._episode_of_row[rows]])
+        return dataclasses.replace(of_row, action=self.has_action[rows])
 
     def followed_by(self, other: "Segments") -> "Segments":
         """The episodes of both, without their pictures: for what learns from encoded ones."""
@@ -112,6 +156,13 @@ class Segments:
             lengths=np.concatenate([self.lengths, other.lengths]),
             native_sizes=self.native_sizes,
             episodes=np.concatenate([self.episodes, other.episodes]),
+            tasks=[*self.tasks, *other.tasks],
+            recorded=Masks(
+                **{
+                    name: np.concatenate([part, vars(other.recorded)[name]])
+                    for name, part in vars(self.recorded).items()
+                }
+            ),
         )
 
     def draw_rows(
@@ -232,7 +283,8 @@ def load_segments(
         DataError: no episodes, or a key that the dataset does not have, named together with those it has.
     """
     cameras = dataset.cameras if config.cameras is None else config.cameras
-    _require_keys(dataset, [*cameras, *([config.proprio] if config.proprio else []), "action"])
+    _require_keys(dataset, [*cameras, *([config.proprio] if config.proprio else [])])
+    has_action = "action" in dataset.features
     first, stop = config.episodes if config.episodes is not None else (0, dataset.num_episodes)
     if not 0 <= first < stop <= dataset.num_episodes:
         raise DataError(f"{dataset.root}: episodes {first}:{stop} asked, but it holds {dataset.num_episodes}")
@@ -246,12 +298,15 @@ def load_segments(
     lengths = dataset.lengths()[chosen].astype(np.int64)
     sizes = config.sizes_of(cameras)
     store = _FrameStore(dataset, config, sizes, int(lengths.sum()), cache)
-    actions, proprio = [], []
+    actions, proprio, tasks = [], [], []
     bar = tqdm(chosen.tolist(), desc="decoding episodes", unit="episode", disable=not progress)
     with store:
         for number, index in enumerate(bar):
-            columns = dataset.episode(index, cameras=()).columns
-            actions.append(_finite(dataset, index, "action", _actions(columns["action"])))
+            episode = dataset.episode(index, cameras=())
+            columns = episode.columns
+            tasks.append(episode.task)
+            values = _actions(columns["action"]) if has_action else np.zeros((len(episode), 0), np.float32)
+            actions.append(_finite(dataset, index, "action", values))
             if config.proprio:
                 values = _vectors(columns[config.proprio])
                 proprio.append(_finite(dataset, index, config.proprio, values))
@@ -267,6 +322,7 @@ def load_segments(
         lengths=lengths,
         native_sizes={key: picture_shape(dataset.features[key])[:2] for key in cameras},
         episodes=chosen,
+        tasks=tasks,
     )
 
 

@@ -1,5 +1,6 @@
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -317,3 +318,50 @@ def test_episodes_that_are_left_out_are_not_read(exact: Dataset, tmp_path: Path)
     assert found.lengths.tolist() == exact.lengths()[1:].tolist()
     with pytest.raises(DataError, match="left out"):
         load(exact, tmp_path / "cache", left_out=tuple(range(exact.num_episodes)))
+
+
+def test_everything_is_recorded_but_actions_before_an_episode(exact: Dataset, tmp_path: Path) -> None:
+    segments = load(exact, tmp_path)
+    rows = np.array([[0, 1], [5, 6]])
+    masks = segments.masks(rows)
+    assert masks.action.tolist() == [[False, True], [False, True]]
+    assert masks.proprio.all()
+    assert masks.cameras.shape == (2, 2, 1)
+    assert masks.action_numbers.shape == masks.proprio_numbers.shape == (2, 2, 2)
+    for part in (masks.cameras, masks.action_numbers, masks.proprio_numbers):
+        assert part.all()
+
+
+def test_what_was_recorded_stays_with_its_episodes() -> None:
+    one, other = make_segments([3, 2]), make_segments([4])
+    other.recorded.action[:] = False
+    other.recorded.proprio_numbers[:] = False
+    both = one.followed_by(Segments(**parts_of(other)))
+    assert both.masks(np.arange(9)).action.tolist() == [False, True, True, False, True] + [False] * 4
+    assert both.masks(np.arange(9)).proprio_numbers[:, 0].tolist() == [True] * 5 + [False] * 4
+    assert both.masks(np.arange(9)).proprio.all()
+
+
+def parts_of(segments: Segments) -> dict[str, Any]:
+    names = ("frames", "actions", "proprio", "lengths", "native_sizes", "episodes", "tasks", "recorded")
+    return {name: getattr(segments, name) for name in names}
+
+
+def test_task_texts_stay_with_their_episodes(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    with DatasetWriter(root, fps=10) as writer:
+        for task in ("push", None, "pull"):
+            columns = {"action": np.zeros((3, 1), np.float32), PROPRIO: np.ones((3, 1), np.float32)}
+            writer.add(frames={}, columns=columns, **({"task": task} if task else {}))
+    segments = load(Dataset.open(root), tmp_path / "cache", cameras=(), left_out=(1,))
+    assert segments.tasks == ["push", "pull"]
+    assert segments.followed_by(segments).tasks == ["push", "pull"] * 2
+
+
+def test_without_actions_none_is_recorded(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    with DatasetWriter(root, fps=10) as writer:
+        writer.add(frames={}, columns={PROPRIO: np.ones((3, 1), np.float32)})
+    segments = load(Dataset.open(root), tmp_path / "cache", cameras=())
+    assert segments.actions.shape == segments.prev_action.shape == (3, 0)
+    assert not segments.has_action.any()
