@@ -12,7 +12,7 @@ import time
 import numpy as np
 import tyro
 
-from kinema.evaluation.rollout import load_clips, open_recordings
+from kinema.evaluation.rollout import load_segments, open_recordings
 from kinema.evaluation.speed import start_streams, stream_actions
 from kinema.planners import CrossEntropy, Goal, SearchConfig, WorldScore
 from kinema.simulation.world import load
@@ -34,8 +34,8 @@ class Config:
 
 def main(config: Config) -> None:
     world = load(config.world, device=config.device)
-    (clip,) = load_clips(world, open_recordings(config.world, None), num=1, length=CONTEXT + 1, probe=None)
-    one = start_streams(world, clip, 1, context=CONTEXT)
+    (clip,) = load_segments(world, open_recordings(config.world, None), num=1, length=CONTEXT + 1, probe=None)
+    one = start_streams(world, clip, 1, CONTEXT)
     alone = None
     for num in config.sessions:
         sessions = one.fork(num, max_rewind=0)

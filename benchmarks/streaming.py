@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from kinema import World, load
-from kinema.evaluation.rollout import Clip, load_clips, open_recordings
+from kinema.evaluation.rollout import Segment, load_segments, open_recordings
 from kinema.evaluation.speed import start_streams, stream_actions
 from kinema.model.tokens import NUM_BEFORE, Values
 from kinema.model.transformer import Dynamics
@@ -57,8 +57,8 @@ class Kinema:
 
     is_same = True
 
-    def __init__(self, world: World, clip: Clip, num: int):
-        self.sessions = start_streams(world, clip, num, context=CONTEXT)
+    def __init__(self, world: World, clip: Segment, num: int):
+        self.sessions = start_streams(world, clip, num, CONTEXT)
 
     def step(self, actions: np.ndarray, decode: bool) -> np.ndarray:
         frame = self.sessions.step(actions, decode=decode).frame
@@ -76,13 +76,13 @@ class NoCache(Kinema):
     are kinema's own; so is the number of threads, one for so few sessions.
     """
 
-    def __init__(self, world: World, clip: Clip, num: int):
+    def __init__(self, world: World, clip: Segment, num: int):
         world.uses_graphs = False
         world.dynamics = _Recomputed(world.dynamics)  # pyright: ignore[reportAttributeAccessIssue]
         super().__init__(world, clip, num)
 
 
-PEERS: dict[str, Callable[[World, Clip, int], Peer]] = {"kinema": Kinema, "no-cache": NoCache}
+PEERS: dict[str, Callable[[World, Segment, int], Peer]] = {"kinema": Kinema, "no-cache": NoCache}
 """Each is given a world of its own."""
 
 
@@ -180,7 +180,7 @@ def main(config: Config) -> None:
         raise SystemExit(f"--peers {' '.join(unknown)}: choose of {', '.join(PEERS)}")
     world = load(config.world, precision=config.precision)
     dataset = open_recordings(config.world, config.data)
-    (clip,) = load_clips(world, dataset, num=1, length=CONTEXT + config.steps, probe=None)
+    (clip,) = load_segments(world, dataset, num=1, length=CONTEXT + config.steps, probe=None)
     names = ["kinema", *(name for name in config.peers if name != "kinema")]
     print(f"world '{world.name}', {torch.get_num_threads()} threads, precision {world.precision}")
     for num in config.streams:
@@ -202,7 +202,7 @@ def main(config: Config) -> None:
 
 
 def _measure(
-    peers: Sequence[Peer], clip: Clip, num: int, config: Config, *, fill: int
+    peers: Sequence[Peer], clip: Segment, num: int, config: Config, *, fill: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Seconds of each step, ``peers steps``, and mean distance of what comes of it from the first peer's."""
     seconds = np.zeros((len(peers), config.steps))

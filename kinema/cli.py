@@ -119,7 +119,7 @@ COMMANDS = {
     ),
     "evaluate speed": Command(
         summary="Measure frames a second, latency and memory.",
-        module="kinema.evaluation.throughput",
+        module="kinema.evaluation.speed",
         config="SpeedConfig",
         function="speed",
         after_interrupt="The same command starts again.",

@@ -132,3 +132,14 @@ def completion_script(shell: str, options: Mapping[str, Sequence[str]]) -> str:
             "complete -o filenames -F _kinema kinema",
         ]
     )
+
+
+def at_least(config: Any, **least: float) -> None:
+    """Check fields of a configuration against the least value of each.
+
+    Raises:
+        ValueError: a field is less; the message names it with both values.
+    """
+    for name, value in least.items():
+        if getattr(config, name) < value:
+            raise ValueError(f"{name} is {getattr(config, name)}, but must be at least {value}")

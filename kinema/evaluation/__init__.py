@@ -1,29 +1,34 @@
-"""How good a world is: recorded episodes against simulated ones, by protocols that anyone can run again.
+"""Measure how good a world is: recorded episodes against simulated ones, by protocols that anyone can repeat.
 
-A kit's probe says what is measured in frames (``kinema.kits``), ``rollout`` drives a world with recorded
-actions, ``report`` is the protocol, ``simulate`` the command.
+``protocol`` runs every measurement, ``rollout`` simulates segments of recordings and compares, ``result`` is
+what is written. A kit (``kinema.kits``) reads the state from frames and sets targets.
 """
 
-from kinema.evaluation.report import ReportConfig, measure
+from kinema.evaluation.protocol import (
+    RecordingOptions,
+    ResultOptions,
+    Run,
+    WorldOptions,
+    run_protocol,
+)
+from kinema.evaluation.report import ReportConfig
 from kinema.evaluation.result import Result, Row, Series
-from kinema.evaluation.rollout import Clip, Sweep, compare, load_clips, repeat_last, roll_out
-from kinema.kits import Probe, Quantity, Reading, Target, find_probe
+from kinema.evaluation.rollout import Segment, compare, load_segments, open_recordings, repeat_last, simulate
 
 __all__ = [
-    "Clip",
-    "Probe",
-    "Quantity",
-    "Reading",
+    "RecordingOptions",
     "ReportConfig",
     "Result",
+    "ResultOptions",
     "Row",
+    "Run",
+    "Segment",
     "Series",
-    "Sweep",
-    "Target",
+    "WorldOptions",
     "compare",
-    "find_probe",
-    "load_clips",
-    "measure",
+    "load_segments",
+    "open_recordings",
     "repeat_last",
-    "roll_out",
+    "run_protocol",
+    "simulate",
 ]

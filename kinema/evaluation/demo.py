@@ -1,17 +1,21 @@
-"""``kinema demo``: the bundled world against its held-out recording, with nothing else installed."""
+"""``kinema demo``: simulate the held-out recording of the bundled world, with nothing else installed."""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from kinema.data import drawing
 from kinema.data.lerobot import Dataset
-from kinema.evaluation.plot import error_video
-from kinema.evaluation.simulate import Comparison, SimulateConfig, compare_episode
-from kinema.evaluation.speed import measure_speed
+from kinema.evaluation.simulate import (
+    Comparison,
+    SimulateConfig,
+    compare_episode,
+    same_unit,
+    write_comparison,
+)
+from kinema.evaluation.speed import frames_per_second, measure_latencies, start_streams
 from kinema.evaluation.tables import align
 from kinema.kits import Quantity, find_probe
 from kinema.simulation.world import BUNDLED_WORLDS, default_world, load
@@ -25,13 +29,13 @@ ROWS = (10, 50, 200, 1000, 2000)
 SHEET = (0, 5, 10, 25, 50, 100, 200, 350, 500, 1000, 1500, 2000)
 """Steps that the contact sheet shows; 0 is the last real frame that the world was given."""
 SPEED = 3
-"""The film plays this many times faster than the recording was made."""
+"""The video plays this many times faster than the recording was made."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoConfig:
     out: Path = Path("demo")
-    """Folder for the film and the contact sheet."""
+    """Folder for the video and the contact sheet."""
     steps: int = 2000
     """Steps to simulate, at most as many as were recorded."""
     seed: int = 0
@@ -39,7 +43,7 @@ class DemoConfig:
 
 
 def demo(config: DemoConfig) -> None:
-    """Simulate, compare, and say where the pictures are.
+    """Simulate, compare, write and print.
 
     Raises:
         FileNotFoundError: the installed package lacks the recording.
@@ -49,12 +53,14 @@ def demo(config: DemoConfig) -> None:
     name, world, dataset = WORLD, load(WORLD), Dataset.open(RECORDING)
     settings = SimulateConfig(world=name, steps=config.steps, seed=config.seed)
     comparison = compare_episode(world, dataset, settings)
-    speed = measure_speed(world, comparison.clip, context=settings.context, steps=50, repeats=5)
+    sessions = start_streams(world, comparison.real, 1, settings.context)
+    seconds = measure_latencies(sessions, comparison.real, settings.context, steps=50, repeats=5)
     probe = find_probe(world.name, world.cameras, dataset.features)
     quantities = comparison.quantities if probe is None else probe.quantities
-    is_valid = None if probe is None else probe.read(comparison.frames).is_valid
-    film, sheet = config.out / f"{name}.mp4", config.out / f"{name}.png"
-    write_pictures(comparison, quantities, film=film, sheet=sheet, fps=SPEED * world.fps)
+    state = comparison.simulated.state
+    is_valid = None if state is None else state.is_valid
+    video, sheet = config.out / f"{name}.mp4", config.out / f"{name}.png"
+    write_frames(comparison, quantities, video=video, sheet=sheet, fps=SPEED * world.fps)
     num_steps = len(next(iter(comparison.errors.values())))
     print(f"\n{name}, {num_steps:,} steps that the world was not trained on, from its first frames:\n")
     print(table(comparison, quantities, num_steps, is_valid))
@@ -64,8 +70,8 @@ def demo(config: DemoConfig) -> None:
     )
     if probe is not None:
         print(f"Valid: exactly {probe.things}, each of the right size and colour.")
-    print(f"\nspeed  {speed.fps:.0f} frames a second here, one stream, decoded pixels")
-    print(f"film   {film} (real | simulated | difference, errors beneath, {SPEED} times as fast)")
+    print(f"\nspeed  {frames_per_second(seconds)[0]:.0f} frames a second here, one stream, decoded pixels")
+    print(f"video  {video} (real | simulated | difference, errors beneath, {SPEED} times as fast)")
     print(f"sheet  {sheet}")
     print("\nYour own recordings, a folder in the LeRobot v3 format, take one line:\n")
     print("  kinema train DATA --out world && kinema simulate world --data DATA --episode 0 --steps 200")
@@ -87,22 +93,16 @@ def table(
     return align(lines).replace("nan", "-")
 
 
-def write_pictures(
-    comparison: Comparison, quantities: Sequence[Quantity], *, film: Path, sheet: Path, fps: float
+def write_frames(
+    comparison: Comparison, quantities: Sequence[Quantity], *, video: Path, sheet: Path, fps: float
 ) -> None:
-    """The film of the first camera with the errors beneath, and the contact sheet."""
-    camera = next(iter(comparison.frames))
-    simulated = comparison.frames[camera]
-    frames = comparison.clip.frames[camera]
+    """Write the video of the first camera with the errors beneath, and the contact sheet."""
+    camera, simulated = next(iter(comparison.simulated.frames.items()))
     # One frame more than was simulated: the last one that the world was given, where both are the same.
-    real = frames[len(frames) - len(simulated) - 1 :]
-    start = real[:1]
-    unit = quantities[0].unit
-    curves = {q.label: comparison.errors[q.key] for q in quantities if q.unit == unit}
-    pictures = error_video(drawing.side_by_side(real[1:], simulated), curves, unit=unit)
-    progress = tqdm(pictures, desc="filming", total=len(simulated), unit=" frames")
-    drawing.write_video(film, (picture for picture in progress), fps=fps)
-    rows = [real, np.concatenate([start, simulated])]
+    real = comparison.real.frames[camera][-len(simulated) - 1 :]
+    curves = same_unit(quantities, comparison.errors)
+    write_comparison(real[1:], simulated, curves, quantities[0].unit, video, fps=fps)
+    rows = [real, np.concatenate([real[:1], simulated])]
     shown = [step for step in SHEET if step <= len(simulated)]
     labels = ["real", "simulated", "difference"]
     drawing.write_png(

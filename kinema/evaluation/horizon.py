@@ -106,7 +106,9 @@ def horizon(config: HorizonConfig) -> int:
         num_restarts=config.floor_restarts,
         seed=config.seed,
     )
-    measurement = Horizon(world, reality, config, schedule, detector=detector, probe=probe, floor=floor)
+    measurement = Horizon(
+        world, reality, config, schedule, detector=detector, probe=probe, floor=floor, kit=kit
+    )
     if isinstance(reality, RecordedEpisodes):
         notes += note_on_training(config.world, dataset, reality.episodes)
     is_interrupted = False

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from kinema.evaluation import bootstrap
+from kinema.evaluation.frame_distance import psnr, sliced_frechet
 from kinema.evaluation.horizon_run import WINDOW, Horizon
-from kinema.evaluation.image_distance import psnr, sliced_frechet
 from kinema.evaluation.result import Result, Row, Series, Statistic, describe_run, plain
 from kinema.evaluation.rollout import PROPRIO
 from kinema.evaluation.trust import trust_rows
@@ -152,9 +152,9 @@ class _Summary:
 
     def _with_target(self, row: Row) -> Row:
         """Return the row with the target of the kit's probe."""
-        if self._run.probe is None or (row.key == "frechet/ratio" and self._marks[-1] < LONG):
+        if self._run.kit is None or (row.key == "frechet/ratio" and self._marks[-1] < LONG):
             return row
-        return row.with_target(self._run.probe.targets.get(row.key))
+        return row.with_target(self._run.kit.targets.get(row.key))
 
     def _frechet_growth(self, near: int, last: int) -> Row:
         simulated, real = (self._run.slices.pairs(kind) for kind in ("simulated", "real"))

@@ -8,10 +8,10 @@ from tqdm import tqdm
 
 from kinema.evaluation.detector import Detector
 from kinema.evaluation.floor import Floor
-from kinema.evaluation.image_distance import Slices, mean_square, ssim
+from kinema.evaluation.frame_distance import Slices, mean_square, ssim
 from kinema.evaluation.reality import Moment, Reality
 from kinema.evaluation.rollout import by_camera, proprio_error, reconstruct, session_generator
-from kinema.kits import Probe, Reading, errors
+from kinema.kits import Kit, Probe, Reading, errors
 from kinema.simulation.session import SimulationBatch
 from kinema.simulation.step import Step
 from kinema.simulation.world import World
@@ -65,9 +65,10 @@ class Horizon:
         detector: Detector | None,
         probe: Probe | None,
         floor: Floor | None,
+        kit: Kit | None = None,
     ) -> None:
         self.world, self.reality, self.config, self.schedule = world, reality, config, schedule
-        self.detector, self.probe, self.floor = detector, probe, floor
+        self.detector, self.probe, self.floor, self.kit = detector, probe, floor, kit
         self.num_finished = 0
         """Marks that were reached."""
         self.slices = Slices(len(schedule.marks), reality.num_rollouts)
@@ -155,7 +156,7 @@ class Horizon:
     def _measure(self, step: Step, moment: Moment, reconstructed: Frames) -> dict[str, np.ndarray]:
         """By key, for each session or for each rollout."""
         seeds = self.config.seeds
-        frames, real = by_camera(self.world, step), moment.frames
+        frames, real = by_camera(self.world, step.frame), moment.frames
         assert real is not None
         assert self._still is not None
         still_frames, still = self._still
@@ -219,7 +220,7 @@ class Horizon:
             for frames in (moment.frames, reconstructed)
         )
         sessions = np.repeat(moment.is_running, self.config.seeds)
-        frames = {key: pictures[sessions] for key, pictures in by_camera(self.world, simulated).items()}
+        frames = {key: pictures[sessions] for key, pictures in by_camera(self.world, simulated.frame).items()}
         of_session = np.repeat(rollouts, self.config.seeds)
         for kind, pictures, owners in (
             ("real", real, rollouts),

@@ -27,7 +27,7 @@ from kinema.evaluation.agents import (
     RandomAgent,
     SimulatorAgent,
 )
-from kinema.evaluation.journal import Journal, identify
+from kinema.evaluation.protocol import Journal, Run
 from kinema.evaluation.result import Result, Row, Series, describe_run, plain
 from kinema.evaluation.tasks import Judge, Task, TaskEnvironment, draw_tasks
 from kinema.kits import Target, find_kit
@@ -129,12 +129,11 @@ def planning(config: PlanningConfig) -> int:
         context=config.context,
         seed=config.seed,
     )
-    with Journal(config.out / "planning-attempts.jsonl", identify(config, world)) as journal:
+    with Run("planning", world, config, dataset=dataset) as run:
         result = measure_planning(
-            world, judge, tasks, agents, config, journal, source=str(dataset.root), notes=notes
+            world, judge, tasks, agents, config, run.journal, source=str(dataset.root), notes=notes
         )
         paths = result.write(config.out)
-        journal.finish()
     result.tell(paths, as_json=config.json)
     return 0
 

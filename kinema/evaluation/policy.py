@@ -21,8 +21,8 @@ from kinema.data.options import JsonObject
 from kinema.data.spaces import RENDER_KEY, ActionReader
 from kinema.evaluation import bootstrap
 from kinema.evaluation.correlation import agreement, of_halves
-from kinema.evaluation.journal import Journal, identify
 from kinema.evaluation.plot import Drawing, Theme, draw_agreement
+from kinema.evaluation.protocol import Run
 from kinema.evaluation.result import Result, Row, Series, describe_run, plain
 from kinema.simulation.real_env import Arena, seen_after
 from kinema.simulation.world import World, load
@@ -79,7 +79,7 @@ def policy(config: PolicyConfig) -> int:
     world.require_heads()
     with (
         contextlib.closing(Arena(world, config.env, config.env_args)) as arena,
-        Journal(config.out / "policy-returns.jsonl", identify(config, world)) as journal,
+        Run("policy", world, config) as current,
     ):
         policies = dict(zip(config.policies, make_policies(arena, config), strict=True))
         check_simulated(arena, policies, config.seed)
@@ -87,14 +87,16 @@ def policy(config: PolicyConfig) -> int:
         def returns(where: str, run: Callable[[Policy], np.ndarray]) -> np.ndarray:
             bar = tqdm(policies.items(), desc=where, unit=" policies")
             return np.array(
-                [journal.find(f"{where} {text}", lambda one=one: run(one).tolist()) for text, one in bar]
+                [
+                    current.journal.find(f"{where} {text}", lambda one=one: run(one).tolist())
+                    for text, one in bar
+                ]
             )
 
         real = returns("real", lambda one: run_real(arena, one, config))
         simulated = returns("simulated", lambda one: run_simulated(world, arena, one, config))
         result, draw = judge(world, config, real, simulated)
         paths = result.write(config.out, {"scatter": draw})
-        journal.finish()
     result.tell(paths, as_json=config.json)
     return 0
 

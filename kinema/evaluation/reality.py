@@ -9,12 +9,10 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from tqdm import tqdm
 
-from kinema.data.lerobot import DataError, Dataset
-from kinema.evaluation.rollout import concatenate, find_places
+from kinema.data.lerobot import Dataset
+from kinema.evaluation.rollout import concatenate, read_rows
 from kinema.kits import Probe, Reading
-from kinema.simulation.starts import check_dataset
 from kinema.simulation.world import World
 from kinema.types import Episode, Frames
 
@@ -62,28 +60,17 @@ class RecordedEpisodes:
         Raises:
             DataError: no episode is long enough, or the dataset lacks what the world needs.
         """
-        check_dataset(world, dataset)
         self.source = str(dataset.root)
         self._world, self._probe, self._is_needed = world, probe, is_needed
         length = len(is_needed)
-        places = find_places(dataset, num=num, length=length)
-        if not places:
-            longest = max(dataset.lengths(), default=0)
-            raise DataError(
-                f"{length:,} frames in a row are needed, but the longest episode has {longest:,}; ask for "
-                "fewer --steps, or drive a live environment with --env",
-                path=dataset.root,
-            )
-        self.num_rollouts = len(places)
-        self.episodes = sorted({episode for _, episode in places})
-        """Episodes that the pieces are from."""
+        advice = "ask for fewer --steps, or drive a live environment with --env"
         self._pieces: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray], Reading | None]] = []
-        episode: Episode | None = None
-        ordered = sorted(places, key=lambda place: place[::-1])
-        for start, index in tqdm(ordered, desc="reading", unit=" pieces"):
-            if episode is None or episode.index != index:
-                episode = dataset.episode(index, cameras=world.cameras)
-            self._pieces.append(self._cut(episode, slice(start, start + length)))
+        self.episodes: set[int] = set()
+        """Episodes that the pieces are from."""
+        for episode, rows in read_rows(world, dataset, num=num, length=length, advice=advice):
+            self.episodes.add(episode.index)
+            self._pieces.append(self._cut(episode, rows))
+        self.num_rollouts = len(self._pieces)
 
     def _cut(
         self, episode: Episode, rows: slice

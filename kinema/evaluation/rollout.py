@@ -1,11 +1,11 @@
-"""Drives a world with recorded actions from recorded starts, many sessions at once, and compares what it
-shows with what was recorded."""
+"""Segments of recorded episodes, simulated many at once under given actions and compared with what was
+recorded."""
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from kinema.data.lerobot import DataError, Dataset
 from kinema.kits import Probe, Quantity, Reading, errors
+from kinema.simulation.session import SimulationBatch
 from kinema.simulation.starts import check_dataset
 from kinema.simulation.step import Step
 from kinema.simulation.world import BUNDLED_WORLDS, World
@@ -20,34 +21,71 @@ from kinema.types import Episode, Frames
 
 TRAINING_FILE = "checkpoints/run.json"
 """File in the folder of a world with the dataset and the settings of its training."""
-PICTURE = Quantity(key="picture", label="picture", unit="levels", largest=255.0)
+FRAME = Quantity(key="frame", label="frame", unit="levels", largest=255.0)
 """Root mean square difference of the pixels, in levels of 0 to 255."""
 PROPRIO = Quantity(key="proprio", label="proprioception", unit="of half its range", largest=float("inf"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Clip:
-    """A piece of a recorded episode to start from and to compare with."""
+class Segment:
+    """``N`` observations, real or simulated: consecutive rows of an episode, or one row of each of several
+    rollouts."""
 
-    episode: int
-    start: int
-    """Row of the episode at which the clip starts."""
-    num_frames: int
-    """Frames to start from and to compare with."""
-    frames: Frames
-    """By camera, at the size that the world shows: context, then the frames to compare with."""
-    actions: np.ndarray
-    """``N A``: of all rows from the start to the end of the episode. Row ``t`` led on from frame ``t``."""
-    proprio: np.ndarray | None
-    """``N P``, as ``actions``, where the world knows it."""
-    reference: Reading | None
-    """What the probe knows of the frames: the recorded state, else what it sees; None without a probe."""
-    is_recorded: bool
-    """Whether ``reference`` is the recorded state."""
+    frames: Frames = dataclasses.field(default_factory=dict)
+    """By camera ``N H W C`` uint8, at the size that the world shows; empty without cameras."""
+    proprio: np.ndarray | None = None
+    """``N P`` in the units of the dataset, where the world has it."""
+    state: Reading | None = None
+    """``N`` states: recorded, else read from the frames by the probe; None without a probe."""
+    actions: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """``M A`` actions, ``t`` the one that followed observation ``t``; of a recorded segment all up to the end
+    of the episode, so ``M`` may be larger than ``N``."""
+    trust: np.ndarray | None = None
+    """``N``, of a simulation whose world computes it."""
+    episode: int = -1
+    """Index of the recorded episode."""
+    is_recorded: bool = False
+    """True where ``state`` is the recorded one."""
+
+    def __len__(self) -> int:
+        values = next(iter(self.frames.values()), self.proprio)
+        return 0 if values is None else len(values)
+
+    def __getitem__(self, rows: Any) -> Self:
+        """Select observations; actions stay as they are."""
+        return dataclasses.replace(
+            self,
+            frames={key: frames[rows] for key, frames in self.frames.items()},
+            proprio=None if self.proprio is None else self.proprio[rows],
+            state=None if self.state is None else self.state[rows],
+            trust=None if self.trust is None else self.trust[rows],
+        )
+
+    def followed_by(self, other: "Segment") -> "Segment":
+        """Join the observations of two segments, without states and trust."""
+        proprio = None
+        if self.proprio is not None and other.proprio is not None:
+            proprio = np.concatenate([self.proprio, other.proprio])
+        return Segment(
+            frames={key: np.concatenate([self.frames[key], frames]) for key, frames in other.frames.items()},
+            proprio=proprio,
+        )
+
+
+def stack_rows(segments: Sequence[Segment], row: int) -> Segment:
+    """Take the observation ``row`` of each segment."""
+    first = segments[0]
+    states = [segment.state[row : row + 1] for segment in segments if segment.state is not None]
+    proprio = [segment.proprio[row] for segment in segments if segment.proprio is not None]
+    return Segment(
+        frames={key: np.stack([segment.frames[key][row] for segment in segments]) for key in first.frames},
+        proprio=np.stack(proprio) if proprio else None,
+        state=concatenate(states) if states else None,
+    )
 
 
 def open_recordings(world: str, data: str | None) -> Dataset:
-    """The recordings that were named, or those that the world brings along. Raises ValueError."""
+    """Open the recordings that were named, else those that the world brings along. Raises ValueError."""
     if data is not None:
         return Dataset.open(data)
     for folder in (Path(world), BUNDLED_WORLDS / world):
@@ -59,8 +97,7 @@ def open_recordings(world: str, data: str | None) -> Dataset:
 
 
 def note_on_training(world: str, dataset: Dataset, episodes: Iterable[int]) -> list[str]:
-    """Return a note where compared episodes are ones that the world was trained on, as far as its folder
-    says."""
+    """Return a note where the world was trained on some of ``episodes``, as far as its folder says."""
     try:
         run = json.loads((Path(world) / TRAINING_FILE).read_text(encoding="utf-8"))
         is_same = Path(run["data"]).resolve() == dataset.root.resolve()
@@ -80,239 +117,261 @@ def note_on_training(world: str, dataset: Dataset, episodes: Iterable[int]) -> l
     ]
 
 
-def load_clips(world: World, dataset: Dataset, *, num: int, length: int, probe: Probe | None) -> list[Clip]:
-    """Up to ``num`` clips of ``length`` frames: the beginnings of all episodes first, then later pieces of
-    the longer ones; episodes without ``length`` frames are left out.
+def read_rows(
+    world: World, dataset: Dataset, *, num: int, length: int, advice: str
+) -> Iterator[tuple[Episode, slice]]:
+    """Yield up to ``num`` episodes with ``length`` of their rows, which do not overlap: the beginnings of all
+    episodes are chosen first, then later rows of the longer ones.
 
     Raises:
-        DataError: no episode is long enough, or the dataset lacks what the world needs.
+        DataError: no episode is long enough (``advice`` says what to do), or the dataset lacks what the world
+            needs.
     """
     check_dataset(world, dataset)
-    places = find_places(dataset, num=num, length=length)
-    if not places:
-        longest = max(dataset.lengths(), default=0)
-        raise DataError(
-            f"clips of {length} frames are needed, but the longest episode has {longest}; "
-            "record longer episodes or ask for fewer steps",
-            path=dataset.root,
-        )
-    # Episode by episode, since one is decoded as a whole.
-    clips: list[Clip] = []
-    episode: Episode | None = None
-    for start, index in tqdm(sorted(places, key=lambda place: place[::-1]), desc="reading", unit=" clips"):
-        if episode is None or episode.index != index:
-            episode = dataset.episode(index, cameras=world.cameras)
-        clips.append(cut_clip(world, episode, start, length, probe))
-    return clips
-
-
-def find_places(dataset: Dataset, *, num: int, length: int) -> list[tuple[int, int]]:
-    """Up to ``num`` pieces of ``length`` rows that do not overlap, as start and episode: the beginnings of
-    all episodes first."""
-    return sorted(
+    chosen = sorted(
         (start, episode)
         for episode, rows in enumerate(dataset.lengths())
         for start in range(0, max(0, int(rows) - length + 1), length)
     )[:num]
+    if not chosen:
+        longest = max(dataset.lengths(), default=0)
+        raise DataError(
+            f"{length:,} frames in a row are needed, but the longest episode has {longest:,}; {advice}",
+            path=dataset.root,
+        )
+    episode: Episode | None = None
+    # Sorted by episode, since one is decoded as a whole.
+    for start, index in tqdm(sorted(chosen, key=lambda pair: pair[::-1]), desc="reading", unit=" segments"):
+        if episode is None or episode.index != index:
+            episode = dataset.episode(index, cameras=world.cameras)
+        yield episode, slice(start, start + length)
 
 
-def cut_clip(world: World, episode: Episode, start: int, length: int, probe: Probe | None) -> Clip:
-    """``length`` frames of an episode from row ``start`` on. Raises WorldError where they do not fit."""
-    rows = slice(start, start + length)
+def load_segments(
+    world: World, dataset: Dataset, *, num: int, length: int, probe: Probe | None
+) -> list[Segment]:
+    """Read up to ``num`` segments of ``length`` rows. Raises DataError, as ``read_rows`` does."""
+    advice = "ask for fewer --steps, or record longer episodes"
+    rows = read_rows(world, dataset, num=num, length=length, advice=advice)
+    return [cut_segment(world, episode, part, probe) for episode, part in rows]
+
+
+def cut_segment(world: World, episode: Episode, rows: slice, probe: Probe | None) -> Segment:
+    """Take rows of an episode. Raises WorldError where its frames do not fit the world."""
     frames = (
         world.by_camera({key: episode.frames[key][rows] for key in world.cameras}) if world.cameras else {}
     )
-    recorded = reference = None
-    if probe is not None:
-        recorded = probe.recorded(episode)
-        reference = probe.read(frames) if recorded is None else recorded[rows]
-    proprio = episode.columns[world.config.proprio_key][start:] if world.config.proprio_key else None
-    return Clip(
+    recorded = None if probe is None else probe.recorded(episode)
+    read = probe.read(frames) if probe is not None and recorded is None else None
+    key = world.config.proprio_key
+    return Segment(
         episode=episode.index,
-        start=start,
-        num_frames=length,
         frames=frames,
-        actions=np.asarray(episode.columns["action"][start:], dtype=np.float32),
-        proprio=proprio,
-        reference=reference,
+        actions=np.asarray(episode.columns["action"][rows.start :], dtype=np.float32),
+        proprio=None if key is None else episode.columns[key][rows],
+        state=read if recorded is None else recorded[rows],
         is_recorded=recorded is not None,
     )
 
 
-def roll_out(
+def session_generator(seed: int, segment: int) -> torch.Generator:
+    """Return the source of noise of one session, which depends on its seed and segment alone."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + segment)
+
+
+def start_sessions(
     world: World,
-    clips: Sequence[Clip],
-    actions: np.ndarray,
+    segments: Sequence[Segment],
     *,
     context: int,
     generators: Sequence[torch.Generator],
     num_denoising_steps: int | None = None,
-    is_needed: np.ndarray | None = None,
-) -> Iterator[Step]:
-    """One session for each clip, driven by ``actions`` (``B S A``) from the last of ``context`` frames on.
-
-    Yields every step; pictures are made only where ``is_needed`` (``S`` bool) says so.
-    """
-    frames = {key: np.stack([clip.frames[key][:context] for clip in clips]) for key in world.cameras}
-    proprio = [clip.proprio[:context] for clip in clips if clip.proprio is not None]
-    batch = world.start_batch(
+) -> SimulationBatch:
+    """Start one session for each segment, from its first ``context`` observations."""
+    frames = {key: np.stack([segment.frames[key][:context] for segment in segments]) for key in world.cameras}
+    proprio = [segment.proprio[:context] for segment in segments if segment.proprio is not None]
+    return world.start_batch(
         frames or None,
-        np.stack([clip.actions[: context - 1] for clip in clips]),
+        np.stack([segment.actions[: context - 1] for segment in segments]),
         proprio=np.stack(proprio) if proprio else None,
         generators=generators,
         num_denoising_steps=num_denoising_steps,
     )
-    for index in range(actions.shape[1]):
-        yield batch.step(actions[:, index], decode=is_needed is None or bool(is_needed[index]))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """Every clip simulated with every seed."""
+def simulate(
+    world: World,
+    segments: Sequence[Segment],
+    actions: np.ndarray,
+    *,
+    context: int,
+    seeds: Sequence[int],
+    label: str,
+    batch: int = 64,
+    num_denoising_steps: int | None = None,
+    is_needed: np.ndarray | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray, int, Step]]:
+    """Simulate every segment with every seed, ``batch`` sessions together.
 
-    context: int
-    """Recorded frames to start from."""
-    seeds: tuple[int, ...]
-    batch: int
-    """Sessions simulated together."""
-    num_denoising_steps: int | None = None
-    """Network calls for a frame; the world's own by default."""
+    Args:
+        world: the world.
+        segments: ``B`` segments, of which the first ``context`` observations are given.
+        actions: ``B S A``, the first of which leads to the observation after the context.
+        context: observations to start from.
+        seeds: seeds of the noise.
+        label: text beside the progress bar.
+        batch: sessions simulated together; it does not change the numbers.
+        num_denoising_steps: network calls for a frame; the world's own by default.
+        is_needed: ``S`` bool, steps whose frames are decoded; by default all.
 
-    def run(
-        self,
-        world: World,
-        clips: Sequence[Clip],
-        actions: np.ndarray,
-        *,
-        label: str,
-        is_needed: np.ndarray | None = None,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, int, Step]]:
-        """Drives clip ``b`` with ``actions[b]`` (``B S A``); ``label`` stands beside the progress bar.
-
-        Yields, batch after batch and step after step: which clip and which seed each session of the batch
-        has, the number of the step from 0, and the step.
-        """
-        clip, seed = (index.ravel() for index in np.meshgrid(range(len(clips)), range(len(self.seeds))))
-        with tqdm(total=len(clip) * actions.shape[1], desc=label, unit=" steps") as bar:
-            for first in range(0, len(clip), self.batch):
-                part = slice(first, first + self.batch)
-                pairs = zip(seed[part], clip[part], strict=True)
-                steps = roll_out(
-                    world,
-                    [clips[index] for index in clip[part]],
-                    actions[clip[part]],
-                    context=self.context,
-                    generators=[session_generator(self.seeds[s], int(c)) for s, c in pairs],
-                    num_denoising_steps=self.num_denoising_steps,
-                    is_needed=is_needed,
-                )
-                for index, step in enumerate(steps):
-                    yield clip[part], seed[part], index, step
-                    bar.update(len(clip[part]))
-
-
-def compare(
-    world: World, clips: Sequence[Clip], actions: np.ndarray, sweep: Sweep, *, probe: Probe | None, label: str
-) -> dict[str, np.ndarray]:
-    """Simulates every clip with every seed and measures each step against the clip.
-
-    Returns errors ``B seeds S`` by quantity: those of the probe, the picture and proprioception.
+    Yields:
+        Indices of the segments and of the seeds of a batch, the number of the step from 0, and the step.
     """
-    found: dict[str, np.ndarray] = {}
-    for clip, seed, index, step in sweep.run(world, clips, actions, label=label):
-        row = sweep.context + index
-        for key, values in _measure(world, [clips[c] for c in clip], row, step, probe).items():
-            if key not in found:
-                found[key] = np.full((len(clips), len(sweep.seeds), actions.shape[1]), np.nan)
-            found[key][clip, seed, index] = values
-    return found
+    segment, seed = (index.ravel() for index in np.meshgrid(range(len(segments)), range(len(seeds))))
+    with tqdm(total=len(segment) * actions.shape[1], desc=label, unit=" steps") as bar:
+        for first in range(0, len(segment), batch):
+            part = slice(first, first + batch)
+            pairs = zip(seed[part], segment[part], strict=True)
+            sessions = start_sessions(
+                world,
+                [segments[index] for index in segment[part]],
+                context=context,
+                generators=[session_generator(seeds[s], int(index)) for s, index in pairs],
+                num_denoising_steps=num_denoising_steps,
+            )
+            for step in range(actions.shape[1]):
+                decode = is_needed is None or bool(is_needed[step])
+                yield (
+                    segment[part],
+                    seed[part],
+                    step,
+                    sessions.step(actions[segment[part], step], decode=decode),
+                )
+                bar.update(len(segment[part]))
 
 
-def repeat_last(
-    world: World, clips: Sequence[Clip], *, context: int, probe: Probe | None
-) -> dict[str, np.ndarray]:
-    """The errors ``B 1 S``, as ``compare`` gives them, of showing the last frame of the context for ever."""
-    found: dict[str, list[np.ndarray]] = {}
-    for clip in clips:
-        last = np.full(clip.num_frames - context, context - 1)
-        if clip.reference is not None and probe is not None:
-            still = clip.reference[last]
-            for quantity in probe.quantities:
-                error = errors(quantity, still, clip.reference[context:])
-                found.setdefault(quantity.key, []).append(error)
-        if clip.frames:
-            real = {key: frames[context:] for key, frames in clip.frames.items()}
-            still_frames = {key: frames[last] for key, frames in clip.frames.items()}
-            found.setdefault(PICTURE.key, []).append(picture_error(still_frames, real))
-        if clip.proprio is not None:
-            error = proprio_error(world, clip.proprio[last], clip.proprio[context : clip.num_frames])
-            found.setdefault(PROPRIO.key, []).append(error)
-    return {key: np.stack(values)[:, None] for key, values in found.items()}
+def simulate_once(
+    world: World,
+    segments: Sequence[Segment],
+    actions: np.ndarray,
+    *,
+    probe: Probe | None = None,
+    **options: Any,
+) -> list[Segment]:
+    """Simulate every segment under its ``actions`` (``B S A``), with one seed; return ``B`` segments of ``S``
+    simulated observations. ``options`` are those of ``simulate``."""
+    parts: list[list[Segment]] = [[] for _ in segments]
+    for owners, _, _, step in simulate(world, segments, actions, **options):
+        shown = observe(world, step)
+        for row, owner in enumerate(owners):
+            parts[owner].append(shown[row : row + 1])
+    joined = []
+    for rows in parts:
+        frames = {key: np.concatenate([row.frames[key] for row in rows]) for key in rows[0].frames}
+        proprio = [row.proprio for row in rows if row.proprio is not None]
+        trust = [row.trust for row in rows if row.trust is not None]
+        joined.append(
+            Segment(
+                frames=frames,
+                proprio=np.concatenate(proprio) if proprio else None,
+                trust=np.concatenate(trust) if trust else None,
+                state=probe.read(frames) if probe is not None else None,
+            )
+        )
+    return joined
 
 
-def session_generator(seed: int, clip: int) -> torch.Generator:
-    """The source of noise of one session: depends on its seed and clip alone."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + clip)
+def observe(world: World, step: Step, probe: Probe | None = None) -> Segment:
+    """Return the observations of a step of a batch, with their state where a probe reads it."""
+    frames = by_camera(world, step.frame)
+    trust = None if step.trust is None else np.asarray(step.trust, dtype=float)
+    state = probe.read(frames) if probe is not None and frames else None
+    return Segment(frames=frames, proprio=step.proprio, trust=trust, state=state)
 
 
-def by_camera(world: World, step: Step) -> dict[str, np.ndarray]:
-    """The pictures of a step by camera, however many cameras there are."""
-    return _named(world, step.frame)
+def by_camera(world: World, frames: Any) -> dict[str, np.ndarray]:
+    """Return frames by camera, however many cameras there are; empty for None."""
+    if frames is None:
+        return {}
+    return frames if isinstance(frames, dict) else {world.cameras[0]: frames}
 
 
 def reconstruct(world: World, frames: Frames, *, proprio: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Pictures by camera through the tokenizer and back, by camera."""
-    return _named(world, world.reconstruct(frames, proprio=proprio))
+    """Pass frames by camera through the tokenizer and back."""
+    return by_camera(world, world.reconstruct(frames, proprio=proprio))
 
 
-def _named(world: World, pictures: Any) -> dict[str, np.ndarray]:
-    if pictures is None:
-        return {}
-    return pictures if isinstance(pictures, dict) else {world.cameras[0]: pictures}
-
-
-def _measure(
-    world: World, clips: Sequence[Clip], row: int, step: Step, probe: Probe | None
+def compare(
+    world: World,
+    segments: Sequence[Segment],
+    actions: np.ndarray,
+    *,
+    probe: Probe | None,
+    context: int,
+    seeds: Sequence[int],
+    **options: Any,
 ) -> dict[str, np.ndarray]:
-    """Errors ``B`` of one simulated step by quantity; ``row`` is the row of the clips that it predicts."""
+    """Simulate, as ``simulate`` does, and return the errors ``B seeds S`` against the segments by quantity:
+    those of the probe, of the frame and of proprioception."""
+    shape = len(segments), len(seeds), actions.shape[1]
     measured: dict[str, np.ndarray] = {}
-    frames = by_camera(world, step)
-    if frames:
-        real = {key: np.stack([clip.frames[key][row] for clip in clips]) for key in frames}
-        measured[PICTURE.key] = picture_error(frames, real)
-    if probe is not None:
-        reading = probe.read(frames)
-        references = [clip.reference for clip in clips if clip.reference is not None]
-        reference = concatenate([reference[row : row + 1] for reference in references])
-        for quantity in probe.quantities:
-            measured[quantity.key] = errors(quantity, reading, reference)
-    if step.proprio is not None:
-        real_proprio = np.stack([clip.proprio[row] for clip in clips if clip.proprio is not None])
-        measured[PROPRIO.key] = proprio_error(world, step.proprio, real_proprio)
+    for owners, seed, index, step in simulate(
+        world, segments, actions, context=context, seeds=seeds, **options
+    ):
+        real = stack_rows([segments[owner] for owner in owners], context + index)
+        for key, values in measure_errors(world, observe(world, step, probe), real, probe).items():
+            measured.setdefault(key, np.full(shape, np.nan))[owners, seed, index] = values
+    return measured
+
+
+def repeat_last(
+    world: World, segments: Sequence[Segment], *, context: int, probe: Probe | None
+) -> dict[str, np.ndarray]:
+    """Return the errors ``B 1 S``, as ``compare`` does, of repeating the last observation of the context."""
+    measured: dict[str, list[np.ndarray]] = {}
+    for segment in segments:
+        last = np.full(len(segment) - context, context - 1)
+        for key, values in measure_errors(world, segment[last], segment[context:], probe).items():
+            measured.setdefault(key, []).append(values)
+    return {key: np.stack(values)[:, None] for key, values in measured.items()}
+
+
+def measure_errors(world: World, shown: Segment, real: Segment, probe: Probe | None) -> dict[str, np.ndarray]:
+    """Return the errors ``N`` of observations against real ones by quantity, as far as both have it."""
+    measured: dict[str, np.ndarray] = {}
+    if probe is not None and shown.state is not None and real.state is not None:
+        measured |= {q.key: errors(q, shown.state, real.state) for q in probe.quantities}
+    if shown.frames:
+        measured[FRAME.key] = frame_error(shown.frames, real.frames)
+    if shown.proprio is not None and real.proprio is not None:
+        measured[PROPRIO.key] = proprio_error(world, shown.proprio, real.proprio)
     return measured
 
 
 def concatenate(readings: Sequence[Reading]) -> Reading:
-    """Readings one after the other."""
-    keys = list(readings[0].values)
+    """Join readings one after the other."""
+
+    def join(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
     return Reading(
-        values={key: np.concatenate([reading.values[key] for reading in readings]) for key in keys},
-        is_found={key: np.concatenate([reading.is_found[key] for reading in readings]) for key in keys},
-        is_certain={key: np.concatenate([reading.is_certain[key] for reading in readings]) for key in keys},
+        values=join([reading.values for reading in readings]),
+        is_found=join([reading.is_found for reading in readings]),
+        is_certain=join([reading.is_certain for reading in readings]),
         is_valid=np.concatenate([reading.is_valid for reading in readings]),
     )
 
 
-def picture_error(frames: Frames, real: Frames) -> np.ndarray:
-    """``N`` root mean square differences of pictures by camera (``N H W C`` uint8), in levels."""
+def frame_error(frames: Frames, real: Frames) -> np.ndarray:
+    """Return ``N`` root mean square differences of frames by camera (``N H W C`` uint8), in levels."""
     squares = []
-    for key, pictures in frames.items():
-        offset = pictures.astype(np.float32) - real[key].astype(np.float32)
+    for key, shown in frames.items():
+        offset = shown.astype(np.float32) - real[key].astype(np.float32)
         squares.append((offset**2).reshape(len(offset), -1).mean(axis=1))
     return np.sqrt(np.mean(squares, axis=0))
 
 
 def proprio_error(world: World, simulated: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """``N`` root mean square errors of ``N P``, in units of half the range that the world was trained on."""
+    """Return ``N`` root mean square errors of ``N P``, in units of half the range of the training data."""
     scale = world.proprio_normalizer.scale.cpu().numpy()
     return np.sqrt((((simulated - real) / scale) ** 2).mean(axis=1))

@@ -152,23 +152,23 @@ def log_episode(log: Log, dataset: Dataset, episode: Episode) -> None:
 def log_comparison(log: Log, dataset: Dataset, world: World, comparison: Comparison, *, first: int) -> None:
     """What was simulated from row ``first`` on, and how it differs from what was recorded: pictures and
     their difference by camera, proprioception, trust, errors."""
-    clip, key = comparison.clip, world.config.proprio_key
+    real, simulated, key = comparison.real, comparison.simulated, world.config.proprio_key
     names = [] if key is None else _names(dataset, key, world.proprio_dim)
     # At the size that the world shows; the recording may be larger.
     differences = {
-        camera: drawing.difference(clip.frames[camera][first:], film)
-        for camera, film in comparison.frames.items()
+        camera: drawing.difference(real.frames[camera][first:], frames)
+        for camera, frames in simulated.frames.items()
     }
-    for step in tqdm(range(clip.num_frames - first), desc="logging", unit=" steps"):
+    for step in tqdm(range(len(simulated)), desc="logging", unit=" steps"):
         log.at(first + step)
-        for camera, film in comparison.frames.items():
-            log.picture(["simulated", camera], film[step])
+        for camera, frames in simulated.frames.items():
+            log.picture(["simulated", camera], frames[step])
             log.picture(["difference", camera], differences[camera][step])
-        if key is not None and comparison.proprio is not None:
-            for name, value in zip(names, comparison.proprio[step], strict=True):
+        if key is not None and simulated.proprio is not None:
+            for name, value in zip(names, simulated.proprio[step], strict=True):
                 log.number([key, "simulated", name], float(value))
-        if comparison.trust is not None:
-            log.number(["trust"], float(comparison.trust[step]))
+        if simulated.trust is not None:
+            log.number(["trust"], float(simulated.trust[step]))
         for quantity in comparison.quantities:
             place = ["error", f"{quantity.label} ({quantity.unit})"]
             log.number([*place, "simulated"], float(comparison.errors[quantity.key][step]))

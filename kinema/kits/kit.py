@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
-from kinema.kits.probe import Probe
+from kinema.kits.probe import Probe, Target
 from kinema.kits.simulator import Simulator, Success
 
 GROUP = "kinema.kits"
@@ -50,6 +50,8 @@ class Kit:
     """Environments that ``kinema record`` and the evaluation of policies make."""
     simulator: Simulator | None = None
     """The environment that is set to states."""
+    targets: Mapping[str, Target] = dataclasses.field(default_factory=dict)
+    """Values that rows of ``kinema evaluate`` must reach and aim at, by the key of the row."""
     success: Success | None = None
     """When a goal is reached; tasks need it and ``simulator``."""
     named_goals: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)

@@ -54,7 +54,7 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """Values that a row of the report must reach and aims at."""
+    """Values that a row of an evaluation must reach and aims at."""
 
     must: float
     aim: float
@@ -68,8 +68,6 @@ class Probe(Protocol):
     """Quantities that the probe reads; actions move the first one most directly."""
     things: str
     """The things it looks for, in words."""
-    targets: Mapping[str, Target]
-    """By the key of a row of the report."""
 
     def read(self, frames: Frames) -> Reading:
         """Read the state from ``N`` frames (by camera, ``N H W C``)."""

@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
 
-from kinema.evaluation.control import ControlConfig, driven_actions, explained, measure_control
+from kinema.evaluation.control import ControlConfig, explained, measure_control, wrong_actions
+from kinema.evaluation.protocol import Run
 from kinema.evaluation.result import Result
-from kinema.evaluation.rollout import load_clips
-from kinema.kits import find_probe
 
 from .drawn import DrawnWorld, Mistakes, Recording
 
@@ -12,15 +11,14 @@ STEPS = 10
 CONFIG = ControlConfig(world="drawn", steps=STEPS, rollouts=4, seeds=2, delay=2, batch=3)
 
 
-def run(recording: Recording, mistakes: Mistakes | None = None) -> Result:
-    world = DrawnWorld(recording, mistakes)
-    probe = find_probe(world.name, world.cameras, recording.dataset.features)
-    clips = load_clips(world, recording.dataset, num=4, length=4 + STEPS, probe=probe)
-    return measure_control(world, clips, CONFIG, source="drawn", probe=probe)
+def measured(recording: Recording, mistakes: Mistakes | None = None) -> Result:
+    run = Run("control", DrawnWorld(recording, mistakes), CONFIG, dataset=recording.dataset)
+    measure_control(run)
+    return run.result()
 
 
 def test_an_obedient_world_is_right_with_the_true_actions_alone(recording: Recording) -> None:
-    rows = {row.key: row for row in run(recording).rows}
+    rows = {row.key: row for row in measured(recording).rows}
     for kind in ("shuffled", "delayed", "zero"):
         assert rows[f"obey/agent/{kind}"].value > 50
         # This block does not listen to the agent.
@@ -29,7 +27,7 @@ def test_an_obedient_world_is_right_with_the_true_actions_alone(recording: Recor
 
 
 def test_a_frozen_world_does_not_obey(recording: Recording) -> None:
-    result = run(recording, Mistakes(is_frozen=True))
+    result = measured(recording, Mistakes(is_frozen=True))
     rows = {row.key: row for row in result.rows}
     assert rows["obey/agent/shuffled"].value == 1.0
     assert rows["obey/agent/shuffled"].verdict == "missed"
@@ -39,9 +37,9 @@ def test_a_frozen_world_does_not_obey(recording: Recording) -> None:
 
 
 def test_actions_are_wrong_in_the_way_that_they_say(recording: Recording) -> None:
-    world = DrawnWorld(recording)
-    clips = load_clips(world, recording.dataset, num=2, length=4 + STEPS, probe=None)
-    driven = driven_actions(clips, CONFIG, np.random.default_rng(0))
+    run = Run("control", DrawnWorld(recording), CONFIG, dataset=recording.dataset)
+    true = run.recorded_actions(run.segments(num=2, length=4 + STEPS), STEPS)
+    driven = wrong_actions(true, CONFIG.delay, np.random.default_rng(0))
     np.testing.assert_array_equal(driven["true"][0], recording.actions[0][3 : 3 + STEPS])
     np.testing.assert_array_equal(driven["delayed"][:, 2:], driven["true"][:, :-2])
     np.testing.assert_array_equal(driven["delayed"][:, 0], driven["true"][:, 0])

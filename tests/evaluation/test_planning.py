@@ -14,11 +14,11 @@ from kinema import cli
 from kinema.data import Dataset
 from kinema.data.spaces import RecordError
 from kinema.evaluation.agents import Cost, SimulatorAgent
-from kinema.evaluation.journal import Journal
 from kinema.evaluation.plan import PlanConfig
 from kinema.evaluation.planning import PlanningConfig, attempt, make_agents, measure_planning
 from kinema.evaluation.plot import LIGHT
 from kinema.evaluation.policy import PolicyConfig, judge
+from kinema.evaluation.protocol import Journal
 from kinema.evaluation.tasks import Task, TaskEnvironment, draw_tasks
 from kinema.model.parts import save_part
 from kinema.model.world import WorldError
@@ -146,7 +146,7 @@ def test_planning_goes_on_where_it_was_stopped(
     assert cli.main([*words, str(tmp_path / "parts")]) == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert cli.main([*words, str(tmp_path / "parts"), "--seed", "1"]) == 2
-    assert "holds what another measurement has found" in capsys.readouterr().err
+    assert "holds unfinished values of another measurement" in capsys.readouterr().err
     assert cli.main([*words, str(tmp_path / "parts")]) == 0
     # Two attempts of random actions were made before, two of the planner were left.
     assert len(begun) == 3 + 2

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 
 from kinema.data import DataError
-from kinema.evaluation import ReportConfig, Result, measure
+from kinema.evaluation import ReportConfig, Result, Run
+from kinema.evaluation.report import long_actions, measure_report, milestones
+from kinema.evaluation.rollout import Segment
+from kinema.evaluation.simulate import SimulateConfig
 from kinema.simulation.world import World
 
 from .drawn import DrawnWorld, Mistakes, Recording, record, tiny_config
@@ -14,8 +17,14 @@ CONFIG = ReportConfig(episodes=4, seeds=2, steps=10, long_steps=0, batch=3, spee
 
 
 def run(recording: Recording, mistakes: Mistakes | None = None, config: ReportConfig = CONFIG) -> Result:
-    world = DrawnWorld(recording, mistakes)
-    return measure(world, "drawn", recording.dataset, config=config, context=4, seed=0)
+    return measured_by(DrawnWorld(recording, mistakes), recording, config)
+
+
+def measured_by(world: World, recording: Recording, config: ReportConfig, *, seed: int = 0) -> Result:
+    settings = SimulateConfig(world="nowhere", seed=seed, protocol=config)
+    with Run("report", world, settings, dataset=recording.dataset) as run:
+        measure_report(run)
+    return run.result()
 
 
 def values(report: Result) -> dict[str, float]:
@@ -58,8 +67,8 @@ def test_a_frozen_world_is_no_better_than_its_last_frame(recording: Recording) -
     report = run(recording, Mistakes(is_frozen=True))
     measured = values(report)
     assert measured["simulate/agent"] == pytest.approx(measured["simulate/agent/still"], abs=0.1)
-    assert measured["simulate/picture"] == pytest.approx(measured["simulate/picture/still"])
-    assert measured["obey/agent"] == measured["obey/picture"] == 1.0
+    assert measured["simulate/frame"] == pytest.approx(measured["simulate/frame/still"])
+    assert measured["obey/agent"] == measured["obey/frame"] == 1.0
     assert verdicts(report)["obey/agent"] == verdicts(report)["simulate/agent"] == "missed"
 
 
@@ -93,16 +102,7 @@ def test_validity_is_told_over_the_steps(recording: Recording) -> None:
 def test_seeds_differ_and_the_same_seed_repeats(recording: Recording) -> None:
     one, again = (values(run(recording, Mistakes(noise=0.5))) for _ in range(2))
     assert one == again
-    other = values(
-        measure(
-            DrawnWorld(recording, Mistakes(noise=0.5)),
-            "",
-            recording.dataset,
-            config=CONFIG,
-            context=4,
-            seed=9,
-        )
-    )
+    other = values(measured_by(DrawnWorld(recording, Mistakes(noise=0.5)), recording, CONFIG, seed=9))
     assert other["simulate/agent"] != one["simulate/agent"]
     # A spread of 0.5 on each axis: the median distance is 0.5 * sqrt(2 ln 2).
     assert one["simulate/agent"] == pytest.approx(0.5 * 1.177, abs=0.2)
@@ -136,11 +136,11 @@ def test_long_episodes_give_several_clips(recording: Recording) -> None:
 
 def test_episodes_that_are_too_short_are_named(recording: Recording) -> None:
     config = ReportConfig(episodes=4, seeds=1, steps=13)
-    with pytest.raises(DataError, match="clips of 17 frames are needed, but the longest episode has 16"):
+    with pytest.raises(DataError, match="17 frames in a row are needed, but the longest episode has 16"):
         run(recording, None, config)
 
 
-def test_any_world_is_measured_by_its_pictures(recording: Recording) -> None:
+def test_any_world_is_measured_by_its_frames(recording: Recording) -> None:
     """No probe: a real network without training, and recordings whose columns tell nothing."""
     world = World(tiny_config(name="mine")).eval()
     bare = recording.dataset
@@ -149,16 +149,16 @@ def test_any_world_is_measured_by_its_pictures(recording: Recording) -> None:
         bare.features.pop(key)
     try:
         config = ReportConfig(episodes=2, seeds=2, steps=5, long_steps=20, batch=3, speed_steps=3)
-        report = measure(world, "nowhere", bare, config=config, context=4, seed=0)
+        report = measured_by(world, recording, config)
     finally:
         bare.features.update(kept)
     measured = values(report)
     assert set(measured) == {
         "tokenizer/psnr",
-        "simulate/picture",
-        "simulate/picture/still",
-        "simulate/picture/shuffled",
-        "obey/picture",
+        "simulate/frame",
+        "simulate/frame/still",
+        "simulate/frame/shuffled",
+        "obey/frame",
         "speed",
     }
     assert measured["speed"] > 0
@@ -191,3 +191,17 @@ def test_settings_are_checked(name: str) -> None:
     with pytest.raises(ValueError, match=rf"protocol\.{name} is 0, but must be at least 1"):
         ReportConfig(**{name: 0})
     assert np.isfinite(ReportConfig().long_steps)
+
+
+def test_long_rollouts_go_on_with_the_actions_of_the_next_clips() -> None:
+    clips = [
+        Segment(actions=np.arange(10 * index, 10 * index + length, dtype=np.float32)[:, None])
+        for index, length in enumerate((9, 4))
+    ]
+    actions, num_chained = long_actions(clips, context=2, num_steps=8)
+    # The first context - 1 actions of a clip lead to frames that are given.
+    assert actions[0, :, 0].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert actions[1, :, 0].tolist() == [11, 12, 13, 1, 2, 3, 4, 5]
+    assert num_chained == 1
+    assert milestones(2000) == [10, 100, 500, 1000, 2000]
+    assert milestones(60) == [10, 60]

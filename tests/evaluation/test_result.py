@@ -55,3 +55,23 @@ def test_a_missing_library_is_named_with_its_extra(
     words = ["evaluate", "policy", "pusht", "--env", "e", "--out", str(tmp_path)]
     assert cli.main([*words, "--policies", "random", "zero", "random@0.3", "zero@0.3"]) == 2
     assert "pip install 'kinema[evaluate]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("value", "is_higher_better", "expected"),
+    [
+        (0.5, False, "aim"),
+        (0.9, False, "must"),
+        (1.1, False, "missed"),
+        (0.9, True, "must"),
+        (2.0, True, "aim"),
+    ],
+)
+def test_verdicts(value: float, is_higher_better: bool, expected: str) -> None:
+    must, aim = (0.8, 1.0) if is_higher_better else (1.0, 0.5)
+    row = Row(
+        key="k", what="w", value=value, unit="px", must=must, aim=aim, is_higher_better=is_higher_better
+    )
+    assert row.verdict == expected
+    assert Row(key="k", what="w", value=float("nan"), unit="px", must=1.0, aim=0.5).verdict == "missed"
+    assert Row(key="k", what="w", value=value, unit="px").verdict == ""

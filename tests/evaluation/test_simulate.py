@@ -53,7 +53,7 @@ def test_film_sheet_numbers_and_table(
         assert len(np.unique(np.asarray(sheet)[-120:].reshape(-1, 3), axis=0)) > 5
     content = json.loads((out / "simulation.json").read_text())
     assert content["steps"] == len(content["errors"]["agent"]) == 9
-    assert content["units"] == {"agent": "px", "block": "px", "angle": "°", "picture": "levels"}
+    assert content["units"] == {"agent": "px", "block": "px", "angle": "°", "frame": "levels"}
     printed = capsys.readouterr().out
     assert "episode 2 of" in printed
     assert "9 steps from 4 recorded frames" in printed
@@ -69,13 +69,14 @@ def test_known_mistakes_and_the_same_seed_again(recording: Recording) -> None:
         assert np.median(comparison.errors["agent"]) == pytest.approx(agent, abs=0.2)
         assert comparison.errors["block"].max() < 0.5
         assert np.median(comparison.still["agent"]) > 5
-        assert len(comparison.frames[CAMERA]) == 8
+        assert len(comparison.simulated.frames[CAMERA]) == 8
     noisy = DrawnWorld(recording, Mistakes(noise=1.0))
     one, again = (compare_episode(noisy, recording.dataset, config) for _ in range(2))
-    np.testing.assert_array_equal(one.frames[CAMERA], again.frames[CAMERA])
+    np.testing.assert_array_equal(one.simulated.frames[CAMERA], again.simulated.frames[CAMERA])
     other = SimulateConfig(world="drawn", episode=1, steps=8, context=3, seed=1)
     assert not np.array_equal(
-        one.frames[CAMERA], compare_episode(noisy, recording.dataset, other).frames[CAMERA]
+        one.simulated.frames[CAMERA],
+        compare_episode(noisy, recording.dataset, other).simulated.frames[CAMERA],
     )
 
 
@@ -136,7 +137,7 @@ def test_three_real_cameras_side_by_side(droid: Path, tmp_path: Path) -> None:
         # Three panels of three cameras as wide as they were recorded, with two gaps.
         assert picture.width == 3 * 3 * 320 + 4
     content = json.loads((out / "simulation.json").read_text())
-    assert list(content["errors"]) == ["picture"]
+    assert list(content["errors"]) == ["frame"]
 
 
 def test_a_world_without_cameras_has_a_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,16 +78,16 @@ def test_a_simulation_is_logged_beside_the_recording(recorded: Dataset, tmp_path
     assert [row for row, _, _ in found[f"/simulated/{CAMERA}"]] == list(range(4, 10))
     assert len(found[f"/real/{CAMERA}"]) == 12
     simulated = film(found[f"/simulated/{CAMERA}"])
-    np.testing.assert_array_equal(simulated, expected.frames[CAMERA])
-    real = expected.clip.frames[CAMERA][4:10]
+    np.testing.assert_array_equal(simulated, expected.simulated.frames[CAMERA])
+    real = expected.real.frames[CAMERA][4:10]
     np.testing.assert_array_equal(film(found[f"/difference/{CAMERA}"]), drawing.difference(real, simulated))
-    assert expected.trust is not None
-    assert expected.proprio is not None
-    np.testing.assert_allclose(numbers(found["/trust"]), expected.trust, rtol=1e-6)
+    assert expected.simulated.trust is not None
+    assert expected.simulated.proprio is not None
+    np.testing.assert_allclose(numbers(found["/trust"]), expected.simulated.trust, rtol=1e-6)
     shown = [numbers(rows) for entity, rows in sorted(found.items()) if f"{PROPRIO}/simulated" in entity]
-    np.testing.assert_allclose(np.stack(shown, 1), expected.proprio, rtol=1e-5)
+    np.testing.assert_allclose(np.stack(shown, 1), expected.simulated.proprio, rtol=1e-5)
     np.testing.assert_allclose(
-        numbers(found["/error/picture (levels)/simulated"]), expected.errors["picture"], rtol=1e-6
+        numbers(found["/error/frame (levels)/simulated"]), expected.errors["frame"], rtol=1e-6
     )
 
 

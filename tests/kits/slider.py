@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from kinema.kits import Environments, Kit, Quantity, Reading, Simulator, Success, Target
+from kinema.kits import Environments, Kit, Quantity, Reading, Simulator, Success
 from kinema.types import Episode, Frames
 
 SIZE = 32
@@ -55,7 +55,6 @@ def move(state: np.ndarray, action: np.ndarray) -> np.ndarray:
 class SlideProbe:
     quantities = (Quantity(key="bar", label="bar position", unit="px", largest=float(SIZE)),)
     things = "one bar"
-    targets: Mapping[str, Target] = {}
 
     def read(self, frames: Frames) -> Reading:
         bright = frames[CAMERA].astype(float).mean(axis=(1, 3))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from kinema.kits import DRAWN_SIZE, Environments, Kit, Simulator, Success
+from kinema.kits import DRAWN_SIZE, Environments, Kit, Simulator, Success, Target
 from kinema.kits.pusht.detect import SCALE, UNITS, pose_from_state
 from kinema.kits.pusht.probe import PushTProbe
 from kinema.kits.pusht.simulator import ANGLE, POSITION, PushTTwin, distance, is_met
@@ -54,6 +54,25 @@ KIT = Kit(
         is_met=is_met,
         distance=distance,
     ),
+    targets={
+        "tokenizer/found": Target(must=0.999, aim=1.0),
+        "tokenizer/agent": Target(must=0.5, aim=0.2),
+        "tokenizer/block": Target(must=0.5, aim=0.2),
+        "simulate/agent": Target(must=1.0, aim=0.5),
+        "simulate/block": Target(must=3.0, aim=1.5),
+        "simulate/angle": Target(must=20.0, aim=8.0),
+        "obey/agent": Target(must=5.0, aim=15.0),
+        "valid": Target(must=0.97, aim=0.999),
+        "speed": Target(must=30.0, aim=100.0),
+        "size": Target(must=20.0, aim=8.0),
+        "valid/10000": Target(must=0.97, aim=0.999),
+        "valid/100000": Target(must=0.97, aim=0.99),
+        "floor/block/100": Target(must=4.0, aim=2.0),
+        "frechet/ratio": Target(must=2.0, aim=1.2),
+        "trust/correlation/block": Target(must=0.5, aim=0.7),
+        "planning/near": Target(must=0.70, aim=0.95),
+        "planning/far": Target(must=0.0, aim=0.50),
+    },
     named_goals={"target": _target()},
     # The agent goes where its action says, in the units of its frame.
     pointer=((0.0, 0.0), (UNITS, UNITS)),

@@ -1,11 +1,8 @@
 """Reads the state of PushT from its frames."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 import numpy as np
 
-from kinema.kits.probe import Quantity, Reading, Target
+from kinema.kits.probe import Quantity, Reading
 from kinema.kits.pusht import detect
 from kinema.types import Episode, Frames
 
@@ -32,25 +29,6 @@ class PushTProbe:
         Quantity(key="angle", label="block angle", unit="°", largest=180.0, is_angle=True, moved=10.0),
     )
     things = "one agent and one block"
-    targets: Mapping[str, Target] = MappingProxyType(
-        {
-            "tokenizer/found": Target(must=0.999, aim=1.0),
-            "tokenizer/agent": Target(must=0.5, aim=0.2),
-            "tokenizer/block": Target(must=0.5, aim=0.2),
-            "simulate/agent": Target(must=1.0, aim=0.5),
-            "simulate/block": Target(must=3.0, aim=1.5),
-            "simulate/angle": Target(must=20.0, aim=8.0),
-            "obey/agent": Target(must=5.0, aim=15.0),
-            "valid": Target(must=0.97, aim=0.999),
-            "speed": Target(must=30.0, aim=100.0),
-            "size": Target(must=20.0, aim=8.0),
-            "valid/10000": Target(must=0.97, aim=0.999),
-            "valid/100000": Target(must=0.97, aim=0.99),
-            "floor/block/100": Target(must=4.0, aim=2.0),
-            "frechet/ratio": Target(must=2.0, aim=1.2),
-            "trust/correlation/block": Target(must=0.5, aim=0.7),
-        }
-    )
     CERTAIN = 0.6
     """A block of which no more than this share is seen may look the same in two poses."""
     COLUMNS = ("info.pos_agent", "info.block_pose")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kinema.evaluation.image_distance import MAX_PSNR, Slices, mean_square, psnr, sliced_frechet, ssim
+from kinema.evaluation.frame_distance import MAX_PSNR, Slices, mean_square, psnr, sliced_frechet, ssim
 
 CAMERA = "camera"
 

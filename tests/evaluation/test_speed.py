@@ -6,8 +6,14 @@ import pytest
 import torch
 
 from kinema import cli
-from kinema.evaluation.rollout import load_clips
-from kinema.evaluation.throughput import SpeedConfig, count_flops, matrix_rate, measure_throughput
+from kinema.evaluation.protocol import Run
+from kinema.evaluation.rollout import load_segments
+from kinema.evaluation.speed import (
+    SpeedConfig,
+    count_flops,
+    matrix_rate,
+    measure_throughput,
+)
 from kinema.simulation.world import World
 
 from .drawn import CAMERA, Recording, tiny_config
@@ -17,9 +23,9 @@ CONFIG = SpeedConfig(world="tiny", streams=(1, 3), steps=4, repeats=2, context=2
 
 def test_streams_are_timed_alone_and_together(recording: Recording) -> None:
     world = World(tiny_config()).eval()
-    (clip,) = load_clips(world, recording.dataset, num=1, length=4, probe=None)
-    result = measure_throughput(world, clip, CONFIG, source="drawn")
-    rows = {row.key: row for row in result.rows}
+    run = Run("speed", world, CONFIG, dataset=recording.dataset, axis="streams")
+    measure_throughput(run)
+    rows = {row.key: row for row in run.rows}
     for num in (1, 3):
         fps = rows[f"fps/{num}"]
         assert fps.low is not None
@@ -28,7 +34,7 @@ def test_streams_are_timed_alone_and_together(recording: Recording) -> None:
         assert 0 < rows[f"share/{num}"].value < 1
     assert rows["fps/1"].must == 60.0
     assert rows["memory/peak"].value > 50
-    latency = {series.key: series.value for series in result.series}
+    latency = {series.key: series.value for series in run.series}
     assert (np.array(latency["latency/p99"]) >= latency["latency/p50"]).all()
     # Frames a second are 1 / median latency, up to the median of repeats.
     assert rows["fps/1"].value == pytest.approx(1e3 / latency["latency/p50"][0], rel=0.8)
@@ -36,9 +42,13 @@ def test_streams_are_timed_alone_and_together(recording: Recording) -> None:
 
 def test_arithmetic_is_counted(recording: Recording) -> None:
     world = World(tiny_config()).eval()
-    (clip,) = load_clips(world, recording.dataset, num=1, length=4, probe=None)
+    (segment,) = load_segments(world, recording.dataset, num=1, length=4, probe=None)
     one, three = (
-        count_flops(world.start_batch(np.repeat(clip.frames[CAMERA][None, :2], num, axis=0)), clip, CONFIG)
+        count_flops(
+            world.start_batch(np.repeat(segment.frames[CAMERA][None, :2], num, axis=0)),
+            segment,
+            CONFIG.context,
+        )
         for num in (1, 3)
     )
     assert one > 1e5

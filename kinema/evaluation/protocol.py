@@ -1,0 +1,297 @@
+"""The runner of all protocols.
+
+A measurement is a configuration, made of the option blocks below, and a function that takes a ``Run`` and
+adds rows, series and notes to it::
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class SharpnessConfig(WorldOptions, RecordingOptions, ResultOptions):
+        steps: int = 50
+        \"""Steps to simulate.\"""
+
+    def sharpness(config: SharpnessConfig) -> int:
+        return run_protocol("sharpness", config, measure_sharpness)
+
+    def measure_sharpness(run: Run) -> None:
+        segments = run.segments(num=32, length=run.config.context + run.config.steps)
+        ...
+        run.row("sharpness", "sharpness of frames", "share", bootstrap.share, values_BS)
+
+``run_protocol`` loads the world and the recordings, prints, and writes JSON, plots and a page. Values that
+take long are kept in ``run.journal``: the same command then goes on where it stopped.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import numpy as np
+import tyro
+
+from kinema.data.lerobot import Dataset
+from kinema.evaluation.plot import Drawing
+from kinema.evaluation.result import Result, Row, Series, Statistic, describe_run, plain
+from kinema.evaluation.rollout import (
+    FRAME,
+    PROPRIO,
+    Segment,
+    compare,
+    load_segments,
+    note_on_training,
+    open_recordings,
+    repeat_last,
+)
+from kinema.kits import Quantity, Target, find_kit
+from kinema.model.parts import fingerprint
+from kinema.simulation.world import World, load
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorldOptions:
+    world: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WORLD")]
+    """Name of a bundled world, folder of a world, or its Hub id."""
+    seed: int = 0
+    """First of the seeds, from which all randomness comes."""
+    device: str = "auto"
+    """Device to compute on: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordingOptions:
+    data: str | None = None
+    """Recorded episodes (a LeRobot folder or Hub id); by default those that the world brings along."""
+    context: int = 4
+    """Real frames that a simulation starts from."""
+    num_denoising_steps: int | None = None
+    """Network calls for a frame; the world's own by default."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResultOptions:
+    out: Path = Path("evaluation")
+    """Folder for the numbers (JSON), the plots (PNG) and the page (HTML), named after the measurement."""
+    json: bool = False
+    """Print the numbers as JSON instead of a table."""
+
+
+class Journal:
+    """Values of a long measurement by their keys, in a file of one line of JSON each."""
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]):
+        """Open or continue a journal; ``identity`` says what is measured, in values that JSON has.
+
+        Raises:
+            ValueError: the file is of another measurement; it is left as it is.
+        """
+        self._path = path
+        self._values: dict[str, Any] = {}
+        head = json.dumps({"of": identity}, sort_keys=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_text() if path.is_file() else ""
+        # After a sudden end the last line may be incomplete.
+        whole = text[: text.rfind("\n") + 1]
+        lines = whole.splitlines()
+        if lines and lines[0] != head:
+            raise ValueError(
+                f"{path}: it holds unfinished values of another measurement (world, data or settings "
+                "differ); choose another --out, or delete the file"
+            )
+        for line in lines[1:]:
+            entry = json.loads(line)
+            self._values[entry["key"]] = entry["found"]
+        self._file = path.open("a")
+        self._file.truncate(len(whole.encode()))
+        if not lines:
+            self._write(head)
+
+    def find(self, key: str, measure: Callable[[], Any]) -> Any:
+        """Return the value of a key, measured and written where the journal lacks it."""
+        if key not in self._values:
+            line = json.dumps({"key": key, "found": measure()})
+            self._write(line)
+            # Read back, so that a run that goes on gets the same as one that was not stopped.
+            self._values[key] = json.loads(line)["found"]
+        return self._values[key]
+
+    def _write(self, line: str) -> None:
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    def close(self, *, is_finished: bool = False) -> None:
+        """Close the file, and delete it where all its values are in a result."""
+        self._file.close()
+        if is_finished:
+            self._path.unlink()
+
+
+class Run:
+    """One measurement: its world and recordings, and all that it has to say."""
+
+    def __init__(
+        self, name: str, world: World, config: Any, *, dataset: Dataset | None = None, axis: str = "step"
+    ):
+        self.name, self.world, self.config, self.axis = name, world, config, axis
+        self._dataset = dataset
+        self.source = "" if dataset is None else str(dataset.root)
+        """Name of the reality that the world is compared with."""
+        self.kit = find_kit(world.name, () if dataset is None else dataset.features)
+        self.probe = None if self.kit is None else self.kit.find_probe(world.cameras)
+        self.compared: set[int] = set()
+        """Episodes of the recordings that the world was compared with."""
+        self.protocol: dict[str, Any] = plain(config)
+        """Settings, for the result."""
+        self.drawings: dict[str, Drawing] = {}
+        """Further plots by name."""
+        self.clear()
+
+    @property
+    def dataset(self) -> Dataset:
+        """The recordings."""
+        assert self._dataset is not None
+        return self._dataset
+
+    @functools.cached_property
+    def journal(self) -> Journal:
+        """The journal of this measurement, in the folder of its result."""
+        # Where and how a result is written does not tell measurements apart.
+        identity = plain(self.config) | {"out": "", "json": False}
+        identity["world"] = fingerprint(self.world, self.world.heads)
+        return Journal(self.config.out / f"{self.name}-journal.jsonl", identity)
+
+    def clear(self) -> None:
+        """Forget all rows, series and notes, and begin again with the same random numbers."""
+        self.rows: list[Row] = []
+        self.series: list[Series] = []
+        self.notes: list[str] = []
+        self.rng = np.random.default_rng(self.config.seed)
+
+    def segments(self, *, num: int, length: int) -> list[Segment]:
+        """Read up to ``num`` segments of ``length`` rows, the beginnings of all episodes first.
+
+        Raises:
+            DataError: no episode is long enough, or the recordings do not fit the world.
+        """
+        segments = load_segments(self.world, self.dataset, num=num, length=length, probe=self.probe)
+        self.compared |= {segment.episode for segment in segments}
+        return segments
+
+    def recorded_actions(self, segments: Sequence[Segment], steps: int) -> np.ndarray:
+        """Stack the actions ``B S A`` that follow the context of each segment."""
+        first = self.config.context - 1
+        return np.stack([segment.actions[first : first + steps] for segment in segments])
+
+    def simulation(self, seeds: int) -> dict[str, Any]:
+        """Return the options of ``rollout.simulate`` that the configuration decides, for ``seeds`` seeds."""
+        return {
+            "context": self.config.context,
+            "seeds": range(self.config.seed, self.config.seed + seeds),
+            "num_denoising_steps": self.config.num_denoising_steps,
+        }
+
+    def compare(
+        self, segments: Sequence[Segment], actions: np.ndarray, *, seeds: int, **options: Any
+    ) -> dict[str, np.ndarray]:
+        """Return the errors ``B seeds S`` by quantity of simulations under ``actions`` (``B S A``)."""
+        options |= self.simulation(seeds)
+        return compare(self.world, segments, actions, probe=self.probe, **options)
+
+    def repeat_last(self, segments: Sequence[Segment]) -> dict[str, np.ndarray]:
+        """Return the errors ``B 1 S`` by quantity of the last given observation, repeated."""
+        return repeat_last(self.world, segments, context=self.config.context, probe=self.probe)
+
+    def quantities(self, errors: Mapping[str, Any]) -> list[Quantity]:
+        """List the quantities that were measured: those of the probe, then frame and proprioception."""
+        known = (*(self.probe.quantities if self.probe is not None else ()), FRAME, PROPRIO)
+        return [quantity for quantity in known if quantity.key in errors]
+
+    def target(self, key: str) -> Target | None:
+        """Return the target that the world's kit sets for a row; None for most."""
+        return None if self.kit is None else self.kit.targets.get(key)
+
+    def add(self, row: Row, *, target: str | None = None) -> Row:
+        """Add a row, with the kit's target for the key ``target``, by default its own."""
+        wanted = self.target(row.key if target is None else target)
+        self.rows.append(row.with_target(wanted))
+        return self.rows[-1]
+
+    def row(
+        self,
+        key: str,
+        what: str,
+        unit: str,
+        statistic: Statistic,
+        *samples: np.ndarray,
+        is_higher_better: bool | None = None,
+        target: str | None = None,
+        num_draws: int = 400,
+    ) -> Row:
+        """Add ``statistic(*samples)`` with its bootstrap interval over the first axis of the samples; shares
+        are better the higher they are."""
+        row = Row.measure(
+            key,
+            what,
+            unit,
+            statistic,
+            *samples,
+            rng=self.rng,
+            num_draws=num_draws,
+            is_higher_better=unit == "share" if is_higher_better is None else is_higher_better,
+        )
+        return self.add(row, target=target)
+
+    def curve(
+        self,
+        key: str,
+        what: str,
+        unit: str,
+        panel: str,
+        at: Sequence[int],
+        statistic: Statistic,
+        *samples: Sequence[np.ndarray],
+    ) -> Series:
+        """Add a series of ``statistic`` at each of ``at``, with intervals, to a panel of the plot."""
+        series = Series.measure(key, what, unit, panel, at, statistic, *samples, rng=self.rng)
+        self.series.append(series)
+        return series
+
+    def result(self) -> Result:
+        """Return the result so far."""
+        notes = []
+        if self.compared:
+            notes = note_on_training(self.config.world, self.dataset, self.compared)
+        return Result(
+            name=self.name,
+            world=self.world.name,
+            data=self.source,
+            axis=self.axis,
+            protocol=self.protocol,
+            run=describe_run(self.world),
+            rows=self.rows,
+            series=self.series,
+            notes=[*self.notes, *notes],
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if "journal" in vars(self):
+            self.journal.close(is_finished=kind is None)
+
+
+def run_protocol(name: str, config: Any, measure: Callable[[Run], None], *, axis: str = "step") -> int:
+    """Measure, write and print; return 0.
+
+    Raises:
+        ValueError: the world, the recordings or the settings do not exist or do not fit each other.
+    """
+    world = load(config.world, device=config.device)
+    dataset = open_recordings(config.world, config.data) if hasattr(config, "data") else None
+    with Run(name, world, config, dataset=dataset, axis=axis) as run:
+        measure(run)
+        result = run.result()
+        paths = result.write(config.out, run.drawings)
+    result.tell(paths, as_json=config.json)
+    return 0
