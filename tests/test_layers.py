@@ -41,7 +41,10 @@ def test_importing_loads_no_extra() -> None:
     assert done.stdout.split() == []
 
 
-WORLDS = r"pusht|push-t|t-block|cart.?pole|dm_control|shimmy|pymunk|\bdmc\b|pos_agent|block_pose"
+WORLDS = (
+    r"pusht|push-t|t-block|cart.?pole|dm_control|shimmy|pymunk|\bdmc\b|pos_agent|block_pose|"
+    r"kinema_coin|kinema_screen|kits\.toys"
+)
 """What only kits may name: worlds, their simulators and what these record."""
 ALLOWED = {"kinema/__init__.py": 1}
 """Lines that name the bundled world: the example in the documentation of the package."""
@@ -62,4 +65,4 @@ def test_the_core_knows_no_world_by_name() -> None:
     kit = (root / "kits" / "pusht" / "__init__.py").read_text()
     assert re.search(WORLDS, kit, re.IGNORECASE)
     words = "|".join(path.name for path in (root / "kits").iterdir() if (path / "__init__.py").is_file())
-    assert set(words.split("|")) == {"pusht", "dmc"}, "add the words of the new kit to WORLDS"
+    assert set(words.split("|")) == {"pusht", "dmc", "toys"}, "add the words of the new kit to WORLDS"
