@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from kinema.data import DatasetWriter
+from kinema.data.dimensions import Dimension
 from kinema.model.heads import HeadsConfig
 from kinema.model.manifold import ManifoldConfig
 from kinema.model.tokens import DynamicsConfig, Values
@@ -126,7 +127,8 @@ def random_world(
                 for key in keys
             ),
             proprio_key=PROPRIO if proprio_dim else None,
-            action_names=("right", "down"),
+            actions=(Dimension(name="right"), Dimension(name="down")),
+            proprio=tuple(Dimension(name=str(index)) for index in range(proprio_dim)),
             tokenizer=tokenizer if num_cameras else None,
             dynamics=dynamics_config(
                 num_cameras=num_cameras, proprio_dim=proprio_dim, window=window, depth=depth

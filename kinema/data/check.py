@@ -13,6 +13,7 @@ import tyro
 
 from kinema.data import drawing
 from kinema.data.defects import Defect, find_defects
+from kinema.data.dimensions import find_dimensions
 from kinema.data.layout import POSITION_FEATURES, DataError, dimension_names, is_picture, picture_shape
 from kinema.data.lerobot import Dataset
 from kinema.types import FileError
@@ -100,6 +101,10 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         },
         "cameras": cameras,
         "columns": columns,
+        "dimensions": {
+            key: [dataclasses.asdict(each) for each in of_key]
+            for key, of_key in find_dimensions(dataset).items()
+        },
         "tasks": _count_tasks(dataset),
         "statistics": {
             key: {name: _finite(value.tolist()) for name, value in of_key.items()}
@@ -183,17 +188,29 @@ def _statistics_lines(report: Mapping[str, Any]) -> Iterable[str]:
     keys = [key for key in report["columns"] if key in report["statistics"]]
     if not keys:
         return
-    width = max(map(len, keys)) + 14
-    yield "statistics " + " " * (width - 9) + "".join(f"{name:>11}" for name in names)
+    labels_of = {key: dimension_names(report["columns"][key]) for key in keys}
+    labels_of = {key: [""] if labels == ["0"] else labels for key, labels in labels_of.items()}
+    width = 2 + max(len(f"{key} {label}") for key, labels in labels_of.items() for label in labels)
+    yield "statistics " + " " * (width - 9) + "kind      " + "".join(f"{name:>11}" for name in names)
     for key in keys:
         stats = {name: np.ravel(np.array(v, np.float64)) for name, v in report["statistics"][key].items()}
-        labels = dimension_names(report["columns"][key])
-        labels = [""] if labels == ["0"] else labels
-        for number, label in enumerate(labels[:MAX_DIMENSIONS]):
+        labels = labels_of[key]
+        kinds = [_kind(each) for each in report["dimensions"].get(key, ())] or [""] * len(labels)
+        # What is not as most are is shown in any case.
+        shown = [n for n in range(len(labels)) if n < MAX_DIMENSIONS or kinds[n] in ("angle", "discrete")]
+        for number in shown:
             cells = (f"{stats[name][number]:11.4g}" if name in stats else " " * 11 for name in names)
-            yield f"  {f'{key} {label}':<{width}}" + "".join(cells)
-        if len(labels) > MAX_DIMENSIONS:
-            yield f"  and {len(labels) - MAX_DIMENSIONS} more dimensions of {key}"
+            yield f"  {f'{key} {labels[number]}':<{width}}{kinds[number]:<10}" + "".join(cells)
+        if len(labels) > len(shown):
+            yield f"  and {len(labels) - len(shown)} more dimensions of {key}"
+
+
+def _kind(dimension: Mapping[str, Any]) -> str:
+    """The kind in a word: a turn of an angle too, and whether a number ever changes."""
+    if dimension["kind"] == "angle":
+        return "angle" if dimension["high"] - dimension["low"] < 7 else "degrees"
+    is_constant = dimension["kind"] == "continuous" and dimension["low"] == dimension["high"]
+    return "constant" if is_constant else dimension["kind"]
 
 
 def _defect_lines(defects: list[Defect]) -> Iterable[str]:

@@ -54,7 +54,8 @@ class RandomAgent:
         self._rng = rng
 
     def act(self, history: History, env: TaskEnvironment) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
-        return restore_actions(self._world, self._rng.uniform(-1.0, 1.0, (1, self._world.action_dim))), None
+        shape = (1, self._world.config.dynamics.action_dim)
+        return restore_actions(self._world, self._rng.uniform(-1.0, 1.0, shape)), None
 
 
 class CloneAgent:
@@ -139,7 +140,8 @@ class SimulatorAgent:
     ):
         self.name = name
         self._world, self._planner, self._chunk = world, planner, chunk
-        low, high = restore_actions(world, np.array([[-1.0], [1.0]]) * np.ones(world.action_dim))
+        bounds = np.array([[-1.0], [1.0]]) * np.ones(world.config.dynamics.action_dim)
+        low, high = restore_actions(world, bounds)
         self._score = SimulatorScore(judge, low, high, end_share=end_share)
         self._warm_start = WarmStart()
 

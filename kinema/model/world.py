@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from kinema.data.dimensions import Dimension
 from kinema.data.files import replacing, write_tensors
 from kinema.data.frames import as_rgb, resize
 from kinema.hardware.machine import uses_bfloat16
@@ -28,6 +29,7 @@ from kinema.model.sampler import session_noise, solve
 from kinema.model.support import Support
 from kinema.model.tokens import DynamicsConfig, Values
 from kinema.model.transformer import Dynamics
+from kinema.model.units import Normalizer
 from kinema.tokenizers import ConvTokenizer, ConvTokenizerConfig, to_pixels
 from kinema.types import FileError, Precision, WorldError
 
@@ -78,8 +80,10 @@ class WorldConfig:
     """Cameras in the order of their tokens; empty for a world of vectors alone."""
     proprio_key: str | None
     """Feature key of the proprioception, if the world knows any."""
-    action_names: tuple[str, ...]
-    """One name for each number of the action."""
+    actions: tuple[Dimension, ...]
+    """Numbers of the action as recorded."""
+    proprio: tuple[Dimension, ...] = ()
+    """Numbers of the proprioception as recorded."""
     tokenizer: ConvTokenizerConfig | None
     """None for a world of vectors alone."""
     dynamics: DynamicsConfig
@@ -97,6 +101,11 @@ class WorldConfig:
     nearest that was. 0: nothing is."""
 
     @property
+    def action_names(self) -> tuple[str, ...]:
+        """One name for each number of the action."""
+        return tuple(dimension.name for dimension in self.actions)
+
+    @property
     def learned_sizes(self) -> tuple[tuple[int, int], ...]:
         """Height and width of the frames of each camera as learned."""
         if self.tokenizer is None:
@@ -108,39 +117,19 @@ class WorldConfig:
         # At 0.5 and below the dynamics takes a frame for unknown.
         if not 0.5 < self.context_tau <= 1.0:
             raise ValueError(f"context_tau={self.context_tau}: it must be above 0.5 and at most 1")
+        for name, dimensions, size in (
+            ("actions", self.actions, self.dynamics.action_dim),
+            ("proprio", self.proprio, self.dynamics.proprio_dim),
+        ):
+            num_columns = sum(dimension.num_columns for dimension in dimensions)
+            if num_columns != size:
+                raise ValueError(f"{name}: they are {num_columns} numbers to the network, which has {size}")
         guide_dim = self.tokenizer.guide_dim if self.tokenizer else 0
         if guide_dim and (self.manifold is None or guide_dim != self.dynamics.latent_dim):
             raise ValueError(
                 f"guide_dim={guide_dim}: the decoder is guided by the manifold's latents of the robot, of "
                 f"{self.dynamics.latent_dim} channels, so it must be that with a manifold and else 0"
             )
-
-
-class Normalizer(nn.Module):
-    """Maps the range that the training data covers to [-1, 1]. Values outside are not clipped."""
-
-    center: Tensor
-    scale: Tensor
-
-    def __init__(self, size: int):
-        super().__init__()
-        self.register_buffer("center", torch.zeros(size))
-        self.register_buffer("scale", torch.ones(size))
-
-    def fit(self, values: np.ndarray) -> None:
-        """Take centre and scale from data ``N size``; outliers beyond 0.1% are left outside the range."""
-        low, high = np.quantile(values, [0.001, 0.999], axis=0)
-        self.center.copy_(torch.from_numpy((high + low) / 2))
-        scale = (high - low) / 2
-        # Less than single precision tells apart is a constant; small by itself is not.
-        least = np.maximum(4 * np.finfo(np.float32).eps * np.maximum(np.abs(low), np.abs(high)), 1e-30)
-        self.scale.copy_(torch.from_numpy(np.where(scale > least, scale, 1.0)))
-
-    def normalize(self, values: Tensor) -> Tensor:
-        return (values - self.center) / self.scale
-
-    def restore(self, values: Tensor) -> Tensor:
-        return values * self.scale + self.center
 
 
 class WorldModel(nn.Module):
@@ -161,8 +150,8 @@ class WorldModel(nn.Module):
             if config.manifold
             else None
         )
-        self.action_normalizer = Normalizer(config.dynamics.action_dim)
-        self.proprio_normalizer = Normalizer(config.dynamics.proprio_dim)
+        self.action_normalizer = Normalizer(config.actions)
+        self.proprio_normalizer = Normalizer(config.proprio)
         num = config.num_support
         self.action_support = Support(num, dynamics.action_dim) if num else None
         self.proprio_support = Support(num, dynamics.proprio_dim) if num and dynamics.proprio_dim else None
@@ -188,11 +177,21 @@ class WorldModel(nn.Module):
 
     @property
     def action_dim(self) -> int:
-        return self.config.dynamics.action_dim
+        """Numbers of an action as recorded; the network has ``config.dynamics.action_dim``."""
+        return len(self.config.actions)
 
     @property
     def proprio_dim(self) -> int:
-        return self.config.dynamics.proprio_dim
+        """Numbers of proprioception as recorded; the network has ``config.dynamics.proprio_dim``."""
+        return len(self.config.proprio)
+
+    @property
+    def column_names(self) -> list[str]:
+        """For each number that the network has of actions and of proprioception, the recorded one's name."""
+        config = self.config
+        actions = [each.name for each in config.actions for _ in range(each.num_columns)]
+        key = config.proprio_key
+        return actions + [f"{key}[{each.name}]" for each in config.proprio for _ in range(each.num_columns)]
 
     @property
     def device(self) -> torch.device:
@@ -206,7 +205,7 @@ class WorldModel(nn.Module):
 
     def new_heads(self, config: HeadsConfig) -> Heads:
         """Heads of the right size for this world, with the weights that networks begin with."""
-        return Heads(config, sizes=self.place_sizes, action_dim=self.action_dim)
+        return Heads(config, sizes=self.place_sizes, action_dim=self.config.dynamics.action_dim)
 
     def new_acting(self, config: ActingConfig) -> Acting:
         """The same of what its network needs to act."""
@@ -263,8 +262,9 @@ class WorldModel(nn.Module):
             is_film: whether they follow each other, so that each is looked for near the one before first.
         """
         guesses = self.heads.locate(latents) if self.heads is not None else None
-        if self.manifold is None or not self.proprio_dim:
-            return latents.new_zeros(len(latents), self.proprio_dim) if guesses is None else guesses
+        proprio_dim = self.config.dynamics.proprio_dim
+        if self.manifold is None or not proprio_dim:
+            return latents.new_zeros(len(latents), proprio_dim) if guesses is None else guesses
         found: list[Tensor] = []
         for index, picture in enumerate(latents):
             guess = guesses[index] if guesses is not None else None
@@ -411,12 +411,6 @@ class WorldModel(nn.Module):
             raise WorldError(f"the cameras differ in number of frames: {sizes}")
         return checked
 
-    @property
-    def takes_choice(self) -> bool:
-        """True where an action is a choice (Discrete), recorded as a one-hot vector."""
-        normalizer = self.action_normalizer
-        return self.action_dim > 1 and bool(((normalizer.center == 0.5) & (normalizer.scale == 0.5)).all())
-
     def check_actions(self, actions: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
         """Actions as float32 of the expected shape. A world that takes choices takes their indices too.
 
@@ -424,7 +418,8 @@ class WorldModel(nn.Module):
             WorldError: another shape, or a number that is not finite.
         """
         array = numbers(actions, what)
-        if array.shape in (shape[:-1], (*shape[:-1], 1)) and self.action_dim > 1 and self.takes_choice:
+        is_index = array.shape in (shape[:-1], (*shape[:-1], 1)) and array.shape != shape
+        if is_index and self.action_normalizer.takes_choice:
             index = array.reshape(shape[:-1])
             if not np.isin(index, np.arange(self.action_dim)).all():
                 raise WorldError(
@@ -507,9 +502,10 @@ class WorldModel(nn.Module):
         reach = self.config.dynamics.reach
         chunk = max(64, reach)
         known, is_known = self.known_proprio(proprio, latents)
-        values = Values(latents, known, torch.zeros(1, time, self.action_dim))
+        action_dim = self.config.dynamics.action_dim
+        values = Values(latents, known, torch.zeros(1, time, action_dim))
         generator = generator or torch.Generator().manual_seed(0)
-        noise = session_noise((time, self.action_dim), [generator], self.device)
+        noise = session_noise((time, action_dim), [generator], self.device)
         actions = []
         for start in range(0, time - 1, chunk):
             begin, stop = max(0, start - reach), min(time - 1, start + chunk)
@@ -567,7 +563,7 @@ class WorldModel(nn.Module):
             WorldError: another shape, or a number that is not finite.
         """
         if proprio is None or not self.proprio_dim:
-            return torch.zeros(batch, time, self.proprio_dim, device=self.device)
+            return torch.zeros(batch, time, self.config.dynamics.proprio_dim, device=self.device)
         array = numbers(proprio, "proprio")
         if array.ndim == 2:
             array = array[None]
@@ -671,13 +667,22 @@ def _length(by_camera: Mapping[str, np.ndarray]) -> int:
     return len(next(iter(by_camera.values()))) if by_camera else 0
 
 
+def _add_dimensions(data: dict[str, Any]) -> None:
+    """Dimensions of actions and proprioception; those of kinema 0.1.0 have names alone, and of actions."""
+    if "action_names" in data:
+        data["actions"] = [{"name": name} for name in data.pop("action_names")]
+        data["proprio"] = [{"name": str(index)} for index in range(data["dynamics"]["proprio_dim"])]
+    for name in ("actions", "proprio"):
+        data[name] = tuple(Dimension(**dimension) for dimension in data[name])
+
+
 def _read_config(path: Path) -> WorldConfig:
     try:
         data = json.loads(path.read_text())
         if data.pop("format") != FORMAT:
             raise ValueError(f"written by another version of kinema; this one reads format {FORMAT}")
         data["cameras"] = tuple(CameraConfig(**camera) for camera in data["cameras"])
-        data["action_names"] = tuple(data["action_names"])
+        _add_dimensions(data)
         if data["tokenizer"]:
             tokenizer: dict[str, Any] = data["tokenizer"]
             tokenizer = {k: tuple(v) if isinstance(v, list) else v for k, v in tokenizer.items()}

@@ -84,5 +84,5 @@ class Controller:
 def last_action(world: World, history: History) -> Float[np.ndarray, " A"]:
     """The action that was done last, normalised; the middle of the range where none was."""
     if not history.actions:
-        return np.zeros(world.action_dim)
+        return np.zeros(world.config.dynamics.action_dim)
     return np.clip(normalize_actions(world, history.actions[-1]), -1.0, 1.0)

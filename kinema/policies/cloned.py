@@ -254,7 +254,7 @@ def draw(found: torch.distributions.MixtureSameFamily, rng: np.random.Generator)
 
 def new_clone(world: World, config: CloneConfig) -> Clone:
     """A network of the right size for a world, with the weights that networks begin with."""
-    return Clone(config, sizes=world.place_sizes, action_dim=world.action_dim)
+    return Clone(config, sizes=world.place_sizes, action_dim=world.config.dynamics.action_dim)
 
 
 def find_clone(world: World, folder: str | Path) -> Clone | None:

@@ -116,7 +116,7 @@ class Planning:
         request: schema.PlanRequest,
     ) -> schema.Planned:
         planner = PLANNERS[request.planner](_search_config(request))
-        start = np.zeros(self._world.action_dim)
+        start = np.zeros(self._world.config.dynamics.action_dim)
         if last_action is not None:
             start = np.clip(normalize_actions(self._world, last_action), -1.0, 1.0)
         starts = np.repeat(start[None], request.horizon, axis=0)

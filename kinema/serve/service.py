@@ -98,7 +98,7 @@ class Service:
     def describe(self) -> schema.WorldInfo:
         """Describe the world to clients."""
         world = self.world
-        center, scale = world.action_normalizer.center.tolist(), world.action_normalizer.scale.tolist()
+        low, high = (end.tolist() for end in world.action_normalizer.range)
         return schema.WorldInfo(
             name=world.name,
             fps=world.fps,
@@ -107,8 +107,8 @@ class Service:
                 for camera in world.config.cameras
             ],
             actions=[
-                schema.ActionInfo(name=name, low=middle - half, high=middle + half)
-                for name, middle, half in zip(world.config.action_names, center, scale, strict=True)
+                schema.ActionInfo(name=name, low=least, high=most)
+                for name, least, most in zip(world.config.action_names, low, high, strict=True)
             ],
             pointer=self.reader.pointer,
             proprio_key=world.config.proprio_key,

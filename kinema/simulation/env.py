@@ -56,11 +56,8 @@ class _Rules:
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode={render_mode!r}: it is 'rgb_array' or None")
         self.observe, self.max_steps, self.min_trust = observe, max_steps, min_trust
-        normalizer = self.world.action_normalizer
-        center, scale = (x.cpu().double().numpy() for x in (normalizer.center, normalizer.scale))
-        self.action_space = spaces.Box(
-            (center - scale).astype(np.float32), (center + scale).astype(np.float32)
-        )
+        low, high = self.world.action_normalizer.range
+        self.action_space = spaces.Box(low.astype(np.float32), high.astype(np.float32))
         self.observation_space = self._observation_space()
 
     def _observation_space(self) -> spaces.Space[Any]:

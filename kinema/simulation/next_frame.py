@@ -103,7 +103,7 @@ def with_proprio(
     foreseen = dynamics.foresee_proprio(frame, levels(0.0), cache)
     if foreseen is not None and foreseen[1].all():
         return Values(frame.latents, foreseen[0], frame.action)
-    proprio = solve(model, noise(world.proprio_dim, PROPRIO_STREAM), num_denoising_steps)
+    proprio = solve(model, noise(world.config.dynamics.proprio_dim, PROPRIO_STREAM), num_denoising_steps)
     if foreseen is not None:
         # What one session is given must not depend on what is known of the others.
         proprio = torch.where(foreseen[1], foreseen[0], proprio)

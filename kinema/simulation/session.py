@@ -84,7 +84,7 @@ class SimulationBatch:
         self._cache = cache or world.dynamics.new_cache(len(seeds), max_rewind=self._max_rewind)
         self._doubt = torch.zeros(len(seeds), device=world.device)
         """By how many radii the frames of each session were found outside the manifold's, in all."""
-        self._outside = torch.zeros(len(seeds), world.action_dim + world.proprio_dim, device=world.device)
+        self._outside = torch.zeros(len(seeds), len(world.column_names), device=world.device)
         """Distance of the last action and of the given proprioception from the recorded range, in units of
         it."""
         self._history = Moments(self._history_length())
@@ -121,7 +121,7 @@ class SimulationBatch:
             action = (
                 actions[:, t - 1 : t]
                 if knows_action and actions is not None
-                else self._noise(world.action_dim)
+                else self._noise(world.config.dynamics.action_dim)
             )
             given = Values(latents[:, t : t + 1], proprio[:, t : t + 1], action)
             if world.proprio_dim and not knows_proprio:
@@ -148,7 +148,7 @@ class SimulationBatch:
             pieces = zip(*(x.flatten(0, 1).split(MAX_PICTURES) for x in (latents, proprio)), strict=True)
             distance = torch.cat([world.manifold.distance(*piece)[0] for piece in pieces]).view(rows)
             self._doubt = (distance / world.manifold.radius - GIVEN_RADII).clamp_min(0.0).amax(1)
-        of_action = torch.zeros(len(self), world.action_dim, device=world.device)
+        of_action = torch.zeros(len(self), world.config.dynamics.action_dim, device=world.device)
         if actions is not None and actions.shape[1]:
             of_action = excess(actions, world.held_action(actions)).amax(1)
         of_proprio = excess(proprio, world.held_proprio(proprio)).amax(1)
@@ -187,7 +187,7 @@ class SimulationBatch:
                 found = next_frame(world, self._cache, action, self._noise, self.num_denoising_steps)
         frame, doubt = found
         self._outside = torch.zeros_like(self._outside)
-        self._outside[:, : world.action_dim] = excess(action, frame.action)[:, 0]
+        self._outside[:, : action.shape[-1]] = excess(action, frame.action)[:, 0]
         if doubt is not None:
             self._doubt = self._doubt + (doubt - 1.0).clamp_min(0.0)
         reward = termination = None
@@ -222,17 +222,10 @@ class SimulationBatch:
 
     def _named_outside(self) -> list[Mapping[str, float]]:
         """``Step.outside`` of every session."""
-        config, excess = self.world.config, self._outside.cpu().numpy()
+        excess = self._outside.cpu().numpy()
         outside: list[Mapping[str, float]] = [{}] * len(self)
-        is_outside = excess > OUTSIDE_TOLERANCE
-        if is_outside.any():
-            names = [
-                *config.action_names,
-                *(f"{config.proprio_key}[{i}]" for i in range(self.world.proprio_dim)),
-            ]
-            for index in np.flatnonzero(is_outside.any(1)):
-                columns = np.flatnonzero(is_outside[index])
-                outside[index] = {names[column]: float(excess[index, column]) for column in columns}
+        for index in np.flatnonzero((excess > OUTSIDE_TOLERANCE).any(1)):
+            outside[index] = name_outside(self.world.column_names, excess[index].tolist())
         return outside
 
     def change(self, *, seeds: Sequence[int] | None = None, num_denoising_steps: int | None = None) -> None:
@@ -279,8 +272,8 @@ class SimulationBatch:
             goal=(now if target is None else target.expand_as(now)).unsqueeze(1),
             has_goal=has_goal,
         )
-        shape = (most, world.action_dim)
-        noise = self._noise(most * world.action_dim, stream=ACT_STREAM).unflatten(-1, shape)
+        shape = (most, world.config.dynamics.action_dim)
+        noise = self._noise(shape[0] * shape[1], stream=ACT_STREAM).unflatten(-1, shape)
         with self._networks.autocast():
             memory = world.dynamics.memory_of(self._cache)
 
@@ -568,6 +561,16 @@ def excess(given: Tensor, used: Tensor) -> Tensor:
     """By how much normalised numbers leave the recorded range, in units of it: at least by as much as those
     differ that the network is given in their place."""
     return 0.5 * torch.maximum(given.abs() - 1.0, (given - used).abs()).clamp_min(0.0)
+
+
+def name_outside(names: Sequence[str], excess: Sequence[float]) -> dict[str, float]:
+    """``Step.outside`` from the names of columns and by how much each leaves the recorded range; of several
+    columns of one number the most counts."""
+    outside: dict[str, float] = {}
+    for name, distance in zip(names, excess, strict=True):
+        if distance > OUTSIDE_TOLERANCE:
+            outside[name] = max(distance, outside.get(name, 0.0))
+    return outside
 
 
 def check_rewind(max_rewind: int | None) -> None:

@@ -26,12 +26,12 @@ from kinema.model.world import (
 from kinema.simulation.graphs import CompiledSteps
 from kinema.simulation.session import (
     ACT_STEPS,
-    OUTSIDE_TOLERANCE,
     Simulation,
     SimulationBatch,
     check_rewind,
     draw_seed,
     excess,
+    name_outside,
     whole,
 )
 from kinema.types import Precision
@@ -210,8 +210,7 @@ class World(WorldModel):
         rows = self.check_actions(actions, (len(actions), self.action_dim), "actions")
         normalized = self.action_normalizer.normalize(torch.from_numpy(rows).to(self.device))
         distances = excess(normalized, self.held_action(normalized)).amax(0).tolist()
-        by_name = zip(self.config.action_names, distances, strict=True)
-        return {name: distance for name, distance in by_name if distance > OUTSIDE_TOLERANCE}
+        return name_outside(self.column_names[: len(distances)], distances)
 
     def act(
         self,

@@ -14,7 +14,7 @@ from kinema.data.latents import Rows, write_rows
 from kinema.data.segments import Segments
 from kinema.model.parts import add_weights
 from kinema.model.tokens import NUM_BEFORE, Values
-from kinema.model.world import Normalizer
+from kinema.model.units import Normalizer
 from kinema.simulation.world import World
 from kinema.tokenizers import to_pixels
 

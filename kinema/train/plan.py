@@ -145,7 +145,7 @@ def _sketch(run: Run, recipe: Recipe, config: WorldConfig, dataset: Dataset) -> 
             camera.key: rng.integers(0, 256, (SKETCH_ROWS, *size, 3), dtype=np.uint8)
             for camera, size in zip(config.cameras, config.learned_sizes, strict=True)
         },
-        actions=rng.normal(size=(SKETCH_ROWS, dynamics.action_dim)).astype(np.float32),
+        actions=rng.normal(size=(SKETCH_ROWS, len(config.actions))).astype(np.float32),
         proprio=None,
         lengths=np.array([SKETCH_ROWS]),
         native_sizes={},

@@ -5,7 +5,7 @@ Each checks the facts before anything is learned, yields its stages, and writes 
 
 import dataclasses
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Protocol, runtime_checkable
 
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 import tyro
 
-from kinema.data.layout import dimension_names, picture_shape
+from kinema.data.dimensions import Dimension, find_dimensions
+from kinema.data.layout import picture_shape
 from kinema.data.lerobot import Dataset
 from kinema.data.segments import SegmentsConfig, load_segments
 from kinema.model.world import ACTING_FILE, CONFIG_FILE, HEADS_FILE, CameraConfig, WorldConfig
@@ -57,6 +58,10 @@ class TrainConfig(LoopConfig):
     parts: tuple[Part, ...] = ("dynamics",)
     """Parts of --from that go on learning, one after the other. Heads and clones do not fit another manifold,
     and what a network needs to act does not fit another dynamics."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of the dimensions that `kinema data` shows with a wrong one, each as KEY.DIMENSION=KIND, such as
+    observation.state.3=angle. DIMENSION is a name or a number; KIND is continuous, angle (radians, degrees),
+    discrete or one-hot."""
     also: tuple[str, ...] = ()
     """More datasets (folders or Hub ids) from which --from goes on learning."""
 
@@ -67,6 +72,8 @@ class TrainConfig(LoopConfig):
                 raise ValueError(
                     f"--{name} is for a finished world that goes on learning: name it with --from"
                 )
+        if self.kinds and (self.from_ is not None or self.adds):
+            raise ValueError("--kinds is for a new world: a finished one keeps its kinds")
         if self.recipe not in RECIPES:
             raise ValueError(f"recipe '{self.recipe}': choose one of {', '.join(RECIPES)}")
 
@@ -112,7 +119,9 @@ class NewProgram:
         self.config = config
         self.dataset = Dataset.open(config.data)
         self.recipe = RECIPES[config.recipe](self.dataset).shortened(config.update_share)
+        self.dimensions = find_dimensions(self.dataset, config.kinds)
         options = {"data": config.data, "recipe": config.recipe, "seed": config.seed}
+        options |= {"kinds": list(config.kinds)}
         options |= {"accumulate": config.accumulate, **dataclasses.asdict(self.recipe)}
         self.identity = Identity("run", options, [facts.fingerprint(self.dataset)])
 
@@ -129,7 +138,7 @@ class NewProgram:
             num_held_out=recipe.num_held_out,
         )
         torch.manual_seed(self.config.seed)
-        self.world = World(_world_config(self.config, recipe, self.dataset)).to(run.device)
+        self.world = World(_world_config(self.config, recipe, self.dataset, self.dimensions)).to(run.device)
         names = ["tokenizer"] if recipe.tokenizer is not None else []
         names += [part for part in ("manifold", "decoder") if recipe.schedule(part) is not None]
         _say_cost(run, recipe, self.world, [(self.dataset, self.episodes.learned)], [*names, "dynamics"])
@@ -363,8 +372,14 @@ def _extended(world: World, recipe: Recipe) -> World:
     return extended
 
 
-def _world_config(config: TrainConfig, recipe: Recipe, dataset: Dataset) -> WorldConfig:
-    names = (f"action_{n}" if n.isdecimal() else n for n in dimension_names(dataset.features["action"]))
+def _world_config(
+    config: TrainConfig, recipe: Recipe, dataset: Dataset, dimensions: Mapping[str, tuple[Dimension, ...]]
+) -> WorldConfig:
+    actions = tuple(
+        dataclasses.replace(each, name=f"action_{each.name}") if each.name.isdecimal() else each
+        for each in dimensions["action"]
+    )
+    proprio = dimensions[recipe.segments.proprio] if recipe.segments.proprio else ()
     learned = recipe.segments.sizes_of(recipe.segments.cameras or ())
     native = {key: picture_shape(dataset.features[key]) for key in learned}
     return WorldConfig(
@@ -381,9 +396,14 @@ def _world_config(config: TrainConfig, recipe: Recipe, dataset: Dataset) -> Worl
             for key, (height, width) in learned.items()
         ),
         proprio_key=recipe.segments.proprio,
-        action_names=tuple(names),
+        actions=actions,
+        proprio=proprio,
         tokenizer=recipe.tokenizer,
-        dynamics=recipe.dynamics,
+        dynamics=dataclasses.replace(
+            recipe.dynamics,
+            action_dim=sum(each.num_columns for each in actions),
+            proprio_dim=sum(each.num_columns for each in proprio),
+        ),
         manifold=recipe.manifold,
         still_change=recipe.still_change,
         num_denoising_steps=recipe.num_denoising_steps,

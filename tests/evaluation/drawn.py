@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from kinema.data import Dataset, DatasetWriter
+from kinema.data.dimensions import Dimension
 from kinema.kits.pusht import detect as pusht
 from kinema.model.tokens import DynamicsConfig
 from kinema.model.world import CameraConfig, WorldConfig
@@ -105,7 +106,8 @@ def tiny_config(
         fps=10.0,
         cameras=cameras,
         proprio_key=proprio_key,
-        action_names=tuple(f"a{index}" for index in range(action_dim)),
+        actions=tuple(Dimension(name=f"a{index}") for index in range(action_dim)),
+        proprio=tuple(Dimension(name=str(index)) for index in range(proprio_dim)),
         tokenizer=ConvTokenizerConfig(
             height=size, width=size, latent_dim=4, encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8)
         )

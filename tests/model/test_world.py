@@ -11,7 +11,7 @@ from kinema.data import Dataset
 from kinema.data.frames import resize
 from kinema.data.video import probe
 from kinema.evaluation.demo import RECORDING
-from kinema.model.world import CONFIG_FILE, WEIGHTS_FILE, CameraConfig, Normalizer, WorldError, WorldModel
+from kinema.model.world import CONFIG_FILE, WEIGHTS_FILE, CameraConfig, WorldError, WorldModel
 from kinema.simulation.world import World, load
 
 from ..worlds import (
@@ -43,50 +43,6 @@ def vectors() -> World:
 
 def both(frames: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
     return {CAMERA: frames, SECOND_CAMERA: other}
-
-
-# Units.
-
-
-def test_the_normalizer_brings_the_range_of_the_data_to_one_and_back() -> None:
-    values = np.random.default_rng(0).uniform([-3, 100], [5, 200], (10_000, 2))
-    normalizer = Normalizer(2)
-    normalizer.fit(values)
-    normalized = normalizer.normalize(torch.tensor([[-3.0, 100.0], [1.0, 150.0], [5.0, 200.0]]))
-    torch.testing.assert_close(
-        normalized, torch.tensor([[-1.0, -1.0], [0.0, 0.0], [1.0, 1.0]]), atol=0.01, rtol=0.0
-    )
-    data = torch.from_numpy(values).float()
-    torch.testing.assert_close(normalizer.restore(normalizer.normalize(data)), data)
-    # Nothing is clipped, so actions beyond the data are still distinct.
-    assert normalizer.normalize(torch.tensor([[9.0, 150.0]]))[0, 0] > 1.9
-
-
-@pytest.mark.parametrize("scale", [1e-8, 1e-3, 1e9, 1e30])
-def test_the_normalizer_takes_any_range_for_one(scale: float) -> None:
-    values = (scale * np.random.default_rng(0).uniform(-1, 1, (10_000, 1))).astype(np.float32)
-    normalizer = Normalizer(1)
-    normalizer.fit(values)
-    normalized = normalizer.normalize(torch.from_numpy(values))
-    assert normalized.abs().max() == pytest.approx(1.0, abs=0.01)
-    torch.testing.assert_close(normalizer.restore(normalized), torch.from_numpy(values), atol=0, rtol=1e-5)
-
-
-def test_a_constant_with_the_error_of_single_precision_is_a_constant() -> None:
-    values = np.full((100, 1), 0.7, np.float32)
-    values[::2] = np.nextafter(np.float32(0.7), np.float32(1))
-    normalizer = Normalizer(1)
-    normalizer.fit(values)
-    assert normalizer.scale.item() == 1.0
-
-
-def test_the_normalizer_withstands_outliers_and_constants() -> None:
-    values = np.random.default_rng(0).uniform(-1, 1, (10_000, 2))
-    values[0, 0], values[:, 1] = 1e6, 7.0
-    normalizer = Normalizer(2)
-    normalizer.fit(values)
-    normalized = normalizer.normalize(torch.tensor([[1.0, 7.0], [0.0, 7.5]]))
-    torch.testing.assert_close(normalized, torch.tensor([[1.0, 0.0], [0.0, 0.5]]), atol=0.02, rtol=0.0)
 
 
 # Pictures.
