@@ -154,7 +154,7 @@ def _one_hot_groups(values: np.ndarray) -> list[int]:
     sizes, start = [0] * count, 0
     if not len(values) or np.isnan(values).any():
         return sizes
-    is_binary = np.isin(values, (0.0, 1.0)).all(0)
+    is_binary = ((values == 0.0) | (values == 1.0)).min(axis=0)
     while start < count:
         sums, stop = np.zeros(len(values)), start
         while stop < count and is_binary[stop] and not (sums == 1.0).all():

@@ -195,7 +195,7 @@ def _size(offsets: Float[Tensor, "B N"]) -> Float[Tensor, " B"]:
 
 
 def restore_actions(
-    world: WorldModel, actions: Float[np.ndarray, "*batch A"]
+    world: WorldModel, actions: Float[np.ndarray, "*batch V"]
 ) -> Float[np.ndarray, "*batch A"]:
     """Normalised actions in the units of the dataset."""
     tensor = torch.from_numpy(np.asarray(actions, dtype=np.float32)).to(world.device)
@@ -204,7 +204,7 @@ def restore_actions(
 
 def normalize_actions(
     world: WorldModel, actions: Float[np.ndarray, "*batch A"]
-) -> Float[np.ndarray, "*batch A"]:
+) -> Float[np.ndarray, "*batch V"]:
     """Actions in the units of the dataset, normalised."""
     tensor = torch.from_numpy(np.asarray(actions, dtype=np.float32)).to(world.device)
     return world.action_normalizer.normalize(tensor).cpu().double().numpy()

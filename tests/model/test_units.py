@@ -143,7 +143,7 @@ def test_a_rare_choice_has_the_scale_of_the_others() -> None:
 
 def test_only_one_group_that_is_the_whole_vector_takes_a_choice() -> None:
     def choices(count: int, kind: str = "one-hot", size: int = 3) -> Normalizer:
-        return Normalizer([Dimension(name="", kind=kind, high=1.0, choices=size)] * count)  # pyright: ignore
+        return Normalizer([Dimension(name="", kind=kind, high=1.0, choices=size)] * count)
 
     assert choices(3).takes_choice
     assert not choices(6).takes_choice
