@@ -11,6 +11,8 @@ noised ones, beside what the last position explains already. Each objective is t
 - ``mean``: the squared error of flow matching (2210.02747), with no step size.
 - ``shortcut``: the same, and the network is given its step size; a large step learns to be two small ones
   (2410.12557; in terms of clean values 2509.24527).
+- ``score``: the energy score of two predictions from the same noised value, which differ by an extra noise
+  input. Its optimum samples the posterior of the clean value, so any number of calls is right (2502.02483).
 """
 
 import dataclasses
@@ -27,6 +29,8 @@ TURN = 4
 PRIOR_ERROR = 0.3
 """Root mean square by which the last position misses the next, roughly."""
 NUM_FUTURES = 1000
+NUM_EXTRA = 4
+"""Numbers of extra noise."""
 SMALLEST_STEP = 1 / 16
 
 
@@ -38,7 +42,7 @@ class Config:
     """Largest deviation of the noise on past positions in training."""
     batch: int = 256
     """Positions in an update."""
-    objectives: tuple[str, ...] = ("distance", "mean", "shortcut")
+    objectives: tuple[str, ...] = ("distance", "mean", "shortcut", "score")
     """Objectives to compare."""
 
 
@@ -56,16 +60,26 @@ class Denoiser(nn.Module):
     def __init__(self, width: int = 128):
         super().__init__()
         self.register_buffer("octaves", torch.pi * 2.0 ** torch.arange(4))
-        sizes = [4 + 2 + 2 * 9, width, width, width]
+        sizes = [4 + 2 + 2 * 9 + NUM_EXTRA, width, width, width]
         hidden = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.SiLU())]
         self.layers = nn.Sequential(*hidden, nn.Linear(width, 2))
 
-    def forward(self, past_B22: Tensor, noised_B2: Tensor, tau_B: Tensor, step_B: Tensor) -> Tensor:
+    def forward(
+        self,
+        past_B22: Tensor,
+        noised_B2: Tensor,
+        tau_B: Tensor,
+        step_B: Tensor,
+        extra_BX: Tensor | None = None,
+    ) -> Tensor:
+        """Clean positions; ``extra_BX`` is the extra noise, zeros by default."""
+        if extra_BX is None:
+            extra_BX = noised_B2.new_zeros(len(noised_B2), NUM_EXTRA)
         tau, prior = tau_B[:, None], past_B22[:, -1]
         variance = PRIOR_ERROR**2 * tau**2 + (1.0 - tau) ** 2
         expected = prior + PRIOR_ERROR**2 * tau / variance.clamp_min(1e-6) * (noised_B2 - tau * prior)
         unknown = PRIOR_ERROR * (1.0 - tau) / variance.sqrt().clamp_min(1e-6)
-        features = [past_B22.flatten(1), noised_B2, self._features(tau_B), self._features(step_B)]
+        features = [past_B22.flatten(1), noised_B2, self._features(tau_B), self._features(step_B), extra_BX]
         return expected + unknown * self.layers(torch.cat(features, dim=-1))
 
     def _features(self, values_B: Tensor) -> Tensor:
@@ -121,10 +135,22 @@ def objective_loss(
             two_half_steps(average, *(x[:num_bootstrapped] for x in (past, noised, tau, step))),
             target[num_bootstrapped:],
         ])  # fmt: skip
+    if objective == "score":
+        extra = torch.randn(2, batch, NUM_EXTRA, generator=generator)
+        other_start = torch.randn(target.shape, generator=generator)
+        # Where the value is all noise, the two may have different noise.
+        other = torch.where(tau[:, None] > 0, noised, other_start)
+        first, second = network(past, noised, tau, step, extra[0]), network(past, other, tau, step, extra[1])
+        return ((distance(first, target) + distance(second, target) - distance(first, second)) / 2).mean()
     error = (network(past, noised, tau, step) - target).square().mean(-1)
     if objective == "distance":
         return (error + 0.03**2).sqrt().mean()
     return (error / (1.0 - tau).clamp_min(0.05)).mean()
+
+
+def distance(first: Tensor, second: Tensor) -> Tensor:
+    """Euclidean distance, smooth at zero."""
+    return ((first - second).square().mean(-1) + 0.03**2).sqrt() - 0.03
 
 
 @torch.no_grad()
@@ -140,17 +166,19 @@ def two_half_steps(network: Denoiser, past: Tensor, noised: Tensor, tau: Tensor,
 
 
 @torch.no_grad()
-def simulate(network: Denoiser, num_calls: int, *, knows_step: bool) -> Tensor:
+def simulate(network: Denoiser, num_calls: int, objective: str) -> Tensor:
     """The last horizontal position of each future."""
     generator = torch.Generator().manual_seed(1)
     start = episodes(NUM_FUTURES, generator)
     frames = [start[:, 0], start[:, 1]]
-    step = torch.full((NUM_FUTURES,), 1.0 / num_calls if knows_step else 0.0)
+    step = torch.full((NUM_FUTURES,), 1.0 / num_calls if objective == "shortcut" else 0.0)
+    deviation = float(objective == "score")
     for _ in range(2, NUM_STEPS):
         past, x = torch.stack(frames[-2:], dim=1), torch.randn(NUM_FUTURES, 2, generator=generator)
         for call in range(num_calls):
             tau = call / num_calls
-            clean = network(past, x, torch.full((NUM_FUTURES,), tau), step)
+            extra = deviation * torch.randn(NUM_FUTURES, NUM_EXTRA, generator=generator)
+            clean = network(past, x, torch.full((NUM_FUTURES,), tau), step, extra)
             x = clean if call == num_calls - 1 else x + (clean - x) / num_calls / (1.0 - tau)
         frames.append(x)
     return frames[-1][:, 0]
@@ -165,7 +193,7 @@ def main(config: Config) -> None:
         network = train(objective, config)
         seconds = time.perf_counter() - began
         for num_calls in (1, 2, 4, 16):
-            last = simulate(network, num_calls, knows_step=objective == "shortcut")
+            last = simulate(network, num_calls, objective)
             left, right = ((last - side).abs().lt(0.2).float().mean().item() for side in (-1.0, 1.0))
             print(f"{objective:<12}{num_calls:>6}{left:>8.1%}{right:>8.1%}{1.0 - left - right:>9.1%}")
         print(f"trained in {seconds:.0f} s", flush=True)

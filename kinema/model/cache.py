@@ -34,6 +34,11 @@ class Ring:
         self.buffer[..., self.end : self.end + 1, :] = frame
         return self._past_and_next()
 
+    @property
+    def next_frame(self) -> Tensor:
+        """The frame written last, which is not kept yet."""
+        return self.buffer[..., self.end : self.end + 1, :]
+
     def _past_and_next(self) -> Tensor:
         """The window, and the frame written last."""
         return self.buffer[..., max(0, self.end - self.window) : self.end + 1, :]
@@ -198,7 +203,9 @@ class Cache:
             like=like,
         )
         self.holds_next = False
-        """Whether the layers have the next frame already, as it will be remembered."""
+        """True where keys and values of the next frame are there already, as they will be kept."""
+        self._held: list[Tensor] | None = None
+        """Keys and values of the next frame by layer, where the layers were written again since."""
         self.num_frames = torch.zeros(batch, dtype=torch.long, device=like.device)
         """Frames that each session has kept so far."""
 
@@ -227,9 +234,18 @@ class Cache:
         """Proprioception of the frame kept last."""
         return self.frames.past()[:, -1, self.sizes[0] : self.sizes[0] + self.sizes[1]]
 
+    def hold_next(self) -> None:
+        """Put the keys and values of the next frame aside before the layers are written again."""
+        if self._held is None:
+            self._held = [layer.next_frame.clone() for layer in self.layers]
+
     def keep(self, frame: Values, tau: Float[Tensor, "B 1 M"]) -> None:
-        """Keep a frame that the layers have."""
+        """Keep a frame whose keys and values are there."""
         assert self.holds_next
+        if self._held is not None:
+            for layer, held in zip(self.layers, self._held, strict=True):
+                layer.with_frame(held)
+            self._held = None
         self.frames.with_frame(torch.cat([frame.pack(), tau], dim=-1))
         for ring in self.rings:
             ring.keep()
@@ -250,7 +266,7 @@ class Cache:
         for ring in self.rings:
             ring.rewind(num_frames)
         self.num_frames = self.num_frames - num_frames
-        self.holds_next = False
+        self.holds_next, self._held = False, None
 
     @property
     def is_full(self) -> bool:
@@ -266,7 +282,7 @@ class Cache:
         of_frames = None if max_rewind is None else self._frames_rewind(self.layers[0].window, max_rewind)
         other.frames = self.frames.select(indices, 0, of_frames)
         other.num_frames = self.num_frames[indices.to(self.num_frames.device)]
-        other.holds_next = False
+        other.holds_next, other._held = False, None
         return other
 
     def replace(self, indices: Tensor, other: "Cache") -> None:
@@ -294,7 +310,7 @@ class Cache:
         other.layers = [LayerCache.of_sessions(of_sessions) for of_sessions in layers]
         other.frames = Ring.gather([cache.frames for cache in caches], 0)
         other.num_frames = torch.cat([cache.num_frames for cache in caches])
-        other.holds_next = False
+        other.holds_next, other._held = False, None
         return other
 
     def scatter(self, caches: "Sequence[Cache]") -> None:

@@ -1,108 +1,129 @@
-"""What the dynamics is trained on: every frame of a segment from a clean past, as it will meet it.
+"""The training objective of the dynamics: every frame of a segment from the frames before it, for every task.
 
-The segment enters twice: once as context, as a rollout remembers its frames, once as target, noised. A target
+The segment enters twice: once as context, as a rollout commits its frames, once as target, noised. A target
 sees the context before it and itself, never another target, so one pass gives a prediction for every frame
-under just the conditions of a rollout. Where every target is as it will be remembered, both are the same, and
-it enters once (``Dynamics.foretell``). What the context hands on of its pictures is noised a little: a
-rollout is then stable against its own errors (diffusion forcing, 2407.01392; 2408.14837, section 3.2).
+under the conditions of a rollout. Where every target is pure noise, both are the same, and the segment enters
+once (``Dynamics.forward_from_noise``). The observations in the context are noised a little: a rollout is then
+stable against its own errors (diffusion forcing, 2407.01392; 2408.14837, section 3.2).
 
-Noise times are drawn jointly, as they meet when a frame is solved: first proprioception, from the past and
-the action; then the picture, given that too. And in the other directions: proprioception from the picture,
-where a recording has none; the action from both.
+Every target is predicted twice, with noise of its own, and the loss is the energy score of the two: its
+optimum are samples of what may follow, so one network call gives a possible future, and several calls are as
+right as one (distributional diffusion, 2502.02483).
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kinema.model.flow import interpolate, sample_tau
+from kinema.model.score import energy_score, is_plausible
+from kinema.model.tasks import TASKS, Role, Task, passes
 from kinema.model.tokens import Values
 from kinema.model.transformer import Dynamics
+
+SMOOTHNESS = {"observations": 0.03, "proprio": 0.02, "action": 0.05}
+"""Errors below which the score is quadratic, in normalised units."""
+PLAUSIBLE_SPREADS = 2.0
+"""A simulated frame is context for a recorded one while it is within so many spreads of the recorded frame
+before it: where the world took another turn, what was recorded does not follow from what was simulated."""
+MOTION_MEMORY = 4
+"""Frames for which a latent that changed counts as moving."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DynamicsObjectiveConfig:
-    mixed_share: float = 1.0
-    """Share of batches in which all that follows is drawn; in the others every picture is to be found out of
-    pure noise, all else being known, which takes half the arithmetic (``Dynamics.foretell``)."""
-    infer_share: float = 0.07
-    """Share of frames trained to find the action from the frame; the others find the frame."""
-    proprio_share: float = 0.15
-    """Share of frames trained to find proprioception before the picture, where a world knows both."""
-    locate_share: float = 0.05
-    """Share of frames trained to find proprioception from the picture, where a world knows both."""
-    hidden_share: float = 0.1
+    mixed_share: float = 0.5
+    """Share of batches with targets of all tasks at all noise times; in the others every frame is simulated
+    from pure noise, all else being given, which takes two thirds of the arithmetic."""
+    generate_prob: float = 0.05
+    """Share of targets of the task ``generate``; the rest of all targets are of ``simulate``."""
+    act_prob: float = 0.07
+    """The same of ``act``."""
+    infer_prob: float = 0.07
+    """The same of ``infer``."""
+    locate_prob: float = 0.05
+    """The same of ``locate``, where a world has both cameras and proprioception."""
+    proprio_prob: float = 0.15
+    """Share of targets of ``simulate`` whose proprioception is denoised; in the others it is given."""
+    hidden_prob: float = 0.1
     """Share of segments whose actions are hidden in the context, and of those whose proprioception is, as in
     recordings without them."""
-    pure_noise_share: float = 0.5
-    """Share of targets at ``tau`` = 0, where few-step sampling starts."""
+    pure_noise_prob: float = 0.5
+    """Share of targets at ``tau`` = 0, where sampling starts."""
     max_context_noise: float = 0.2
-    """Pictures in the context are noised down to ``tau`` = 1 minus this."""
+    """Observations in the context are noised down to ``tau`` = 1 minus this."""
     max_proprio_noise: float = 0.02
-    """The same of proprioception."""
+    """The same of proprioception beside cameras."""
     motion_weight: float = 8.0
-    """How much more a latent counts that changes than one that stays."""
+    """Added weight of a latent near one that changed in the last frames, against 1 of all others."""
     motion_threshold: float = 0.05
-    """Least mean square change of a latent from one frame to the next that counts as motion."""
+    """Least mean square change of a latent against its prior that counts as motion."""
+    frame_weight: float = 1.0
+    """Weight of the score of whole frames against that of single latents or numbers: what is seen at one
+    place must fit what is seen at another."""
     action_weight: float = 0.1
-    """Weight of the action's squared error against that of the latents."""
+    """Weight of the action's score against that of the observations."""
     proprio_weight: float = 3.0
-    """Weight of proprioception's absolute error (squared below 0.02) against the latents' squared error."""
+    """Weight of the score of proprioception."""
     locate_weight: float = 0.1
-    """Weight of a frame that is located against one that is foreseen: its error is much larger."""
-
-
-LEAST_ERROR = 0.03
-"""Errors of a latent below this count as squares."""
-
-OBSERVATION, PROPRIO, LOCATE, ACTION = range(4)
-"""What a target frame is trained to find: the picture; proprioception before it, or from it; the action from
-both."""
+    """Weight of proprioception that is located against proprioception that is simulated: its error is much
+    larger."""
 
 
 class DynamicsBatch(NamedTuple):
-    """Segments, and how much of their context is the network's own."""
+    """Segments, and how much of their context is simulated."""
 
     values: Values
     """Clean, normalised frames ``B T``."""
     has_action: Bool[Tensor, "B T"]
     """True where the action that led to the frame is recorded."""
-    own_context_share: float = 0.0
-    """Share of segments whose context is the network's own, as it is in a rollout: clean, and each frame
-    simulated from as many true ones before it as ``own_context_steps``."""
-    own_context_steps: int = 1
+    self_forcing_prob: float = 0.0
+    """Share of segments whose context is simulated by the network itself, as it is in a rollout: clean, and
+    each frame from as many true ones before it as ``self_forcing_steps``."""
+    self_forcing_steps: int = 1
     """Steps of that rollout."""
 
 
 class DynamicsObjective(nn.Module):
     """``module(batch) -> (loss, metrics)``: each frame of segments from the frames before it."""
 
-    def __init__(
-        self,
-        dynamics: Dynamics,
-        config: DynamicsObjectiveConfig,
-        settle: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
-    ):
-        """``settle``, if any, makes of the latents that the dynamics found (``N L Z``), those of the frames
-        before and the proprioception (``N P``) what a session keeps; see ``WorldModel.draw_near``."""
+    def __init__(self, dynamics: Dynamics, config: DynamicsObjectiveConfig):
         super().__init__()
         self.dynamics = dynamics
         self.config = config
-        self.settle = settle
         self.num_cameras = len(dynamics.config.grids)
         self.has_proprio = dynamics.config.proprio_dim > 0
+        self.targets = self._target_probs()
+        """Steps of the tasks by their names, and their shares."""
+
+    def _target_probs(self) -> list[tuple[str, Task, float]]:
+        config = self.config
+        probs = {name: getattr(config, f"{name}_prob") for name in ("generate", "act", "infer", "locate")}
+        targets = []
+        for name, prob in {"simulate": 1.0, **probs}.items():
+            steps = passes(TASKS[name], has_cameras=self.num_cameras > 0, has_proprio=self.has_proprio)
+            shares = (
+                [prob]
+                if len(steps) == 1
+                else [prob * config.proprio_prob, prob * (1.0 - config.proprio_prob)]
+            )
+            targets += [(name, step, share) for step, share in zip(steps, shares, strict=False)]
+        others = sum(share for name, _, share in targets if name != "simulate")
+        return [
+            (name, step, share * (1.0 - others) if name == "simulate" else share)
+            for name, step, share in targets
+        ]
 
     def forward(
         self, batch: DynamicsBatch, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and metrics of a batch: all ``T`` frames are targets, all but the last context; ``generator``
-        draws all noise."""
-        values, has_action, own_context_share, own_context_steps = batch
+        """Compute the loss and the metrics of a batch: all ``T`` frames are targets, all but the last are
+        context; ``generator`` draws all noise."""
+        values, has_action, self_forcing_prob, self_forcing_steps = batch
         config, device = self.config, has_action.device
         num_segments, time = has_action.shape
 
@@ -110,190 +131,280 @@ class DynamicsObjective(nn.Module):
             return torch.rand(shape, generator=generator, device=device)
 
         is_mixed = bool(random(1) < config.mixed_share)
-        hidden_share = config.hidden_share * is_mixed
-        uses_own = random(num_segments) < own_context_share
-        picture_noise = config.max_context_noise * random(num_segments, time)
-        picture_tau = 1.0 - picture_noise.masked_fill(uses_own[:, None], 0.0)
-        proprio_tau = 1.0 - config.max_proprio_noise * random(num_segments, time)
-        shows_actions = has_action & (random(num_segments, 1) >= hidden_share)
-        shows_proprio = (random(num_segments, 1) >= hidden_share).float()
-        context_tau = self._levels(picture_tau, shows_proprio * proprio_tau, shows_actions.float())
-
-        kind = torch.full((num_segments, time), OBSERVATION if self.num_cameras else PROPRIO, device=device)
-        if is_mixed:
-            kind = self._draw_kinds(random(num_segments, time), has_action)
-        tau = sample_tau(
-            (num_segments, time), pure_noise_share=config.pure_noise_share, generator=generator, device=device
+        is_own = random(num_segments) < self_forcing_prob
+        hidden_prob = config.hidden_prob * is_mixed
+        noise_level = random(num_segments, time) * random(num_segments, 1)
+        if not self.num_cameras:
+            noise_level = noise_level.masked_fill(is_own[:, None], 0.0)
+        visible = _Visible(
+            observations=1.0 - config.max_context_noise * noise_level.masked_fill(is_own[:, None], 0.0),
+            proprio=1.0
+            - self._proprio_noise * (random(num_segments, time) if self.num_cameras else noise_level),
+            shows_action=has_action & (random(num_segments, 1) >= hidden_prob),
+            shows_proprio=random(num_segments, 1) >= hidden_prob * (self.num_cameras > 0),
+            has_action=has_action,
         )
-        zero = torch.zeros_like(tau)
-        action_tau = has_action.float()
-        target_tau = torch.stack([
-            self._levels(tau, proprio_tau, action_tau),
-            self._levels(zero, tau, action_tau),
-            self._levels(picture_tau, tau, action_tau),
-            self._levels(picture_tau, shows_proprio * proprio_tau, tau),
-        ])  # fmt: skip
-        target_tau = target_tau.gather(0, kind[None, :, :, None].expand(1, -1, -1, target_tau.shape[-1]))[0]
-
+        context_tau = self._levels(
+            visible.observations, visible.shows_proprio * visible.proprio, visible.shows_action.float()
+        )
         past = values.map(lambda x: x[:, :-1])
         context = self.add_noise(past, context_tau[:, :-1], generator)
-        noise = self._noise_of(values, generator)
-        context_noise = noise[:, :-1]
-        shown = past.latents
-        if uses_own.any():
-            for _ in range(own_context_steps):
-                context = self._own_context(
-                    context, context_tau[:, :-1], context_noise, past, uses_own, generator
-                )
-            shown = torch.where(uses_own.view(-1, 1, 1, 1), context.latents, shown)
+        if is_own.any():
+            for _ in range(self_forcing_steps):
+                context = self._simulated_context(context, context_tau[:, :-1], past, is_own, generator)
         if is_mixed:
-            target = self.add_noise(values, target_tau, generator)
-            predicted = self.dynamics(
-                context, context_tau[:, :-1], target, target_tau, context_noise=context_noise
+            target_of = self._draw_targets(random(num_segments, time), has_action)
+            tau = sample_tau(
+                (num_segments, time),
+                pure_noise_share=config.pure_noise_prob,
+                generator=generator,
+                device=device,
             )
+            levels = torch.stack(
+                [self._target_levels(name, step, tau, visible) for name, step, _ in self.targets]
+            )
+            index = target_of[None, :, :, None].expand(1, -1, -1, levels.shape[-1])
+            target_tau = levels.gather(0, index)[0]
+            predicted = self._predict_targets(context, context_tau[:, :-1], values, target_tau, generator)
         else:
+            target_of = torch.full((num_segments, time), self._main_target, device=device)
             last = self.add_noise(values.map(lambda x: x[:, -1:]), context_tau[:, -1:], generator)
-            predicted = self.dynamics.foretell(context.followed_by(last), context_tau, noise)
+            predicted = self._predict_from_noise(context.followed_by(last), context_tau, generator)
+        return self._loss(predicted, values, context, target_of)
 
-        # A distance and not its square: where several things may happen, the least mean square is their
-        # mixture, and that is no picture; the least distance is near the likeliest.
-        square = (predicted.latents - values.latents).square().mean(-1)
-        latent_error = (square + LEAST_ERROR**2).sqrt() - LEAST_ERROR
-        errors = {
-            "observation": (self._motion_weights(values, shown) * latent_error).sum(-1),
-            "proprio": F.smooth_l1_loss(predicted.proprio, values.proprio, reduction="none", beta=0.02).mean(
-                -1
-            ),
-            "action": (predicted.action - values.action).square().mean(-1),
-        }
-        # The first frame has no past: only its proprioception can be found, from its picture.
-        has_past = torch.arange(time, device=device) > 0
-        counted = {
-            "observation": (kind == OBSERVATION) & has_past & bool(self.num_cameras),
-            "proprio": (kind == PROPRIO) & has_past,
-            "locate": kind == LOCATE,
-            "action": (kind == ACTION) & has_past,
-        }
-        errors["locate"] = errors["proprio"]
-        weights = {
-            "observation": 1.0,
-            "proprio": config.proprio_weight,
-            "locate": config.proprio_weight * config.locate_weight,
-            "action": config.action_weight,
-        }
-        loss = torch.zeros((), device=device)
-        metrics = {}
-        for name, error in errors.items():
-            if not self._can_find(name):
-                continue
-            chosen = counted[name]
-            loss = loss + weights[name] * (error * chosen).mean()
-            metrics[name] = (error * chosen).sum() / chosen.sum().clamp_min(1)
-        return loss, {name: value.detach() for name, value in metrics.items()}
+    @property
+    def _proprio_noise(self) -> float:
+        """Largest noise on proprioception in the context."""
+        return self.config.max_proprio_noise if self.num_cameras else self.config.max_context_noise
 
-    def _can_find(self, name: str) -> bool:
-        """Whether a world has what is to be found, and where it is to be found."""
-        needs_camera, needs_proprio = name in ("observation", "locate"), name in ("proprio", "locate")
-        return (not needs_camera or self.num_cameras > 0) and (not needs_proprio or self.has_proprio)
+    @property
+    def _main_target(self) -> int:
+        """Index of the target that a frame has where all is given: the last step of ``simulate``."""
+        return max(i for i, (name, *_) in enumerate(self.targets) if name == "simulate")
 
-    def _motion_weights(self, values: Values, shown: Float[Tensor, "B S L Z"]) -> Float[Tensor, "B T L"]:
-        """Weights of the latents, 1 over all of a frame in the mean of the batch: most of a picture is as
-        the linear response foresees it from what the context shows (all frames but the last), and what is
-        there to learn is in the rest."""
-        shown = torch.cat([shown, values.latents[:, -1:]], dim=1)
-        change = (
-            (values.latents - self.dynamics.foresee(dataclasses.replace(values, latents=shown)).latents)
-            .square()
-            .mean(-1)
+    def _draw_targets(
+        self, draw: Float[Tensor, "B T"], has_action: Bool[Tensor, "B T"]
+    ) -> Int[Tensor, "B T"]:
+        """Indices of ``targets`` by frame. A frame whose action is not recorded is not asked for it, nor is
+        the first frame of a segment, which is located where that is possible."""
+        bounds = torch.tensor([share for *_, share in self.targets], device=draw.device).cumsum(0)
+        index = torch.searchsorted(bounds, draw.contiguous()).clamp_max(len(bounds) - 1)
+        wants_action = torch.tensor([step.action is Role.DENOISE for _, step, _ in self.targets]).to(
+            draw.device
         )
-        moves = (change > self.config.motion_threshold).to(change.dtype)
-        moves[:, 0] = 0.0
-        weights = 1.0 + self.config.motion_weight * moves
-        return weights / weights.sum(-1).mean().clamp_min(1.0)
+        cannot = ~has_action
+        cannot[:, 0] = True
+        index = index.masked_fill(cannot & wants_action[index], self._main_target)
+        located = [i for i, (name, *_) in enumerate(self.targets) if name == "locate"]
+        if located:
+            index[:, 0] = located[0]
+        return index
 
-    def _draw_kinds(self, draw: Tensor, has_action: Tensor) -> Tensor:
-        """What each target frame is trained to find; the first frame of a segment is located."""
+    def _target_levels(
+        self, name: str, step: Task, tau: Float[Tensor, "B T"], visible: "_Visible"
+    ) -> Float[Tensor, "B T M"]:
+        """Noise times of targets in a step of a task."""
+        zero = torch.zeros_like(tau)
+        # A rollout gives the proprioception that it simulated, whatever the context shows.
+        proprio = visible.proprio if name == "simulate" else visible.shows_proprio * visible.proprio
+        clean = Task(visible.observations, proprio, visible.has_action.float())  # pyright: ignore[reportArgumentType]
+        levels = [
+            {Role.CLEAN: given, Role.NOISE: zero, Role.DENOISE: tau}[role]
+            for role, given in zip(step, clean, strict=True)
+        ]
+        return self._levels(*levels)
+
+    def _predict_targets(
+        self,
+        context: Values,
+        context_tau: Float[Tensor, "B S M"],
+        values: Values,
+        tau: Float[Tensor, "B T M"],
+        generator: torch.Generator | None,
+    ) -> tuple[Values, Values]:
+        """Two predictions of noised frames. Both see the same noised value, or noise of their own where it
+        is nothing but noise."""
+        first, second = self._noise_like(values, generator), self._noise_like(values, generator)
+        tau_of = self._spread(tau)
+        second = first.zip(second, tau_of, lambda a, b, level: torch.where(level > 0, a, b))
+        noised = [values.zip(noise, tau_of, interpolate) for noise in (first, second)]
+        target = noised[0].followed_by(noised[1])
+        predicted = self.dynamics(
+            context,
+            context_tau,
+            target,
+            tau.repeat(1, 2, 1),
+            context_noise=self._noise(context, generator),
+            target_noise=self._noise(target, generator)[
+                ..., self.dynamics.config.noise_size - self.dynamics.config.noise_dim :
+            ],
+            num_copies=2,
+        )
+        time = tau.shape[1]
+        return predicted.map(lambda x: x[:, :time]), predicted.map(lambda x: x[:, time:])
+
+    def _predict_from_noise(
+        self, frames: Values, tau: Float[Tensor, "B T M"], generator: torch.Generator | None
+    ) -> tuple[Values, Values]:
+        """Two predictions of frames from pure noise, each in a pass of its own."""
+        frames, num_segments = frames.map(lambda x: x.repeat(2, *[1] * (x.ndim - 1))), len(tau)
+        predicted = self.dynamics.forward_from_noise(
+            frames, tau.repeat(2, 1, 1), self._noise(frames, generator)
+        )
+        return predicted.map(lambda x: x[:num_segments]), predicted.map(lambda x: x[num_segments:])
+
+    def _loss(
+        self, predicted: tuple[Values, Values], values: Values, context: Values, target_of: Int[Tensor, "B T"]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
-        kind = torch.full_like(draw, OBSERVATION if self.num_cameras else PROPRIO, dtype=torch.long)
-        if self.num_cameras and self.has_proprio:
-            kind[draw < config.infer_share + config.proprio_share + config.locate_share] = LOCATE
-            kind[draw < config.infer_share + config.proprio_share] = PROPRIO
-            kind[:, 0] = LOCATE
-        infers = (draw < config.infer_share) & has_action
-        infers[:, 0] = False
-        return kind.masked_fill(infers, ACTION)
+        first, second = predicted
+        weights = self._motion_weights(values, context) if self.num_cameras else None
+        scores = {
+            "observations": self._score(
+                "observations", first.latents, second.latents, values.latents, weights
+            ),
+            "proprio": self._score("proprio", first.proprio, second.proprio, values.proprio),
+            "action": self._score("action", first.action, second.action, values.action),
+        }
+        weight_of = {"observations": 1.0, "proprio": config.proprio_weight, "action": config.action_weight}
+        # The first frame has no past: nothing but its proprioception can be predicted, from its observations.
+        has_past = torch.arange(target_of.shape[1], device=target_of.device) > 0
+        loss, metrics = torch.zeros((), device=target_of.device), {}
+        sums: dict[str, list[Tensor]] = {}
+        for index, (name, step, _) in enumerate(self.targets):
+            part = next(
+                part for part in ("observations", "proprio", "action") if getattr(step, part) is Role.DENOISE
+            )
+            chosen = target_of == index
+            if name != "locate":
+                chosen = chosen & has_past
+            weight = weight_of[part] * (config.locate_weight if name == "locate" else 1.0)
+            total, count = (scores[part] * chosen).sum(), chosen.sum()
+            loss = loss + weight * total / chosen.numel()
+            key = f"{name}_{part}" if name == "simulate" else name
+            sums[key] = [total, count]
+        metrics = {key: (total / count.clamp_min(1)).detach() for key, (total, count) in sums.items()}
+        return loss, metrics
 
-    def _levels(self, picture: Tensor, proprio: Tensor, action: Tensor) -> Float[Tensor, "B T M"]:
+    def _score(
+        self, part: str, first: Tensor, second: Tensor, data: Tensor, weights: Tensor | None = None
+    ) -> Float[Tensor, "B T"]:
+        """Energy score of a modality: of single latents or numbers, by weights that sum to one, and of the
+        whole."""
+        smoothness = SMOOTHNESS[part]
+        if data.ndim == 3:
+            first, second, data = (x.unsqueeze(-1) for x in (first, second, data))
+        if not data.shape[2]:
+            return data.new_zeros(data.shape[:2])
+        single = energy_score((first, second), data, smoothness)
+        single = single.mean(-1) if weights is None else (weights * single).sum(-1)
+        whole = energy_score((first.flatten(2), second.flatten(2)), data.flatten(2), smoothness)
+        return single + self.config.frame_weight * whole
+
+    def _motion_weights(self, values: Values, context: Values) -> Float[Tensor, "B T L"]:
+        """Weights of the latents, which sum to 1 over a frame in the mean of the batch: most of a frame is as
+        its prior, and most of what there is to learn is near what moved. They depend on the frames before a
+        frame alone, as weights that knew the frame itself would make the samples wrong."""
+        config = self.config
+        latents = torch.cat([context.latents, values.latents[:, -1:]], dim=1)
+        prior = self.dynamics.foresee(dataclasses.replace(values, latents=latents)).latents
+        moved = ((latents - prior).square().mean(-1) > config.motion_threshold).to(latents.dtype)
+        moved[:, 0] = 0.0
+        time, start, near = moved.shape[1], 0, []
+        for rows, columns in self.dynamics.config.grids:
+            grid = moved[:, :, start : start + rows * columns].unflatten(2, (rows, columns))
+            near.append(F.max_pool2d(grid, 3, stride=1, padding=1).flatten(2))
+            start += rows * columns
+        # The last frames before each one.
+        padded = F.pad(torch.cat(near, dim=2), (0, 0, MOTION_MEMORY, 0))
+        recent = torch.stack([padded[:, i : i + time] for i in range(MOTION_MEMORY)]).amax(0)
+        weights = 1.0 + config.motion_weight * recent
+        return weights / weights.sum(-1).mean()
+
+    def _levels(self, observations: Tensor, proprio: Tensor, action: Tensor) -> Float[Tensor, "B T M"]:
         """Noise times by modality."""
-        return torch.stack([picture] * self.num_cameras + [proprio] * self.has_proprio + [action], dim=-1)
+        parts = [observations] * self.num_cameras + [proprio] * self.has_proprio + [action]
+        return torch.stack(parts, dim=-1)
+
+    def _spread(self, tau: Float[Tensor, "B T M"]) -> Values:
+        """The noise time of every number of frames."""
+        latents = tau[:, :, self.dynamics.latent_camera].unsqueeze(-1)
+        proprio = tau[:, :, -2:-1] if self.has_proprio else tau[:, :, :1]
+        return Values(latents, proprio, tau[:, :, -1:])
 
     def add_noise(
         self, values: Values, tau: Float[Tensor, "B T M"], generator: torch.Generator | None
     ) -> Values:
-        """Noised values at the noise time of each modality."""
+        """Noise values to the noise time of each modality."""
+        return values.zip(self._noise_like(values, generator), self._spread(tau), interpolate)
 
-        def noised(x: Tensor, tau_x: Tensor) -> Tensor:
-            noise = torch.randn(x.shape, generator=generator, device=x.device)
-            return interpolate(x, noise, tau_x)
+    def _noise_like(self, values: Values, generator: torch.Generator | None) -> Values:
+        return values.map(lambda x: torch.randn(x.shape, generator=generator, device=x.device))
 
-        sizes = [rows * columns for rows, columns in self.dynamics.config.grids]
-        cameras = torch.arange(len(sizes), device=tau.device).repeat_interleave(
-            torch.tensor(sizes, dtype=torch.long, device=tau.device)
-        )
-        proprio = noised(values.proprio, tau[:, :, -2:-1]) if self.has_proprio else values.proprio
-        return Values(
-            noised(values.latents, tau[:, :, cameras].unsqueeze(-1)),
-            proprio,
-            noised(values.action, tau[:, :, -1:]),
-        )
-
-    def _noise_of(self, frames: Values, generator: torch.Generator | None) -> Float[Tensor, "B T O"]:
-        """Noise in place of what is observed of frames."""
-        observed = self.dynamics.observed(frames)
-        return torch.randn(observed.shape, generator=generator, device=observed.device)
+    def _noise(self, frames: Values, generator: torch.Generator | None) -> Float[Tensor, "B T O"]:
+        """Noise in place of the observations of frames, and extra noise."""
+        shape = (*frames.action.shape[:2], self.dynamics.config.noise_size)
+        return torch.randn(shape, generator=generator, device=frames.action.device)
 
     @torch.no_grad()
-    def _own_context(
+    def _simulated_context(
         self,
         context: Values,
-        context_tau: Tensor,
-        context_noise: Tensor,
+        tau: Float[Tensor, "B S M"],
         past: Values,
-        uses_own: Bool[Tensor, " B"],
+        is_own: Bool[Tensor, " B"],
         generator: torch.Generator | None,
     ) -> Values:
-        """Replace the context of some segments by the network's own one-step solution of it, noised alike.
-        Each call simulates one step more."""
-        tau, own, frames = context_tau[:, 1:], past.map(lambda x: x[:, 1:]), context
+        """Replace the context of some segments by a simulation of one step from it; each call simulates one
+        step more. A frame that took another turn than the recorded one stays as it is."""
+        frames, chosen = context, None
         if self.has_proprio and self.num_cameras:
-            if not self.dynamics.foresees_proprio:
-                zero = torch.zeros_like(tau[..., -1])
-                first_tau = self._levels(zero, zero, tau[..., -1])
-                found = self.dynamics(
-                    context.map(lambda x: x[:, :-1]),
-                    context_tau[:, :-1],
-                    self.add_noise(own, first_tau, generator),
-                    first_tau,
-                    context_noise=context_noise[:, :-1],
-                )
-                own = Values(own.latents, found.proprio, own.action)
-            proprio = self.add_noise(own, tau, generator).proprio
+            proprio = self._simulated_proprio(context, tau, past, generator)
             frames = dataclasses.replace(context, proprio=torch.cat([context.proprio[:, :1], proprio], dim=1))
-        found = self.dynamics.foretell(frames, context_tau, context_noise).map(lambda x: x[:, 1:])
-        if self.num_cameras:
-            latents = found.latents
-            if self.settle is not None:
-                parts = (part.flatten(0, 1) for part in (latents, context.latents[:, :-1], own.proprio))
-                latents = self.settle(*parts).view_as(latents)
-            own = dataclasses.replace(own, latents=latents)
-        else:
-            own = dataclasses.replace(own, proprio=found.proprio)
-        own = self.add_noise(own, tau, generator)
+        both = self._predict_from_noise(frames, tau, generator)
+        own, other = ((x.latents if self.num_cameras else x.proprio)[:, 1:].flatten(2) for x in both)
+        true = (past.latents if self.num_cameras else past.proprio)[:, 1:].flatten(2)
+        is_nearer = (own - true).square().sum(-1) <= (other - true).square().sum(-1)
+        nearest = torch.where(is_nearer.unsqueeze(-1), own, other)
+        farther = torch.where(is_nearer.unsqueeze(-1), other, own)
+        chosen = is_plausible(nearest, farther, true, PLAUSIBLE_SPREADS) & is_own[:, None]
+        name = "latents" if self.num_cameras else "proprio"
+        given = getattr(context, name)
+        simulated = torch.where(chosen.unsqueeze(-1), nearest, given[:, 1:].flatten(2))
+        simulated = torch.cat([given[:, :1], simulated.view_as(given[:, 1:])], dim=1)
+        if self.has_proprio and self.num_cameras:
+            kept = torch.where(chosen.unsqueeze(-1), frames.proprio[:, 1:], context.proprio[:, 1:])
+            context = dataclasses.replace(context, proprio=torch.cat([context.proprio[:, :1], kept], dim=1))
+        return dataclasses.replace(context, **{name: simulated})
 
-        def choose(mine: Tensor, given: Tensor) -> Tensor:
-            chosen = torch.where(uses_own.view(-1, *[1] * (given.ndim - 1)), mine, given[:, 1:])
-            return torch.cat([given[:, :1], chosen], dim=1)
+    def _simulated_proprio(
+        self, context: Values, tau: Float[Tensor, "B S M"], past: Values, generator: torch.Generator | None
+    ) -> Float[Tensor, "B S-1 P"]:
+        """Proprioception of all frames but the first, simulated by one step and noised as the context is."""
+        after = past.map(lambda x: x[:, 1:])
+        if not self.dynamics.foresees_proprio:
+            zero = torch.zeros_like(tau[:, 1:, -1])
+            first_tau = self._levels(zero, zero, tau[:, 1:, -1])
+            found = self.dynamics(
+                context.map(lambda x: x[:, :-1]),
+                tau[:, :-1],
+                self.add_noise(after, first_tau, generator),
+                first_tau,
+                context_noise=self._noise(context, generator)[:, :-1],
+                target_noise=self._noise(after, generator)[..., -self.dynamics.config.noise_dim :]
+                if self.dynamics.config.noise_dim
+                else None,
+            )
+            after = dataclasses.replace(after, proprio=found.proprio)
+        return self.add_noise(after, tau[:, 1:], generator).proprio
 
-        return Values(
-            choose(own.latents, context.latents), choose(own.proprio, context.proprio), context.action
-        )
+
+@dataclasses.dataclass(frozen=True)
+class _Visible:
+    """Noise times of the parts of segments that a task is given."""
+
+    observations: Float[Tensor, "B T"]
+    proprio: Float[Tensor, "B T"]
+    shows_action: Bool[Tensor, "B T"]
+    shows_proprio: Bool[Tensor, "B 1"]
+    has_action: Bool[Tensor, "B T"]

@@ -9,7 +9,8 @@ from kinema.model.flow import euler_step
 
 
 def solve(model: Callable[[Tensor, float], Tensor], noise: Tensor, num_denoising_steps: int) -> Tensor:
-    """From noise to data in equal Euler steps; ``model(x, tau)`` predicts the data.
+    """From noise to data in equal Euler steps; ``model(x, tau)`` predicts the data, or a sample of what it
+    may be: then ``x`` has at every ``tau`` the distribution of noised data, whatever the number of steps.
 
     Args:
         model: called ``num_denoising_steps`` times, at ``tau`` = 0, 1/n, ..., 1 - 1/n.

@@ -43,6 +43,9 @@ class DynamicsConfig:
     """Octaves of the Fourier features of actions and proprioception."""
     num_directions: int = 96
     """Random directions of the same."""
+    noise_dim: int = 0
+    """Numbers of noise by which possible futures of a frame differ, beside the noise that is denoised; 0 for
+    a network that predicts one of them."""
     motion_directions: int = 0
     """Random features of the motion of the robot, in which its response is linear; 0 where it follows its
     commands linearly, as under position control."""
@@ -94,6 +97,12 @@ class DynamicsConfig:
         return [num_latents, self.proprio_dim, self.action_dim, self.num_modalities]
 
     @property
+    def noise_size(self) -> int:
+        """Numbers O of noise in place of the observations of a frame, and of ``noise_dim`` behind them."""
+        observed = self.num_latents * self.latent_dim if self.grids else self.proprio_dim
+        return observed + self.noise_dim
+
+    @property
     def frames_to_fill(self) -> int:
         """Frames to show a session until its windows are full."""
         return self.window
@@ -137,6 +146,13 @@ class Values:
         latents = torch.cat([self.latents, other.latents], dim=1)
         proprio = torch.cat([self.proprio, other.proprio], dim=1)
         return Values(latents, proprio, torch.cat([self.action, other.action], dim=1))
+
+    def zip(self, *others: "Values | Callable[..., Tensor]") -> "Values":
+        """The result of a function, the last argument, of each part of these and other frames."""
+        *values, function = (self, *others)
+        assert callable(function)
+        names = ("latents", "proprio", "action")
+        return Values(*(function(*(getattr(each, name) for each in values)) for name in names))
 
     def to(self, device: torch.device) -> "Values":
         """The same on another device."""

@@ -67,7 +67,8 @@ class Dynamics(nn.Module):
         self.latents_in = nn.Linear((2 + NUM_BEFORE) * patch_dim, width) if config.grids else None
         self.action_in = VectorInput(config.action_dim, config)
         self.proprio_in = VectorInput(config.proprio_dim, config) if config.proprio_dim else None
-        num_vectors = 1 + (config.proprio_dim > 0)
+        self.noise_in = nn.Linear(config.noise_dim, width, bias=False) if config.noise_dim else None
+        num_vectors = 1 + (config.proprio_dim > 0) + (config.noise_dim > 0)
         self.vectors_to_tokens = TokenInput(num_vectors * width, config.num_tokens, width)
         tau_features = FourierFeatures(1, 5)
         self.tau_in = nn.Sequential(tau_features, nn.Linear(tau_features.size, width, bias=False))
@@ -100,29 +101,39 @@ class Dynamics(nn.Module):
         target_tau: Float[Tensor, "B U M"],
         *,
         context_noise: Float[Tensor, "B T O"] | None = None,
+        target_noise: Float[Tensor, "B U X"] | None = None,
+        num_copies: int = 1,
     ) -> Values:
-        """The training path: clean values of every target frame, all at once.
+        """The training path: predict clean values of every target frame, all at once.
 
-        Target frame ``u`` is the frame at time ``T - U + 1 + u``, where ``U`` is ``T + 1`` at most: it sees
-        the context frames before that time within the window, and itself; the context frames see only earlier
-        context and themselves. So every target meets just what it will meet when the frames before it have
-        been simulated and kept.
+        Target frame ``u`` of ``U`` is the frame at time ``T - U + 1 + u``, where ``U`` is ``T + 1`` at most:
+        it sees the context frames before that time within the window, and itself; the context frames see only
+        earlier context and themselves. So every target sees exactly the frames that it will see when the
+        frames before it have been simulated and committed.
 
-        ``context_noise`` stands for what is observed of the context frames, as ``blind`` takes it.
+        Args:
+            context: frames before the targets.
+            context_tau: noise times of the context, by modality.
+            target: noised frames; all frames of the first copy, then all of the next.
+            target_tau: noise times of the targets, by modality.
+            context_noise: noise in place of the observations of the context, see ``blind``; zeros by default.
+            target_noise: extra noise of the targets, ``X`` = ``noise_dim``; zeros by default.
+            num_copies: copies of the target frames, each with noise of its own.
         """
-        num_context, num_target = context_tau.shape[1], target_tau.shape[1]
+        num_context, num_target = context_tau.shape[1], target_tau.shape[1] // num_copies
         assert num_target <= num_context + 1
-        # Frame t of this finds the frames before time t at the places t and up.
+        # The frames before time t are at the indices t to t + NUM_BEFORE - 1.
         padded = F.pad(self._known(context, context_tau), (0, 0, NUM_BEFORE, 0))
         past = self._past(context, context_tau, padded[:, :-1])
-        target_past = self._past(target, target_tau, padded[:, num_context + 1 - num_target :])
-        wanted = self._embed(target, target_tau, target_past)
-        seen = self._embed(*self.blind(context, context_tau, context_noise), past)
-        times, mask = two_stream_mask(num_context, num_target, self.config.window, seen.device)
+        before = padded[:, num_context + 1 - num_target :]
+        target_past = self._past(target, target_tau, before, num_copies=num_copies)
+        wanted = self._embed(target, target_tau, target_past, target_noise)
+        seen = self._embed(*self.blind(context, context_tau, context_noise), past, self._extra(context_noise))
+        times, mask = two_stream_mask(num_context, num_target, self.config.window, seen.device, num_copies)
         x, _ = self._through(torch.cat([seen, wanted], dim=1), times, mask)
         return self._read(x[:, num_context:], target, target_tau, target_past)
 
-    def foretell(
+    def forward_from_noise(
         self, frames: Values, tau: Float[Tensor, "B T M"], noise: Float[Tensor, "B T O"] | None = None
     ) -> Values:
         """Clean values of frames (but the first, of which nothing is known) as ``forward`` has them of
@@ -134,7 +145,7 @@ class Dynamics(nn.Module):
         frames, tau = self.blind(frames, tau, noise)
         past = self._past(frames, tau, before)
         times, mask = two_stream_mask(tau.shape[1], 0, self.config.window, tau.device)
-        x, _ = self._through(self._embed(frames, tau, past), times, mask)
+        x, _ = self._through(self._embed(frames, tau, past, self._extra(noise)), times, mask)
         return self._read(x, frames, tau, past)
 
     def _through(
@@ -159,7 +170,8 @@ class Dynamics(nn.Module):
         as ``blind`` takes it."""
         config, num_frames = self.config, tau.shape[1]
         before = F.pad(self._known(frames, tau), (0, 0, NUM_BEFORE, 0))
-        x = self._embed(*self.blind(frames, tau, noise), self._past(frames, tau, before[:, :-1]))
+        past = self._past(frames, tau, before[:, :-1])
+        x = self._embed(*self.blind(frames, tau, noise), past, self._extra(noise))
         _, keys_values = self._through(x, *two_stream_mask(num_frames, 0, config.window, tau.device))
         next_times, next_mask = two_stream_mask(num_frames, num_frames, config.window, tau.device)
         return Memory(
@@ -208,19 +220,23 @@ class Dynamics(nn.Module):
         tau: Float[Tensor, "B 1 M"],
         cache: Cache,
         *,
+        noise: Float[Tensor, "B 1 X"] | None = None,
         only_latents: bool = False,
-        remembers: bool = False,
+        commits: bool = False,
     ) -> Values:
-        """The streaming path: clean values of one frame (T = 1) that sees the cache.
+        """The streaming path: clean values of one frame (T = 1) that sees the cache, ``noise`` being its
+        extra noise (zeros by default).
 
         With ``only_latents`` the other parts stay as they are given, and nothing is computed for them. With
-        ``remembers`` it will be kept as it is given here, but for what is observed of it, which is noise;
-        ``keep`` then need not run the network.
+        ``commits`` the cache takes the keys and values of this call for the frame, in which what is observed
+        of it must be noise; ``keep`` then need not run the network, whatever calls come between.
         """
         past = self._past(frame, tau, self._before(cache), only_latents=only_latents)
-        x = self._embed(frame, tau, past)
+        x = self._embed(frame, tau, past, noise)
+        if cache.holds_next and not commits:
+            cache.hold_next()
         x = self._through_blocks(x, cache, self.blocks)
-        cache.holds_next = remembers
+        cache.holds_next |= commits
         return self._read(x, frame, tau, past, only_latents=only_latents)
 
     def keep(
@@ -235,7 +251,7 @@ class Dynamics(nn.Module):
         if not cache.holds_next:
             past = self._past(frame, tau, self._before(cache), only_latents=True)
             last_temporal = self.config.depth // self.config.time_every * self.config.time_every
-            x = self._embed(*self.blind(frame, tau, noise), past)
+            x = self._embed(*self.blind(frame, tau, noise), past, self._extra(noise))
             self._through_blocks(x, cache, self.blocks[:last_temporal])
             cache.holds_next = True
         cache.keep(frame, tau)
@@ -249,14 +265,20 @@ class Dynamics(nn.Module):
         self, frames: Values, tau: Float[Tensor, "B T M"], noise: Float[Tensor, "B T O"] | None
     ) -> tuple[Values, Float[Tensor, "B T M"]]:
         """Frames as they are remembered, and their noise levels: ``noise`` is in place of what is
-        ``observed`` of them. Without it there are zeros, the mean of all noise."""
+        ``observed`` of them, extra noise behind it. Without it there are zeros, the mean of all noise."""
         observed, given = tau.tensor_split([self.config.num_observed], dim=-1)
         tau = torch.cat([torch.zeros_like(observed), given], dim=-1)
+        if noise is not None:
+            noise = noise[..., : noise.shape[-1] - self.config.noise_dim]
         if not self.config.grids:
             proprio = torch.zeros_like(frames.proprio) if noise is None else noise
             return dataclasses.replace(frames, proprio=proprio), tau
         latents = torch.zeros_like(frames.latents) if noise is None else noise.view_as(frames.latents)
         return dataclasses.replace(frames, latents=latents), tau
+
+    def _extra(self, noise: Float[Tensor, "B T O"] | None) -> Float[Tensor, "B T X"] | None:
+        """The extra noise behind the noise of ``blind``."""
+        return noise[..., noise.shape[-1] - self.config.noise_dim :] if noise is not None else None
 
     def _through_blocks(self, x: Float[Tensor, "B 1 N D"], cache: Cache, blocks: nn.ModuleList) -> Tensor:
         """A frame through blocks that see the cache, and are written to it without being kept."""
@@ -280,12 +302,20 @@ class Dynamics(nn.Module):
         return F.pad(past, (0, 0, NUM_BEFORE - past.shape[1], 0))
 
     def _past(
-        self, values: Values, tau: Tensor, before: Float[Tensor, "B S V"], *, only_latents: bool = False
+        self,
+        values: Values,
+        tau: Tensor,
+        before: Float[Tensor, "B S V"],
+        *,
+        only_latents: bool = False,
+        num_copies: int = 1,
     ) -> Past:
-        """What is known of each frame from those before. ``before`` holds ``NUM_BEFORE`` more frames,
-        packed: those before frame ``t`` are ``t`` to ``t + NUM_BEFORE - 1``. With ``only_latents`` the other
-        parts are taken for exact as they are."""
-        packed = self._frames_before(tau, before)
+        """What is known of each frame from those before. ``before`` holds ``NUM_BEFORE`` more frames than
+        there are in each copy, packed: those before frame ``t`` are ``t`` to ``t + NUM_BEFORE - 1``. With
+        ``only_latents`` the other parts are taken for exact as they are."""
+        packed = self._frames_before(tau.shape[1] // num_copies, before)
+        if num_copies > 1:
+            packed = [frame.repeat(1, num_copies, 1) for frame in packed]
         frames = [values.unpack(frame) for frame in packed]
         last, earlier = frames
         if self.response is None:
@@ -308,9 +338,9 @@ class Dynamics(nn.Module):
         action_error = torch.lerp(ones, self.response.action_error.expand_as(ones), is_known)
         return Past(frames, Values(latents, proprio, action), proprio_error, action_error)
 
-    def _frames_before(self, tau: Tensor, before: Float[Tensor, "B S V"]) -> list[Float[Tensor, "B T V"]]:
-        """The packed frames before each frame, the last first."""
-        return [before[:, i : i + tau.shape[1]] for i in reversed(range(NUM_BEFORE))]
+    def _frames_before(self, time: int, before: Float[Tensor, "B S V"]) -> list[Float[Tensor, "B T V"]]:
+        """The packed frames before each of ``time`` frames, the last first."""
+        return [before[:, i : i + time] for i in reversed(range(NUM_BEFORE))]
 
     def _foresee_proprio(
         self, values: Values, tau: Tensor, packed: Sequence[Float[Tensor, "B T V"]]
@@ -340,7 +370,7 @@ class Dynamics(nn.Module):
         has it exactly; None where it never does."""
         if not self.foresees_proprio:
             return None
-        packed = self._frames_before(tau, self._before(cache))
+        packed = self._frames_before(1, self._before(cache))
         proprio, error = self._foresee_proprio(frame, tau, packed)
         return proprio, error.amax(-1, keepdim=True) < EXACT_PROPRIO
 
@@ -350,9 +380,11 @@ class Dynamics(nn.Module):
         before = F.pad(self._known(values, known), (0, 0, NUM_BEFORE, 0))[:, :-1]
         return self._past(values, known, before).foreseen
 
-    def _embed(self, values: Values, tau: Tensor, past: Past) -> Tensor:
-        """Tokens ``B T N D`` of frames. With the frames before at hand, what moves steadily or a little is a
-        local change, which attention alone is slow to find."""
+    def _embed(
+        self, values: Values, tau: Tensor, past: Past, noise: Float[Tensor, "B T X"] | None = None
+    ) -> Tensor:
+        """Tokens ``B T N D`` of frames with extra noise. With the frames before at hand, what moves steadily
+        or a little is a local change, which attention alone is slow to find."""
         batch, time = tau.shape[:2]
         seen = [values, *past.frames]
         noise_levels = self.tau_in(tau.unsqueeze(-1))
@@ -367,6 +399,11 @@ class Dynamics(nn.Module):
             latents = latents + noise_levels[:, :, self.patch_camera]
             tokens = torch.cat([latents, tokens], dim=2)
         registers = tokens.new_zeros(batch, time, self.config.num_registers, self.config.width)
+        if self.noise_in is not None:
+            if noise is None:
+                noise = tokens.new_zeros(batch, time, self.config.noise_dim)
+            vectors.append(self.noise_in(noise))
+            registers = registers + vectors[-1].unsqueeze(2)
         tokens = torch.cat([tokens, registers], dim=2) + self.token_bias
         # What the robot is and does bears on every place of a picture: attention would find it late.
         return tokens + self.vectors_to_tokens(torch.cat(vectors, dim=-1))
@@ -383,16 +420,28 @@ class Dynamics(nn.Module):
         if num_cameras:
             known = tau[:, :, self.latent_camera].unsqueeze(-1)
             change = self._unpatchify(self.latents_out(x[:, :, :num_patches]))
+            if self.noise_in is not None:
+                change = change * self._unknown(known)
             latents = combine(past.foreseen.latents, self._latents_error(), latents, known) + change
         if only_latents:
             return Values(latents.float(), proprio, noised.action)
         if self.proprio_out is not None:
+            known = tau[:, :, -2:-1]
             change = self.proprio_out(x[:, :, num_patches]) * past.proprio_error
-            proprio = combine(past.foreseen.proprio, past.proprio_error, proprio, tau[:, :, -2:-1]) + change
+            if self.noise_in is not None:
+                change = change * self._unknown(known)
+            proprio = combine(past.foreseen.proprio, past.proprio_error, proprio, known) + change
         action_at = num_patches + (self.proprio_out is not None)
         change = self.action_out(x[:, :, action_at]) * past.action_error
+        if self.noise_in is not None:
+            change = change * self._unknown(tau[:, :, -1:])
         action = combine(past.foreseen.action, past.action_error, noised.action, tau[:, :, -1:]) + change
         return Values(latents.float(), proprio.float(), action.float())
+
+    @staticmethod
+    def _unknown(tau: Tensor) -> Tensor:
+        """Share of its spread that a value keeps once it is seen noised at ``tau``: 1 at 0, 0 at 1."""
+        return (1.0 - tau) / (tau.square() + (1.0 - tau).square()).sqrt()
 
     def _latents_error(self) -> Tensor:
         """About how far foreseen latents are off, ``L Z`` or one for all."""
@@ -422,11 +471,12 @@ class Dynamics(nn.Module):
 
 
 def two_stream_mask(
-    num_context: int, num_target: int, window: int, device: torch.device
+    num_context: int, num_target: int, window: int, device: torch.device, num_copies: int = 1
 ) -> tuple[Int[Tensor, " S"], Bool[Tensor, "S S"]]:
-    """Times of context then target frames, and who sees whom (True: the row sees the column)."""
+    """Times of context then target frames in each copy, and who sees whom (True: the row sees the column)."""
     context = torch.arange(num_context, device=device)
-    times = torch.cat([context, torch.arange(num_context - num_target + 1, num_context + 1, device=device)])
+    target = torch.arange(num_context - num_target + 1, num_context + 1, device=device)
+    times = torch.cat([context, *[target] * num_copies])
     is_context = torch.arange(len(times), device=device) < num_context
     age = times[:, None] - times[None, :]
     sees_past = is_context[None, :] & (age > 0) & (age <= window)

@@ -505,17 +505,30 @@ class WorldModel(nn.Module):
         action_dim = self.config.dynamics.action_dim
         values = Values(latents, known, torch.zeros(1, time, action_dim))
         generator = generator or torch.Generator().manual_seed(0)
-        noise = session_noise((time, action_dim), [generator], self.device)
+        noise = session_noise((time, self.action_dim), [generator], self.device)
+        dynamics, extra = self.config.dynamics, None
+        if dynamics.noise_dim:
+            size = dynamics.noise_size + num_denoising_steps * dynamics.noise_dim
+            extra = session_noise((time, size), [generator], self.device)
         actions = []
         for start in range(0, time - 1, chunk):
             begin, stop = max(0, start - reach), min(time - 1, start + chunk)
             piece = values.map(lambda x, a=begin, b=stop + 1: x[:, a:b])
-            found = self._infer_chunk(piece, noise[:, begin : stop + 1], is_known, num_denoising_steps)
+            rows = slice(begin, stop + 1)
+            of_chunk = None if extra is None else extra[:, rows]
+            found = self._infer_chunk(piece, noise[:, rows], of_chunk, is_known, num_denoising_steps)
             actions.append(found[start - begin :])
         return np.concatenate(actions)
 
-    def _infer_chunk(self, values: Values, noise: Tensor, knows_proprio: bool, num_steps: int) -> np.ndarray:
-        time = values.action.shape[1]
+    def _infer_chunk(
+        self, values: Values, noise: Tensor, extra: Tensor | None, knows_proprio: bool, num_steps: int
+    ) -> np.ndarray:
+        time, dynamics = values.action.shape[1], self.config.dynamics
+        context_noise, calls = None, iter([None] * num_steps)
+        if extra is not None:
+            sizes = [dynamics.noise_size, *[dynamics.noise_dim] * num_steps]
+            context_noise, *of_calls = extra.split(sizes, dim=-1)
+            context_noise, calls = context_noise[:, :-1], iter([call[:, 1:] for call in of_calls])
         proprio_tau = float(knows_proprio)
         tau = self.tau(1, time, action_tau=0.0, proprio_tau=proprio_tau)
         context = Values(values.latents[:, :-1], values.proprio[:, :-1], noise[:, :-1])
@@ -523,7 +536,15 @@ class WorldModel(nn.Module):
         def model(action: Tensor, action_tau: float) -> Tensor:
             target = Values(values.latents[:, 1:], values.proprio[:, 1:], action)
             target_tau = self.tau(1, time - 1, action_tau=action_tau, proprio_tau=proprio_tau)
-            return self.dynamics(context, tau[:, :-1], target, target_tau).action
+            found = self.dynamics(
+                context,
+                tau[:, :-1],
+                target,
+                target_tau,
+                context_noise=context_noise,
+                target_noise=next(calls),
+            )
+            return found.action
 
         actions = solve(model, noise[:, 1:], num_steps)
         return self.action_normalizer.restore(actions)[0].cpu().numpy()

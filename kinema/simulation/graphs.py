@@ -52,6 +52,7 @@ class CompiledSteps:
         self._needs_noise = world.config.dynamics.proprio_dim > 0 and not world.dynamics.foresees_proprio
         config = world.config.dynamics
         cache = world.dynamics.new_cache(EXAMPLES)
+        extra = self._num_extra = self._num_denoising_steps * config.noise_dim
         shape = (2, EXAMPLES, config.num_tokens, config.num_heads, config.window)
         # A past of which all is known: what is not is left to the eager path.
         example = [
@@ -59,8 +60,8 @@ class CompiledSteps:
             torch.zeros(EXAMPLES, dtype=torch.long),
             *cache.rotary(),
             torch.zeros(EXAMPLES, 1, config.action_dim),
-            torch.zeros(EXAMPLES, 1, config.num_latents * config.latent_dim),
-            torch.zeros(EXAMPLES, 1, config.proprio_dim),
+            torch.zeros(EXAMPLES, 1, config.num_latents * config.latent_dim + extra),
+            torch.zeros(EXAMPLES, 1, config.proprio_dim + extra),
             *(torch.zeros(*shape, config.width // config.num_heads) for _ in cache.layers),
         ]
         frame = example[0][:, 0, : cache.sizes[0]].unflatten(-1, cache.latents)
@@ -99,18 +100,18 @@ class CompiledSteps:
             cache.layers[0].num_missing(len(action)),
             *cache.rotary(),
             action,
-            noise(config.num_latents * config.latent_dim, LATENTS_STREAM),
-            action.new_zeros(len(action), 1, config.proprio_dim),
+            noise(config.num_latents * config.latent_dim + self._num_extra, LATENTS_STREAM),
+            action.new_zeros(len(action), 1, config.proprio_dim + self._num_extra),
             *(layer.full_window() for layer in cache.layers),
         ]
         if self._needs_noise:
-            given[6] = noise(config.proprio_dim, PROPRIO_STREAM)
+            given[6] = noise(config.proprio_dim + self._num_extra, PROPRIO_STREAM)
         latents, proprio, held, doubt, away, candidates, is_known, *written = self._step(given)
         if is_known.min() < 1.0:
             return None
         for layer, frame in zip(cache.layers, written, strict=True):
             layer.with_frame(frame)
-        cache.holds_next = self._num_denoising_steps == 1
+        cache.holds_next = True
         manifold, draw_to_one = self._world.manifold, self._draw_to_one
         if manifold is not None and draw_to_one is not None:
             found = manifold.recall_near(
@@ -238,7 +239,8 @@ class _Step(nn.Module):
         world, action = self.world, self.world.held_action(action)
         cache = _Windows(world, frames, [_Window(layer, num_missing) for layer in layers], (cos, sin))
         noises = {LATENTS_STREAM: latents_noise, PROPRIO_STREAM: proprio_noise}
-        given = Values(cache.past()[0].latents[:, -1:], torch.zeros_like(proprio_noise), action)
+        last = cache.past()[0]
+        given = Values(last.latents[:, -1:], torch.zeros_like(last.proprio[:, -1:]), action)
         levels = world.tau(action.shape[0], 1, action_tau=1.0, observation_tau=0.0, proprio_tau=0.0)
         foreseen = world.dynamics.foresee_proprio(given, levels, cast(Cache, cache))
         is_known = torch.ones_like(action[:, 0, 0]) if foreseen is None else foreseen[1].float()
@@ -255,7 +257,7 @@ class _Step(nn.Module):
         if recorded is not None and code is not None:
             away, candidates = recorded.nearest(code, NUM_RECALLED)
         doubt = nothing if doubt is None else doubt
-        written = (layer.written for layer in cache.layers)
+        written = cache.held or [layer.written for layer in cache.layers]
         return frame.latents, frame.proprio, frame.action, doubt, away, candidates, is_known, *written
 
 
@@ -327,6 +329,7 @@ class _Windows:
         rotary: tuple[Tensor, Tensor],
     ):
         self.layers, self.holds_next = layers, False
+        self.held: list[Tensor] | None = None
         self._rotary = rotary
         config = world.config.dynamics
         latents, proprio, action, tau = frames.split(config.frame_sizes, dim=-1)
@@ -335,6 +338,9 @@ class _Windows:
 
     def past(self) -> tuple[Values, Tensor]:
         return self._past
+
+    def hold_next(self) -> None:
+        self.held = self.held or [layer.written for layer in self.layers]
 
     @property
     def last_latents(self) -> Tensor:

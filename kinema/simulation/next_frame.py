@@ -1,7 +1,7 @@
 """The next frame of sessions, from what their cache holds and an action: what a step computes."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kinema.model.cache import Cache
 from kinema.model.sampler import solve
+from kinema.model.tasks import TASKS, Role, Task, passes
 from kinema.model.tokens import Values
 from kinema.model.world import WorldModel
 
@@ -17,6 +18,9 @@ LATENTS_STREAM, PROPRIO_STREAM = 1, 2
 
 Noise = Callable[[int, int], Float[Tensor, "B 1 size"]]
 """Noise of a size, of a stream."""
+
+Levels = Callable[[float, int], Float[Tensor, "B 1 M"]]
+"""Noise times of a frame by that of the part that is denoised, for a batch."""
 
 
 def next_frame(
@@ -53,23 +57,35 @@ def foreseen_frame(
     """All of ``next_frame`` that computes the same operators whatever is found, with the codes of the frame;
     the last two are None where the world has no manifold or no camera."""
     config = world.config.dynamics
-    batch = action.shape[0]
-    latents = noise(config.num_latents * config.latent_dim, LATENTS_STREAM)
+    latents, extra = _split(
+        noise(
+            config.num_latents * config.latent_dim + num_denoising_steps * config.noise_dim, LATENTS_STREAM
+        ),
+        num_denoising_steps,
+        config.noise_dim,
+    )
     latents = latents.unflatten(-1, (config.num_latents, config.latent_dim))
-    frame = Values(latents, torch.zeros(batch, 1, config.proprio_dim, device=action.device), action)
-    if config.proprio_dim:
-        frame = with_proprio(
-            world, cache, frame, noise, num_denoising_steps, action_tau=1.0, observation_tau=0.0
-        )
-        frame = dataclasses.replace(frame, proprio=world.held_proprio(frame.proprio))
+    proprio = torch.zeros(action.shape[0], 1, config.proprio_dim, device=action.device)
+    frame = Values(latents, proprio, action)
+    for step in passes(
+        TASKS["simulate"], has_cameras=bool(world.cameras), has_proprio=config.proprio_dim > 0
+    ):
+        if step.proprio is Role.DENOISE:
+            frame = with_proprio(world, cache, frame, noise, num_denoising_steps, levels_of(world, step))
+            frame = dataclasses.replace(frame, proprio=world.held_proprio(frame.proprio))
     if not world.cameras:
         return frame, None, None
+    given = frame
+    levels = levels_of(world, TASKS["simulate"]._replace(proprio=Role.CLEAN))
 
     def model(x: Tensor, tau: float) -> Tensor:
-        levels = world.tau(batch, 1, action_tau=1.0, observation_tau=tau)
-        given = Values(x, frame.proprio, action)
         found = world.dynamics.step(
-            given, levels, cache, only_latents=True, remembers=num_denoising_steps == 1
+            dataclasses.replace(given, latents=x),
+            levels(tau, action.shape[0]),
+            cache,
+            noise=next(extra),
+            only_latents=True,
+            commits=tau == 0.0,
         )
         return found.latents
 
@@ -78,33 +94,57 @@ def foreseen_frame(
     return Values(settled.unsqueeze(1), frame.proprio, action), doubt, code
 
 
+def levels_of(world: WorldModel, step: Task) -> Levels:
+    """Noise times ``B 1 M`` by the noise time of what a step of a task denoises, and the batch size."""
+
+    def levels(tau: float, batch: int) -> Tensor:
+        by_role = {Role.NOISE: 0.0, Role.DENOISE: tau}
+        return world.tau(
+            batch,
+            1,
+            action_tau=by_role.get(step.action, 1.0),
+            observation_tau=by_role.get(step.observations, world.config.context_tau),
+            proprio_tau=by_role.get(step.proprio, 1.0),
+        )
+
+    return levels
+
+
 def with_proprio(
     world: WorldModel,
     cache: Cache,
     frame: Values,
     noise: Noise,
     num_denoising_steps: int,
-    *,
-    action_tau: float,
-    observation_tau: float,
+    levels: Levels,
 ) -> Values:
-    """A frame with its proprioception found: before the picture (``observation_tau`` = 0), from the past and
-    the action; or from a picture that is known."""
+    """Denoise the proprioception of a frame: before its observations, from the past and the action; or from
+    observations that are given."""
     dynamics, batch = world.dynamics, frame.action.shape[0]
-
-    def levels(tau: float) -> Tensor:
-        return world.tau(batch, 1, action_tau=action_tau, observation_tau=observation_tau, proprio_tau=tau)
-
-    def model(x: Tensor, tau: float) -> Tensor:
-        given = Values(frame.latents, x, frame.action)
-        remembers = num_denoising_steps == 1 and not world.cameras
-        return dynamics.step(given, levels(tau), cache, remembers=remembers).proprio
-
-    foreseen = dynamics.foresee_proprio(frame, levels(0.0), cache)
+    foreseen = dynamics.foresee_proprio(frame, levels(0.0, batch), cache)
     if foreseen is not None and foreseen[1].all():
         return Values(frame.latents, foreseen[0], frame.action)
-    proprio = solve(model, noise(world.config.dynamics.proprio_dim, PROPRIO_STREAM), num_denoising_steps)
+    config = world.config.dynamics
+    noise_dim = config.noise_dim
+    size = config.proprio_dim + num_denoising_steps * noise_dim
+    start, extra = _split(noise(size, PROPRIO_STREAM), num_denoising_steps, noise_dim)
+
+    def model(x: Tensor, tau: float) -> Tensor:
+        given = dataclasses.replace(frame, proprio=x)
+        commits = tau == 0.0 and not world.cameras
+        found = dynamics.step(given, levels(tau, batch), cache, noise=next(extra), commits=commits)
+        return found.proprio
+
+    proprio = solve(model, start, num_denoising_steps)
     if foreseen is not None:
         # What one session is given must not depend on what is known of the others.
         proprio = torch.where(foreseen[1], foreseen[0], proprio)
     return Values(frame.latents, proprio, frame.action)
+
+
+def _split(
+    noise: Float[Tensor, "B 1 size"], num_calls: int, noise_dim: int
+) -> tuple[Tensor, Iterator[Tensor]]:
+    """The noise that is denoised, and the extra noise of each call."""
+    start, *extra = noise.split([noise.shape[-1] - num_calls * noise_dim, *[noise_dim] * num_calls], dim=-1)
+    return start, iter(extra)

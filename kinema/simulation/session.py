@@ -21,6 +21,7 @@ from kinema.model.acting import Aims
 from kinema.model.cache import Cache
 from kinema.model.goals import encode_goal
 from kinema.model.sampler import solve
+from kinema.model.tasks import TASKS, Role
 from kinema.model.tokens import Values
 from kinema.model.world import (
     MAX_PICTURES,
@@ -28,7 +29,7 @@ from kinema.model.world import (
     WorldModel,
 )
 from kinema.simulation.history import Moments
-from kinema.simulation.next_frame import next_frame, with_proprio
+from kinema.simulation.next_frame import levels_of, next_frame, with_proprio
 from kinema.simulation.step import Step
 
 if TYPE_CHECKING:
@@ -125,18 +126,12 @@ class SimulationBatch:
             )
             given = Values(latents[:, t : t + 1], proprio[:, t : t + 1], action)
             if world.proprio_dim and not knows_proprio:
+                step = TASKS["locate"]._replace(action=Role.CLEAN if knows_action else Role.NOISE)
                 given = with_proprio(
-                    world,
-                    self._cache,
-                    given,
-                    self._noise,
-                    self.num_denoising_steps,
-                    action_tau=float(knows_action),
-                    observation_tau=world.config.context_tau,
+                    world, self._cache, given, self._noise, self.num_denoising_steps, levels_of(world, step)
                 )
             levels = world.tau(batch, 1, action_tau=float(knows_action))
-            size = world.dynamics.observed(given).shape[-1]
-            noise = self._noise(size, stream=GIVEN_STREAM - (time - 1 - t))
+            noise = self._noise(world.config.dynamics.noise_size, stream=GIVEN_STREAM - (time - 1 - t))
             world.dynamics.keep(given, levels, self._cache, noise)
         self._judge_given(latents[:, first:], proprio[:, first:], actions)
         self._remember()

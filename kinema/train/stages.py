@@ -265,10 +265,7 @@ def decoder_stage(job: Job) -> Stage:
 def dynamics_stage(job: Job) -> Stage:
     """Frames from the frames before them."""
     world, recipe = job.world, job.recipe
-    # Without recalling, which makes an update half as slow again.
-    objective = DynamicsObjective(
-        world.dynamics, recipe.dynamics_objective, lambda *frames: world.draw_near(*frames)[0]
-    )
+    objective = DynamicsObjective(world.dynamics, recipe.dynamics_objective)
     segments, values, _ = job.segments, job.values, job.surprise
 
     def draw(rng: np.random.Generator, phase: Phase) -> DynamicsBatch:

@@ -88,7 +88,9 @@ class ConstantDynamics(Dynamics):
     ) -> Values:
         return target.map(lambda x: torch.full_like(x, self.prediction))
 
-    def foretell(self, frames: Values, tau: torch.Tensor, noise: torch.Tensor | None = None) -> Values:
+    def forward_from_noise(
+        self, frames: Values, tau: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> Values:
         return frames.map(lambda x: torch.full_like(x, self.prediction))
 
 

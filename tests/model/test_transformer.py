@@ -149,7 +149,7 @@ def test_a_frame_that_was_simulated_is_remembered_by_the_pass_that_found_it(conf
         found = []
         for cache, remembers in ((once, True), (twice, False)):
             calls.clear()
-            found.append(dynamics.step(*sought, cache, only_latents=bool(config.grids), remembers=remembers))
+            found.append(dynamics.step(*sought, cache, only_latents=bool(config.grids), commits=remembers))
             dynamics.keep(frame, levels, cache, given)
             assert len(calls) == 1 + (not remembers)
         assert_close(*found)
@@ -345,7 +345,7 @@ def test_frames_are_foretold_as_targets_that_are_as_remembered(config: DynamicsC
         random_tau(config, 2, num),
         random_noise(config, 2, num),
     )
-    found = dynamics.foretell(frames, tau, noise)
+    found = dynamics.forward_from_noise(frames, tau, noise)
     target, target_tau = dynamics.blind(frames, tau, noise)
     context = at(frames, 0, num - 1)
     expected = dynamics(context, tau[:, :-1], target, target_tau, context_noise=noise[:, :-1])

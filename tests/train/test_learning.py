@@ -30,7 +30,7 @@ def exact_recipe(dataset: Dataset) -> Recipe:
         dynamics_schedule=Schedule(
             phases=(Phase(updates=300, batch=16, length=9),), learning_rate=4e-3, warmup=10
         ),
-        dynamics_objective=DynamicsObjectiveConfig(infer_share=0.3, action_weight=1.0),
+        dynamics_objective=DynamicsObjectiveConfig(infer_prob=0.3, action_weight=1.0),
     )
 
 
