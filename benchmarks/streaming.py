@@ -126,9 +126,6 @@ class _Recomputed(nn.Module):
     def token_bias(self) -> Tensor:
         return self.dynamics.token_bias
 
-    def observed(self, frames: Values) -> Tensor:
-        return self.dynamics.observed(frames)
-
     def new_cache(self, batch: int, *, max_rewind: int = 0) -> _Frames:
         return _Frames(self.dynamics.config.reach)
 
@@ -141,17 +138,23 @@ class _Recomputed(nn.Module):
         tau: Tensor,
         cache: _Frames,
         *,
+        noise: Tensor | None = None,
         only_latents: bool = False,
-        remembers: bool = False,
+        commits: bool = False,
     ) -> Values:
-        past, past_tau, noise = cache.join(len(cache.kept))
-        cache.noise = frame.latents.flatten(2) if remembers else None
-        return self.dynamics(past, past_tau, frame, tau, context_noise=noise)
+        past, past_tau, of_past = cache.join(len(cache.kept))
+        if commits:
+            cache.noise = torch.cat([frame.latents.flatten(2), noise], -1) if noise is not None else None
+        return self.dynamics(past, past_tau, frame, tau, context_noise=of_past, target_noise=noise)
 
     def keep(self, frame: Values, tau: Tensor, cache: _Frames, noise: Tensor | None = None) -> None:
         noise = cache.noise if noise is None else noise
         cache.kept.append(
-            (frame, tau, torch.zeros_like(frame.latents.flatten(2)) if noise is None else noise)
+            (
+                frame,
+                tau,
+                tau.new_zeros(len(tau), 1, self.dynamics.config.noise_size) if noise is None else noise,
+            )
         )
         cache.noise = None
 

@@ -49,6 +49,7 @@ def dynamics_config(
     depth: int = 4,
     time_every: int = 2,
     window: int = 3,
+    noise_dim: int = 3,
 ) -> DynamicsConfig:
     return DynamicsConfig(
         grids=(grid,) * num_cameras,
@@ -61,6 +62,7 @@ def dynamics_config(
         num_heads=2,
         time_every=time_every,
         window=window,
+        noise_dim=noise_dim,
     )
 
 

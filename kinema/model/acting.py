@@ -190,10 +190,9 @@ class ActingObjective(nn.Module):
         has_goal = torch.rand(batch.steps.shape, generator=generator, device=device)
         has_goal = has_goal >= acting.config.goal_dropout
         aims = dataclasses.replace(batch.aims, has_goal=has_goal)
-        observed = dynamics.observed(batch.frames)
-        memory = dynamics.memory(
-            batch.frames, batch.tau, torch.randn(observed.shape, generator=generator, device=device)
-        )
+        size = (*batch.tau.shape[:2], dynamics.config.noise_size)
+        noise = torch.randn(size, generator=generator, device=device)
+        memory = dynamics.memory(batch.frames, batch.tau, noise)
         tau = sample_tau(
             tuple(batch.steps.shape),
             pure_noise_share=self.PURE_NOISE_SHARE,

@@ -1,6 +1,6 @@
 """The energy score: a loss of two samples whose optimum is the distribution of the data.
 
-``(d(a, x) + d(b, x)) / 2 - d(a, b) / 2``, where ``a`` and ``b`` are independent samples and ``x`` the data, is
+``(d(a, x) + d(b, x)) / 2 - d(a, b) / 2``, where ``a`` and ``b`` are independent samples and ``x`` data, is
 least in the mean when samples and data have the same distribution (Gneiting and Raftery 2007, section 4.3;
 for denoisers 2502.02483). In a world where all is certain it is a plain distance.
 """

@@ -43,7 +43,7 @@ class DynamicsConfig:
     """Octaves of the Fourier features of actions and proprioception."""
     num_directions: int = 96
     """Random directions of the same."""
-    noise_dim: int = 0
+    noise_dim: int = 16
     """Numbers of noise by which possible futures of a frame differ, beside the noise that is denoised; 0 for
     a network that predicts one of them."""
     motion_directions: int = 0

@@ -256,11 +256,6 @@ class Dynamics(nn.Module):
             cache.holds_next = True
         cache.keep(frame, tau)
 
-    def observed(self, frames: Values) -> Float[Tensor, "B T O"]:
-        """What is observed of frames, and not remembered: latents one after the other, or proprioception in a
-        world without cameras."""
-        return frames.latents.flatten(2) if self.config.grids else frames.proprio
-
     def blind(
         self, frames: Values, tau: Float[Tensor, "B T M"], noise: Float[Tensor, "B T O"] | None
     ) -> tuple[Values, Float[Tensor, "B T M"]]:

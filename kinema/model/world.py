@@ -25,7 +25,7 @@ from kinema.model.acting import Acting, ActingConfig
 from kinema.model.heads import Heads, HeadsConfig, PlaceSizes
 from kinema.model.manifold import Manifold, ManifoldConfig
 from kinema.model.parts import load_part, save_part
-from kinema.model.sampler import session_noise, solve
+from kinema.model.sampler import session_noise
 from kinema.model.support import Support
 from kinema.model.tokens import DynamicsConfig, Values
 from kinema.model.transformer import Dynamics
@@ -476,16 +476,16 @@ class WorldModel(nn.Module):
         frames: Pictures,
         *,
         proprio: np.ndarray | None = None,
-        num_denoising_steps: int = 4,
+        num_samples: int = 8,
         generator: torch.Generator | None = None,
     ) -> np.ndarray:
-        """The actions ``(T - 1, A)``, in the units of the dataset, that led from each frame to the next.
+        """Infer the actions ``(T - 1, A)``, in the units of the dataset, that led from each frame to the next.
 
         Args:
             frames: ``uint8 T H W C``, or a dict by camera.
             proprio: ``T P`` where the world knows proprioception and the recording has it.
-            num_denoising_steps: network calls.
-            generator: source of the starting noise; seed 0 by default.
+            num_samples: samples of the actions, of which the mean is returned.
+            generator: source of the noise; seed 0 by default.
 
         Raises:
             WorldError: the frames do not fit this world, or there are fewer than two.
@@ -499,55 +499,39 @@ class WorldModel(nn.Module):
         if time < 2:
             raise WorldError(f"infer needs at least two frames, got {time}")
         # Chunks overlap by the reach, so that every frame has the past that it would have in one long pass.
-        reach = self.config.dynamics.reach
-        chunk = max(64, reach)
+        dynamics = self.config.dynamics
+        chunk = max(64, dynamics.reach)
         known, is_known = self.known_proprio(proprio, latents)
         action_dim = self.config.dynamics.action_dim
         values = Values(latents, known, torch.zeros(1, time, action_dim))
         generator = generator or torch.Generator().manual_seed(0)
-        noise = session_noise((time, self.action_dim), [generator], self.device)
-        dynamics, extra = self.config.dynamics, None
-        if dynamics.noise_dim:
-            size = dynamics.noise_size + num_denoising_steps * dynamics.noise_dim
-            extra = session_noise((time, size), [generator], self.device)
+        size = 2 * self.action_dim + dynamics.noise_size + dynamics.noise_dim
+        noise = session_noise((time, size), [generator] * num_samples, self.device)
         actions = []
         for start in range(0, time - 1, chunk):
-            begin, stop = max(0, start - reach), min(time - 1, start + chunk)
-            piece = values.map(lambda x, a=begin, b=stop + 1: x[:, a:b])
-            rows = slice(begin, stop + 1)
-            of_chunk = None if extra is None else extra[:, rows]
-            found = self._infer_chunk(piece, noise[:, rows], of_chunk, is_known, num_denoising_steps)
+            begin, stop = max(0, start - dynamics.reach), min(time - 1, start + chunk)
+            piece = values.map(lambda x, a=begin, b=stop + 1: x[:, a:b].expand(num_samples, *x[0, a:b].shape))
+            found = self._infer_chunk(piece, noise[:, begin : stop + 1], is_known)
             actions.append(found[start - begin :])
         return np.concatenate(actions)
 
-    def _infer_chunk(
-        self, values: Values, noise: Tensor, extra: Tensor | None, knows_proprio: bool, num_steps: int
-    ) -> np.ndarray:
-        time, dynamics = values.action.shape[1], self.config.dynamics
-        context_noise, calls = None, iter([None] * num_steps)
-        if extra is not None:
-            sizes = [dynamics.noise_size, *[dynamics.noise_dim] * num_steps]
-            context_noise, *of_calls = extra.split(sizes, dim=-1)
-            context_noise, calls = context_noise[:, :-1], iter([call[:, 1:] for call in of_calls])
-        proprio_tau = float(knows_proprio)
-        tau = self.tau(1, time, action_tau=0.0, proprio_tau=proprio_tau)
-        context = Values(values.latents[:, :-1], values.proprio[:, :-1], noise[:, :-1])
-
-        def model(action: Tensor, action_tau: float) -> Tensor:
-            target = Values(values.latents[:, 1:], values.proprio[:, 1:], action)
-            target_tau = self.tau(1, time - 1, action_tau=action_tau, proprio_tau=proprio_tau)
-            found = self.dynamics(
-                context,
-                tau[:, :-1],
-                target,
-                target_tau,
-                context_noise=context_noise,
-                target_noise=next(calls),
-            )
-            return found.action
-
-        actions = solve(model, noise[:, 1:], num_steps)
-        return self.action_normalizer.restore(actions)[0].cpu().numpy()
+    def _infer_chunk(self, values: Values, noise: Tensor, knows_proprio: bool) -> np.ndarray:
+        (batch, time, size), config = values.action.shape, self.config.dynamics
+        unknown, start, of_context, of_target = noise.split(
+            [size, size, config.noise_size, config.noise_dim], dim=-1
+        )
+        tau = self.tau(batch, time, action_tau=0.0, proprio_tau=float(knows_proprio))
+        context = dataclasses.replace(values, action=unknown).map(lambda x: x[:, :-1])
+        target = dataclasses.replace(values, action=start).map(lambda x: x[:, 1:])
+        actions = self.dynamics(
+            context,
+            tau[:, :-1],
+            target,
+            tau[:, 1:],
+            context_noise=of_context[:, :-1],
+            target_noise=of_target[:, 1:],
+        ).action.mean(0)
+        return self.action_normalizer.restore(actions).cpu().numpy()
 
     def tau(
         self,
@@ -708,7 +692,8 @@ def _read_config(path: Path) -> WorldConfig:
             tokenizer: dict[str, Any] = data["tokenizer"]
             tokenizer = {k: tuple(v) if isinstance(v, list) else v for k, v in tokenizer.items()}
             data["tokenizer"] = ConvTokenizerConfig(**tokenizer)
-        dynamics = dict(data["dynamics"])
+        # Worlds before the energy score predict one future.
+        dynamics = {"noise_dim": 0, **data["dynamics"]}
         dynamics["grids"] = tuple((rows, columns) for rows, columns in dynamics["grids"])
         data["dynamics"] = DynamicsConfig(**dynamics)
         if data.get("manifold"):

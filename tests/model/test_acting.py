@@ -81,7 +81,7 @@ def test_a_chunk_is_the_same_in_training_and_in_streaming(kind: str) -> None:
     acting = random_acting(dynamics)
     batch, time = 2, 7
     values, tau = random_values(dynamics.config, batch, time), known_tau(dynamics, batch, time)
-    noise = torch.randn(dynamics.observed(values).shape, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(batch, time, dynamics.config.noise_size, generator=torch.Generator().manual_seed(1))
     aims = random_aims(batch, time)
     noised = torch.randn(batch, time, 5, 2, generator=torch.Generator().manual_seed(2))
     tau_chunk = torch.rand(batch, time, generator=torch.Generator().manual_seed(3))

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -34,9 +35,12 @@ def differs(one: Values, other: Values) -> torch.Tensor:
 
 
 def random_noise(config: DynamicsConfig, batch: int, time: int) -> torch.Tensor:
-    """In place of what is observed of frames."""
-    size = config.num_latents * config.latent_dim or config.proprio_dim
-    return torch.randn(batch, time, size, generator=torch.Generator().manual_seed(2))
+    """In place of the observations of frames, and extra noise behind it."""
+    return torch.randn(batch, time, config.noise_size, generator=torch.Generator().manual_seed(2))
+
+
+def extra_noise(config: DynamicsConfig, batch: int, time: int) -> torch.Tensor:
+    return random_noise(config, batch, time)[..., config.noise_size - config.noise_dim :].flip(1)
 
 
 def _parts(values: Values) -> tuple[torch.Tensor, ...]:
@@ -123,13 +127,15 @@ def test_streaming_gives_what_training_gives(config: DynamicsConfig, max_rewind:
     frames, target = random_values(config, batch, time), random_values(config, batch, time, seed=1)
     tau, target_tau = random_tau(config, batch, time), random_tau(config, batch, time, seed=1)
     noise = random_noise(config, batch, time)
-    together = dynamics(frames, tau, target, target_tau, context_noise=noise)
+    extra = extra_noise(config, batch, time)
+    together = dynamics(frames, tau, target, target_tau, context_noise=noise, target_noise=extra)
     cache = dynamics.new_cache(batch, max_rewind=max_rewind)
     for t in range(time):
         dynamics.keep(at(frames, t), tau[:, t : t + 1], cache, noise[:, t : t + 1])
         # Twice: a step leaves nothing behind that the next could see, however often a frame is denoised.
         for _ in range(2):
-            streamed = dynamics.step(at(target, t), target_tau[:, t : t + 1], cache)
+            levels, of_frame = target_tau[:, t : t + 1], extra[:, t : t + 1]
+            streamed = dynamics.step(at(target, t), levels, cache, noise=of_frame)
             assert_close(streamed, at(together, t))
 
 
@@ -149,9 +155,13 @@ def test_a_frame_that_was_simulated_is_remembered_by_the_pass_that_found_it(conf
         found = []
         for cache, remembers in ((once, True), (twice, False)):
             calls.clear()
-            found.append(dynamics.step(*sought, cache, only_latents=bool(config.grids), commits=remembers))
+            step = functools.partial(dynamics.step, only_latents=bool(config.grids))
+            extra = given[..., config.noise_size - config.noise_dim :]
+            found.append(step(*sought, cache, noise=extra, commits=remembers))
+            # Calls that come between change nothing.
+            step(frame, levels, cache)
             dynamics.keep(frame, levels, cache, given)
-            assert len(calls) == 1 + (not remembers)
+            assert len(calls) == 2 + (not remembers)
         assert_close(*found)
 
 
@@ -348,8 +358,27 @@ def test_frames_are_foretold_as_targets_that_are_as_remembered(config: DynamicsC
     found = dynamics.forward_from_noise(frames, tau, noise)
     target, target_tau = dynamics.blind(frames, tau, noise)
     context = at(frames, 0, num - 1)
-    expected = dynamics(context, tau[:, :-1], target, target_tau, context_noise=noise[:, :-1])
+    extra = noise[..., config.noise_size - config.noise_dim :]
+    expected = dynamics(
+        context, tau[:, :-1], target, target_tau, context_noise=noise[:, :-1], target_noise=extra
+    )
     assert_close(found, expected)
+
+
+@torch.no_grad()
+@EVERY_CONFIG
+def test_copies_of_targets_are_predicted_as_alone(config: DynamicsConfig) -> None:
+    dynamics, num = random_dynamics(config), config.window + 3
+    context, tau = random_values(config, 2, num), random_tau(config, 2, num)
+    targets = [random_values(config, 2, num + 1, seed=seed) for seed in (1, 2)]
+    target_tau = random_tau(config, 2, num + 1, seed=1)
+    together = dynamics(
+        context, tau, targets[0].followed_by(targets[1]), target_tau.repeat(1, 2, 1), num_copies=2
+    )
+    for index, target in enumerate(targets):
+        alone = dynamics(context, tau, target, target_tau)
+        first = index * (num + 1)
+        assert_close(at(together, first, first + num + 1), alone)
 
 
 @settings(deadline=None)

@@ -13,7 +13,7 @@ from kinema.simulation.world import World
 
 from ..worlds import random_actions, random_frames, random_world
 
-NUM_STEPS = 14
+NUM_STEPS = 8
 """More than the windows hold."""
 
 
