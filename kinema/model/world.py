@@ -479,7 +479,7 @@ class WorldModel(nn.Module):
         num_samples: int = 8,
         generator: torch.Generator | None = None,
     ) -> np.ndarray:
-        """Infer the actions ``(T - 1, A)``, in the units of the dataset, that led from each frame to the next.
+        """Infer the actions ``(T - 1, A)``, in units of the dataset, that led from each frame to the next.
 
         Args:
             frames: ``uint8 T H W C``, or a dict by camera.
