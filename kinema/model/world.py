@@ -502,10 +502,9 @@ class WorldModel(nn.Module):
         dynamics = self.config.dynamics
         chunk = max(64, dynamics.reach)
         known, is_known = self.known_proprio(proprio, latents)
-        action_dim = self.config.dynamics.action_dim
-        values = Values(latents, known, torch.zeros(1, time, action_dim))
+        values = Values(latents, known, torch.zeros(1, time, dynamics.action_dim))
         generator = generator or torch.Generator().manual_seed(0)
-        size = 2 * self.action_dim + dynamics.noise_size + dynamics.noise_dim
+        size = 2 * dynamics.action_dim + dynamics.noise_size + dynamics.noise_dim
         noise = session_noise((time, size), [generator] * num_samples, self.device)
         actions = []
         for start in range(0, time - 1, chunk):
