@@ -30,7 +30,7 @@ def test_sampling_compares_its_objectives() -> None:
     rows = [line.split() for line in done.stdout.splitlines() if line.count("%") == 3]
     assert [row[:2] for row in rows] == [
         [objective, calls]
-        for objective in ("distance", "mean", "shortcut")
+        for objective in ("distance", "mean", "shortcut", "score")
         for calls in ("1", "2", "4", "16")
     ]
     for row in rows:
