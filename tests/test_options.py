@@ -24,6 +24,8 @@ REQUIRED = {
     "plan": [NOWHERE, "--env", "nomodule:X-v0"],
     "evaluate horizon": [NOWHERE],
     "evaluate control": [NOWHERE],
+    "evaluate skill": [NOWHERE],
+    "evaluate calibration": [NOWHERE],
     "evaluate planning": [NOWHERE, "--data", NOWHERE],
     "evaluate policy": [NOWHERE, "--env", "X-v0", "--policies", "random", "zero", "random@0.5", "zero@0.5"],
     "evaluate speed": [NOWHERE],
@@ -111,6 +113,18 @@ SMALL = {
     "data": ["DATA", "--no-decode"],
     "simulate": ["WORLD", "--data", "DATA", "--steps", "4"],
     "evaluate control": ["WORLD", "--data", "DATA", "--steps", "4", "--rollouts", "2", "--seeds", "1"],
+    "evaluate skill": ["WORLD", "--data", "DATA", "--steps", "4", "--rollouts", "2", "--num-forks", "2"],
+    "evaluate calibration": [
+        "WORLD",
+        "--data",
+        "DATA",
+        "--steps",
+        "4",
+        "--rollouts",
+        "2",
+        "--num-forks",
+        "3",
+    ],
     "evaluate speed": ["WORLD", "--data", "DATA", "--steps", "1", "--repeats", "1", "--streams", "1"],
 }
 few = st.sampled_from(["", "-1", "0", "1", "2", "nan", "x", "cuda", "/dev/null", "/dev/null/x", "é", "a:b"])
