@@ -50,6 +50,8 @@ def dynamics_config(
     time_every: int = 2,
     window: int = 3,
     noise_dim: int = 3,
+    memory: int = 0,
+    has_goals: bool = False,
 ) -> DynamicsConfig:
     return DynamicsConfig(
         grids=(grid,) * num_cameras,
@@ -63,6 +65,8 @@ def dynamics_config(
         time_every=time_every,
         window=window,
         noise_dim=noise_dim,
+        memory=memory,
+        has_goals=has_goals,
     )
 
 
@@ -108,6 +112,7 @@ def random_world(
     depth: int = 4,
     seed: int = 0,
     num_denoising_steps: int = 1,
+    memory: int = 0,
     recorded_size: tuple[int, int] = (SIZE, SIZE),
 ) -> World:
     """A world of frames of 32 by 32 that nobody trained; it reacts to all that it is given."""
@@ -133,7 +138,7 @@ def random_world(
             proprio=tuple(Dimension(name=str(index)) for index in range(proprio_dim)),
             tokenizer=tokenizer if num_cameras else None,
             dynamics=dynamics_config(
-                num_cameras=num_cameras, proprio_dim=proprio_dim, window=window, depth=depth
+                num_cameras=num_cameras, proprio_dim=proprio_dim, window=window, depth=depth, memory=memory
             ),
             manifold=ManifoldConfig(code_dim=2, width=16, depth=1, near_width=16, num_recorded=1024)
             if num_cameras

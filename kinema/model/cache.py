@@ -134,11 +134,18 @@ class LayerCache(Ring):
         window: int,
         max_rewind: int,
         like: Tensor,
+        is_far: bool = False,
     ):
+        """``is_far``: the window is long, and full from the start with frames that are not there, so that
+        sessions of any age stand side by side."""
+        self.num_tokens = tokens
         self._num_missing: Tensor | None = None
         """Places at the front of the buffer that hold nothing, by session; None where all hold something."""
         shape = (2, batch, tokens, num_heads, 1, head_dim)
         super().__init__(shape, window=window, max_rewind=max_rewind, like=like)
+        if is_far:
+            self.end, self._has_forgotten = window, True
+            self._num_missing = torch.full((batch,), window, device=like.device)
 
     def num_missing(self, batch: int) -> Int[Tensor, " B"]:
         """Places of the full window that hold nothing, by session."""
@@ -147,6 +154,34 @@ class LayerCache(Ring):
         if self._num_missing is not None:
             missing = missing + (self._num_missing - (self.end - length)).clamp_min(0)
         return missing
+
+    def _missing_in_window(self) -> Int[Tensor, " B"] | None:
+        if self._num_missing is None:
+            return None
+        return (self._num_missing - max(0, self.end - self.window)).clamp_min(0)
+
+    def keep(self) -> None:
+        end = self.end + 1
+        super().keep()
+        if self._num_missing is not None and self.end != end:
+            self._num_missing = (self._num_missing - (end - self.end)).clamp_min(0)
+
+    def select(self, indices: Tensor, session_axis: int, max_rewind: int | None = None) -> Self:
+        other = super().select(indices, session_axis, max_rewind)
+        if self._num_missing is not None:
+            kept = self._num_missing[indices.to(self._num_missing.device)]
+            other._num_missing = (kept - (self.end - other.end)).clamp_min(0)
+        return other
+
+    def replace(self, indices: Tensor, other: Ring, session_axis: int) -> None:
+        super().replace(indices, other, session_axis)
+        if self._num_missing is not None:
+            assert isinstance(other, LayerCache)
+            missing = other._missing_in_window()
+            assert missing is not None
+            places = indices.to(missing.device)
+            first = max(0, self.end - self.window)
+            self._num_missing = self._num_missing.index_copy(0, places, missing + first)
 
     def attend(
         self, q_BNH1E: Tensor, k_BNH1E: Tensor, v_BNH1E: Tensor, rotary: tuple[Tensor, Tensor]
@@ -173,8 +208,10 @@ class LayerCache(Ring):
         """The windows of sessions that have a cache each; what is not there is not seen."""
         other = cls.gather(rings, 1)
         num_missing = [other.end - ring.past().shape[-2] for ring in rings]
-        if any(num_missing):
-            other._num_missing = torch.tensor(num_missing, device=other.buffer.device)
+        missing = torch.tensor(num_missing, device=other.buffer.device)
+        if (of_rings := [ring._missing_in_window() for ring in rings])[0] is not None:
+            missing = missing + torch.cat([each for each in of_rings if each is not None])
+        other._num_missing = missing if missing.any() else None
         return other
 
 
@@ -194,6 +231,21 @@ class Cache:
             )
             for _ in range(config.depth // config.time_every)
         ]
+        self.far_layers = [
+            LayerCache(
+                batch=batch,
+                tokens=config.num_registers,
+                num_heads=config.num_heads,
+                head_dim=config.width // config.num_heads,
+                window=config.memory,
+                max_rewind=max_rewind,
+                like=like,
+                is_far=True,
+            )
+            for _ in self.layers
+            if config.memory
+        ]
+        """The same of the registers, which see farther."""
         self.latents = (config.num_latents, config.latent_dim)
         self.sizes = config.frame_sizes
         self.frames = Ring(
@@ -237,13 +289,13 @@ class Cache:
     def hold_next(self) -> None:
         """Put the keys and values of the next frame aside before the layers are written again."""
         if self._held is None:
-            self._held = [layer.next_frame.clone() for layer in self.layers]
+            self._held = [layer.next_frame.clone() for layer in (*self.layers, *self.far_layers)]
 
     def keep(self, frame: Values, tau: Float[Tensor, "B 1 M"]) -> None:
         """Keep a frame whose keys and values are there."""
         assert self.holds_next
         if self._held is not None:
-            for layer, held in zip(self.layers, self._held, strict=True):
+            for layer, held in zip((*self.layers, *self.far_layers), self._held, strict=True):
                 layer.with_frame(held)
             self._held = None
         self.frames.with_frame(torch.cat([frame.pack(), tau], dim=-1))
@@ -254,7 +306,7 @@ class Cache:
 
     @property
     def rings(self) -> list[Ring]:
-        return [*self.layers, self.frames]
+        return [*self.layers, *self.far_layers, self.frames]
 
     @property
     def num_rewindable(self) -> int:
@@ -279,6 +331,7 @@ class Cache:
         other = object.__new__(Cache)
         other.__dict__.update(self.__dict__)
         other.layers = [layer.select(indices, 1, max_rewind) for layer in self.layers]
+        other.far_layers = [layer.select(indices, 1, max_rewind) for layer in self.far_layers]
         of_frames = None if max_rewind is None else self._frames_rewind(self.layers[0].window, max_rewind)
         other.frames = self.frames.select(indices, 0, of_frames)
         other.num_frames = self.num_frames[indices.to(self.num_frames.device)]
@@ -289,7 +342,9 @@ class Cache:
         """Give some sessions the past of those of another cache, in their order; both must be full."""
         assert self.is_full
         assert other.is_full
-        for layer, new in zip(self.layers, other.layers, strict=True):
+        for layer, new in zip(
+            (*self.layers, *self.far_layers), (*other.layers, *other.far_layers), strict=True
+        ):
             layer.replace(indices, new, 1)
         self.frames.replace(indices, other.frames, 0)
         places = indices.to(self.num_frames.device)
@@ -306,8 +361,9 @@ class Cache:
         are until ``scatter``."""
         other = object.__new__(cls)
         other.__dict__.update(caches[0].__dict__)
-        layers = zip(*(cache.layers for cache in caches), strict=True)
-        other.layers = [LayerCache.of_sessions(of_sessions) for of_sessions in layers]
+        for name in ("layers", "far_layers"):
+            layers = zip(*(getattr(cache, name) for cache in caches), strict=True)
+            setattr(other, name, [LayerCache.of_sessions(of_sessions) for of_sessions in layers])
         other.frames = Ring.gather([cache.frames for cache in caches], 0)
         other.num_frames = torch.cat([cache.num_frames for cache in caches])
         other.holds_next, other._held = False, None
@@ -315,9 +371,8 @@ class Cache:
 
     def scatter(self, caches: "Sequence[Cache]") -> None:
         """Keep in each of the caches that were gathered the frame that was kept here last."""
-        for layer, of_sessions in zip(
-            self.layers, zip(*(c.layers for c in caches), strict=True), strict=True
-        ):
+        of_caches = zip(*((*cache.layers, *cache.far_layers) for cache in caches), strict=True)
+        for layer, of_sessions in zip((*self.layers, *self.far_layers), of_caches, strict=True):
             layer.scatter(of_sessions, 1)
         self.frames.scatter([cache.frames for cache in caches], 0)
         for cache in caches:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from kinema.model.flow import interpolate, sample_tau
 from kinema.model.score import energy_score, is_plausible
 from kinema.model.tasks import TASKS, Role, Task, passes
-from kinema.model.tokens import Values
+from kinema.model.tokens import Goal, Values
 from kinema.model.transformer import Dynamics
 
 SMOOTHNESS = {"observations": 0.03, "proprio": 0.02, "action": 0.05}
@@ -54,6 +54,8 @@ class DynamicsObjectiveConfig:
     recordings without them."""
     pure_noise_prob: float = 0.5
     """Share of targets at ``tau`` = 0, where sampling starts."""
+    goal_dropout: float = 0.3
+    """Share of the targets that have a goal, of ``act`` and ``generate``, that are predicted without it."""
     max_context_noise: float = 0.2
     """Observations in the context are noised down to ``tau`` = 1 minus this."""
     max_proprio_noise: float = 0.02
@@ -86,6 +88,8 @@ class DynamicsBatch(NamedTuple):
     each frame from as many true ones before it as ``self_forcing_steps``."""
     self_forcing_steps: int = 1
     """Steps of that rollout."""
+    goal: Values | None = None
+    """Frames (T = 1) that were recorded behind the segments, where the dynamics takes goals."""
 
 
 class DynamicsObjective(nn.Module):
@@ -123,7 +127,7 @@ class DynamicsObjective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss and the metrics of a batch: all ``T`` frames are targets, all but the last are
         context; ``generator`` draws all noise."""
-        values, has_action, self_forcing_prob, self_forcing_steps = batch
+        values, has_action, self_forcing_prob, self_forcing_steps, goal_frame = batch
         config, device = self.config, has_action.device
         num_segments, time = has_action.shape
 
@@ -165,7 +169,16 @@ class DynamicsObjective(nn.Module):
             )
             index = target_of[None, :, :, None].expand(1, -1, -1, levels.shape[-1])
             target_tau = levels.gather(0, index)[0]
-            predicted = self._predict_targets(context, context_tau[:, :-1], values, target_tau, generator)
+            goal = None
+            if goal_frame is not None:
+                wants_goal = torch.tensor([name in ("act", "generate") for name, *_ in self.targets])
+                shows_goal = random(num_segments, time) >= config.goal_dropout
+                shows_goal = shows_goal & wants_goal.to(device)[target_of]
+                knows_proprio = random(num_segments) >= config.hidden_prob
+                goal = Goal(goal_frame, knows_proprio, shows_goal.repeat(1, 2))
+            predicted = self._predict_targets(
+                context, context_tau[:, :-1], values, target_tau, goal, generator
+            )
         else:
             target_of = torch.full((num_segments, time), self._main_target, device=device)
             last = self.add_noise(values.map(lambda x: x[:, -1:]), context_tau[:, -1:], generator)
@@ -220,6 +233,7 @@ class DynamicsObjective(nn.Module):
         context_tau: Float[Tensor, "B S M"],
         values: Values,
         tau: Float[Tensor, "B T M"],
+        goal: Goal | None,
         generator: torch.Generator | None,
     ) -> tuple[Values, Values]:
         """Two predictions of noised frames. Both see the same noised value, or noise of their own where it
@@ -239,6 +253,7 @@ class DynamicsObjective(nn.Module):
                 ..., self.dynamics.config.noise_size - self.dynamics.config.noise_dim :
             ],
             num_copies=2,
+            goal=goal,
         )
         time = tau.shape[1]
         return predicted.map(lambda x: x[:, :time]), predicted.map(lambda x: x[:, time:])

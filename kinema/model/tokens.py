@@ -37,6 +37,10 @@ class DynamicsConfig:
     """Every how many blocks there is attention over time."""
     window: int = 8
     """Past frames that attention over time sees."""
+    memory: int = 0
+    """Past frames that the registers see in attention over time; 0 for as many as ``window``."""
+    has_goals: bool = False
+    """A goal frame may be given as context."""
     num_registers: int = 1
     """Tokens without input, for the network's own use and for the heads."""
     num_octaves: int = 6
@@ -117,7 +121,7 @@ class DynamicsConfig:
     def reach(self) -> int:
         """Past frames that can matter: each block that sees time hands on what the one before it saw, and
         the oldest frame seen was given those before it."""
-        return self.window * (self.depth // self.time_every) + NUM_BEFORE
+        return max(self.window, self.memory) * (self.depth // self.time_every) + NUM_BEFORE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +165,16 @@ class Values:
     def map(self, function: Callable[[Tensor], Tensor]) -> "Values":
         """The same function of each part."""
         return Values(function(self.latents), function(self.proprio), function(self.action))
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """A goal frame for each segment, and the target frames that see it."""
+
+    frame: Values
+    """Clean, normalised frames (T = 1)."""
+    knows_proprio: Bool[Tensor, " B"]
+    is_shown: Bool[Tensor, "B U"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,13 +20,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kinema.model.attention import KeysValues
-from kinema.model.blocks import Block, norm
+from kinema.model.blocks import Block, Context, Far, norm
 from kinema.model.cache import Cache
+from kinema.model.context import GoalInput
 from kinema.model.embeddings import FourierFeatures, rotary_table
 from kinema.model.response import UNFORESEEN_ERROR, LinearResponse
 from kinema.model.tokens import (
     NUM_BEFORE,
     DynamicsConfig,
+    Goal,
     Memory,
     Past,
     TokenInput,
@@ -75,9 +77,16 @@ class Dynamics(nn.Module):
         self.token_bias = nn.Parameter(0.02 * torch.randn(config.num_tokens, width))
         hidden = 64 * round(width * 8 / 3 / 64)
         self.blocks = nn.ModuleList(
-            Block(width, config.num_heads, hidden, is_temporal=(i + 1) % config.time_every == 0)
+            Block(
+                width,
+                config.num_heads,
+                hidden,
+                is_temporal=(i + 1) % config.time_every == 0,
+                has_context=config.has_goals,
+            )
             for i in range(config.depth)
         )
+        self.goal_in = GoalInput(config) if config.has_goals else None
         self.latents_out = nn.Linear(width, patch_dim)
         self.action_out = nn.Linear(width, config.action_dim)
         self.proprio_out = nn.Linear(width, config.proprio_dim) if config.proprio_dim else None
@@ -103,6 +112,7 @@ class Dynamics(nn.Module):
         context_noise: Float[Tensor, "B T O"] | None = None,
         target_noise: Float[Tensor, "B U X"] | None = None,
         num_copies: int = 1,
+        goal: Goal | None = None,
     ) -> Values:
         """The training path: predict clean values of every target frame, all at once.
 
@@ -119,6 +129,7 @@ class Dynamics(nn.Module):
             context_noise: noise in place of the observations of the context, see ``blind``; zeros by default.
             target_noise: extra noise of the targets, ``X`` = ``noise_dim``; zeros by default.
             num_copies: copies of the target frames, each with noise of its own.
+            goal: the goal of each segment, for the targets that have one; the context never sees it.
         """
         num_context, num_target = context_tau.shape[1], target_tau.shape[1] // num_copies
         assert num_target <= num_context + 1
@@ -129,8 +140,14 @@ class Dynamics(nn.Module):
         target_past = self._past(target, target_tau, before, num_copies=num_copies)
         wanted = self._embed(target, target_tau, target_past, target_noise)
         seen = self._embed(*self.blind(context, context_tau, context_noise), past, self._extra(context_noise))
-        times, mask = two_stream_mask(num_context, num_target, self.config.window, seen.device, num_copies)
-        x, _ = self._through(torch.cat([seen, wanted], dim=1), times, mask)
+        times, mask, far = self._masks(num_context, num_target, seen.device, num_copies)
+        context_tokens = None
+        if goal is not None and goal.is_shown.any():
+            shown = F.pad(goal.is_shown, (num_context, 0))
+            segment = shown.nonzero()[:, 0]
+            rows = shown.flatten().nonzero()[:, 0]
+            context_tokens = rows, self.goal_tokens(goal.frame, goal.knows_proprio)[segment]
+        x, _ = self._through(torch.cat([seen, wanted], dim=1), times, mask, far, context_tokens)
         return self._read(x[:, num_context:], target, target_tau, target_past)
 
     def forward_from_noise(
@@ -144,17 +161,40 @@ class Dynamics(nn.Module):
         before = F.pad(self._known(frames, tau), (0, 0, NUM_BEFORE, 0))[:, :-1]
         frames, tau = self.blind(frames, tau, noise)
         past = self._past(frames, tau, before)
-        times, mask = two_stream_mask(tau.shape[1], 0, self.config.window, tau.device)
-        x, _ = self._through(self._embed(frames, tau, past, self._extra(noise)), times, mask)
+        x, _ = self._through(
+            self._embed(frames, tau, past, self._extra(noise)), *self._masks(tau.shape[1], 0, tau.device)
+        )
         return self._read(x, frames, tau, past)
 
+    def goal_tokens(self, goal: Values, knows_proprio: Bool[Tensor, " B"]) -> Float[Tensor, "B C D"]:
+        """Context tokens of goal frames (T = 1)."""
+        assert self.goal_in is not None
+        patches = self._patchify(goal.latents)[:, 0] if self.config.grids else goal.latents[:, 0]
+        return self.goal_in(patches, goal, knows_proprio)
+
+    def _masks(
+        self, num_context: int, num_target: int, device: torch.device, num_copies: int = 1
+    ) -> tuple[Int[Tensor, " S"], Bool[Tensor, "S S"], Far | None]:
+        """Times of context and target frames, and who sees whom; the registers may see farther."""
+        config = self.config
+        times, mask = two_stream_mask(num_context, num_target, config.window, device, num_copies)
+        if not config.memory:
+            return times, mask, None
+        _, far = two_stream_mask(num_context, num_target, config.memory, device, num_copies)
+        return times, mask, (config.num_registers, far)
+
     def _through(
-        self, x: Float[Tensor, "B S N D"], times: Int[Tensor, " S"], mask: Bool[Tensor, "S S"]
+        self,
+        x: Float[Tensor, "B S N D"],
+        times: Int[Tensor, " S"],
+        mask: Bool[Tensor, "S S"],
+        far: Far | None = None,
+        context: Context | None = None,
     ) -> tuple[Float[Tensor, "B S N D"], list[KeysValues]]:
         """Frames through all blocks, without a cache, and their keys and values in those that see time."""
         rotary, keys_values = self._rotary(times), []
         for block in self.blocks:
-            x, own = block(x, rotary, mask)
+            x, own = block(x, rotary, mask, None, far, context)
             if own is not None:
                 keys_values.append(own)
         return x, keys_values
@@ -172,7 +212,7 @@ class Dynamics(nn.Module):
         before = F.pad(self._known(frames, tau), (0, 0, NUM_BEFORE, 0))
         past = self._past(frames, tau, before[:, :-1])
         x = self._embed(*self.blind(frames, tau, noise), past, self._extra(noise))
-        _, keys_values = self._through(x, *two_stream_mask(num_frames, 0, config.window, tau.device))
+        _, keys_values = self._through(x, *self._masks(num_frames, 0, tau.device))
         next_times, next_mask = two_stream_mask(num_frames, num_frames, config.window, tau.device)
         return Memory(
             tokens=self._agent_tokens(frames, before[:, 1:]),
@@ -221,11 +261,12 @@ class Dynamics(nn.Module):
         cache: Cache,
         *,
         noise: Float[Tensor, "B 1 X"] | None = None,
+        goal: Float[Tensor, "B C D"] | None = None,
         only_latents: bool = False,
         commits: bool = False,
     ) -> Values:
         """The streaming path: clean values of one frame (T = 1) that sees the cache, ``noise`` being its
-        extra noise (zeros by default).
+        extra noise (zeros by default) and ``goal`` its context (``goal_tokens``).
 
         With ``only_latents`` the other parts stay as they are given, and nothing is computed for them. With
         ``commits`` the cache takes the keys and values of this call for the frame, in which what is observed
@@ -235,7 +276,7 @@ class Dynamics(nn.Module):
         x = self._embed(frame, tau, past, noise)
         if cache.holds_next and not commits:
             cache.hold_next()
-        x = self._through_blocks(x, cache, self.blocks)
+        x = self._through_blocks(x, cache, self.blocks, goal)
         cache.holds_next |= commits
         return self._read(x, frame, tau, past, only_latents=only_latents)
 
@@ -275,12 +316,20 @@ class Dynamics(nn.Module):
         """The extra noise behind the noise of ``blind``."""
         return noise[..., noise.shape[-1] - self.config.noise_dim :] if noise is not None else None
 
-    def _through_blocks(self, x: Float[Tensor, "B 1 N D"], cache: Cache, blocks: nn.ModuleList) -> Tensor:
+    def _through_blocks(
+        self,
+        x: Float[Tensor, "B 1 N D"],
+        cache: Cache,
+        blocks: nn.ModuleList,
+        goal: Float[Tensor, "B C D"] | None = None,
+    ) -> Tensor:
         """A frame through blocks that see the cache, and are written to it without being kept."""
-        rotary, layers = cache.rotary(), iter(cache.layers)
+        rotary, layers, far_layers = cache.rotary(), iter(cache.layers), iter(cache.far_layers)
+        context = None if goal is None else (torch.arange(len(x), device=x.device), goal)
         for block in blocks:
             assert isinstance(block, Block)
-            x = block.step(x, rotary, next(layers) if block.time is not None else None)
+            layer, far = (next(layers), next(far_layers, None)) if block.time is not None else (None, None)
+            x = block.step(x, rotary, layer, far, context)
         return x
 
     def _known(self, values: Values, tau: Tensor) -> Float[Tensor, "B T V"]:

@@ -52,21 +52,24 @@ class CompiledSteps:
         self._needs_noise = world.config.dynamics.proprio_dim > 0 and not world.dynamics.foresees_proprio
         config = world.config.dynamics
         cache = world.dynamics.new_cache(EXAMPLES)
+        num_windows, head_dim = len(cache.layers) + len(cache.far_layers), config.width // config.num_heads
+        far_shape = (2, EXAMPLES, config.num_registers, config.num_heads, config.memory, head_dim)
         extra = self._num_extra = self._num_denoising_steps * config.noise_dim
         shape = (2, EXAMPLES, config.num_tokens, config.num_heads, config.window)
         # A past of which all is known: what is not is left to the eager path.
         example = [
             torch.ones(EXAMPLES, cache.frames.window, sum(cache.sizes)),
-            torch.zeros(EXAMPLES, dtype=torch.long),
+            torch.zeros(EXAMPLES, 1 + (config.memory > 0), dtype=torch.long),
             *cache.rotary(),
             torch.zeros(EXAMPLES, 1, config.action_dim),
             torch.zeros(EXAMPLES, 1, config.num_latents * config.latent_dim + extra),
             torch.zeros(EXAMPLES, 1, config.proprio_dim + extra),
-            *(torch.zeros(*shape, config.width // config.num_heads) for _ in cache.layers),
+            *(torch.zeros(*shape, head_dim) for _ in cache.layers),
+            *(torch.zeros(far_shape) for _ in cache.far_layers),
         ]
         frame = example[0][:, 0, : cache.sizes[0]].unflatten(-1, cache.latents)
         try:
-            self._step = _Graph(_Step(world), example, session_axes=[0] * 7 + [1] * len(cache.layers))
+            self._step = _Graph(_Step(world), example, session_axes=[0] * 7 + [1] * num_windows)
             self._draw = None
             if world.cameras:
                 proprio = torch.zeros(EXAMPLES, config.proprio_dim)
@@ -95,21 +98,23 @@ class CompiledSteps:
         cache alike; None, and nothing has changed, where that has to be asked: too little is known of the
         past to foresee the proprioception."""
         config = self._world.config.dynamics
+        kinds = [kind for kind in (cache.layers, cache.far_layers) if kind]
+        layers = [layer for kind in kinds for layer in kind]
         given = [
             cache.frames.full_window(),
-            cache.layers[0].num_missing(len(action)),
+            torch.stack([of_kind[0].num_missing(len(action)) for of_kind in kinds], dim=1),
             *cache.rotary(),
             action,
             noise(config.num_latents * config.latent_dim + self._num_extra, LATENTS_STREAM),
             action.new_zeros(len(action), 1, config.proprio_dim + self._num_extra),
-            *(layer.full_window() for layer in cache.layers),
+            *(layer.full_window() for layer in layers),
         ]
         if self._needs_noise:
             given[6] = noise(config.proprio_dim + self._num_extra, PROPRIO_STREAM)
         latents, proprio, held, doubt, away, candidates, is_known, *written = self._step(given)
         if is_known.min() < 1.0:
             return None
-        for layer, frame in zip(cache.layers, written, strict=True):
+        for layer, frame in zip(layers, written, strict=True):
             layer.with_frame(frame)
         cache.holds_next = True
         manifold, draw_to_one = self._world.manifold, self._draw_to_one
@@ -237,7 +242,9 @@ class _Step(nn.Module):
         *layers: Tensor,
     ) -> tuple[Tensor, ...]:
         world, action = self.world, self.world.held_action(action)
-        cache = _Windows(world, frames, [_Window(layer, num_missing) for layer in layers], (cos, sin))
+        num_layers = len(layers) // num_missing.shape[1]
+        windows = [_Window(layer, num_missing[:, index // num_layers]) for index, layer in enumerate(layers)]
+        cache = _Windows(world, frames, windows[:num_layers], windows[num_layers:], (cos, sin))
         noises = {LATENTS_STREAM: latents_noise, PROPRIO_STREAM: proprio_noise}
         last = cache.past()[0]
         given = Values(last.latents[:, -1:], torch.zeros_like(last.proprio[:, -1:]), action)
@@ -257,7 +264,7 @@ class _Step(nn.Module):
         if recorded is not None and code is not None:
             away, candidates = recorded.nearest(code, NUM_RECALLED)
         doubt = nothing if doubt is None else doubt
-        written = cache.held or [layer.written for layer in cache.layers]
+        written = cache.held or [layer.written for layer in windows]
         return frame.latents, frame.proprio, frame.action, doubt, away, candidates, is_known, *written
 
 
@@ -301,6 +308,7 @@ class _Window:
     def __init__(self, kept: Float[Tensor, "2 B N H S E"], num_missing: Tensor):
         self.kept, self.num_missing = kept, num_missing
         self.written = kept[..., :1, :]
+        self.num_tokens = kept.shape[2]
 
     def attend(
         self, q_BNH1E: Tensor, k_BNH1E: Tensor, v_BNH1E: Tensor, rotary: tuple[Tensor, Tensor]
@@ -326,9 +334,10 @@ class _Windows:
         world: WorldModel,
         frames: Float[Tensor, "B S V"],
         layers: list[_Window],
+        far_layers: list[_Window],
         rotary: tuple[Tensor, Tensor],
     ):
-        self.layers, self.holds_next = layers, False
+        self.layers, self.far_layers, self.holds_next = layers, far_layers, False
         self.held: list[Tensor] | None = None
         self._rotary = rotary
         config = world.config.dynamics
@@ -340,7 +349,7 @@ class _Windows:
         return self._past
 
     def hold_next(self) -> None:
-        self.held = self.held or [layer.written for layer in self.layers]
+        self.held = self.held or [layer.written for layer in (*self.layers, *self.far_layers)]
 
     @property
     def last_latents(self) -> Tensor:

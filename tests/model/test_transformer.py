@@ -16,6 +16,7 @@ CONFIGS = {
     "cameras and proprioception": dynamics_config(num_cameras=2, proprio_dim=3, grid=(2, 4), patch=2),
     "vectors alone": dynamics_config(num_cameras=0, proprio_dim=3),
     "time in every block": dynamics_config(depth=2, time_every=1),
+    "registers see far": dynamics_config(memory=7, has_goals=True),
 }
 EVERY_CONFIG = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 

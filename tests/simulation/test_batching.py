@@ -18,7 +18,7 @@ NUM_SESSIONS, NUM_STEPS = 4, 16
 @pytest.fixture(scope="module", params=["camera", "two cameras and proprioception", "vectors"])
 def world(request: pytest.FixtureRequest) -> World:
     if request.param == "camera":
-        return random_world(num_denoising_steps=2)
+        return random_world(num_denoising_steps=2, memory=5)
     world = random_world(num_cameras=2 * (request.param != "vectors"), proprio_dim=3)
     response = world.dynamics.response
     assert response is not None

@@ -26,7 +26,7 @@ def make_world(kind: str) -> World:
     if kind == "bundled":
         return uncompiled(load("pusht", precision="float32"))
     if kind == "camera":
-        return random_world(num_denoising_steps=2)
+        return random_world(num_denoising_steps=2, memory=6)
     world = random_world(num_cameras=2 * (kind != "vectors"), proprio_dim=3)
     assert world.dynamics.response is not None
     # Exact once two frames are known, or never.

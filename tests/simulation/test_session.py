@@ -35,7 +35,7 @@ def world() -> World:
 @pytest.fixture(scope="module")
 def arm() -> World:
     """Two cameras, proprioception, two network calls a frame."""
-    return random_world(num_cameras=2, proprio_dim=3, num_denoising_steps=2)
+    return random_world(num_cameras=2, proprio_dim=3, num_denoising_steps=2, memory=5)
 
 
 @pytest.fixture(scope="module")
