@@ -113,6 +113,7 @@ def random_world(
     seed: int = 0,
     num_denoising_steps: int = 1,
     memory: int = 0,
+    has_goals: bool = False,
     recorded_size: tuple[int, int] = (SIZE, SIZE),
 ) -> World:
     """A world of frames of 32 by 32 that nobody trained; it reacts to all that it is given."""
@@ -138,7 +139,12 @@ def random_world(
             proprio=tuple(Dimension(name=str(index)) for index in range(proprio_dim)),
             tokenizer=tokenizer if num_cameras else None,
             dynamics=dynamics_config(
-                num_cameras=num_cameras, proprio_dim=proprio_dim, window=window, depth=depth, memory=memory
+                num_cameras=num_cameras,
+                proprio_dim=proprio_dim,
+                window=window,
+                depth=depth,
+                memory=memory,
+                has_goals=has_goals,
             ),
             manifold=ManifoldConfig(code_dim=2, width=16, depth=1, near_width=16, num_recorded=1024)
             if num_cameras

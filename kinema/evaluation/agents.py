@@ -85,7 +85,8 @@ class ActAgent:
         Raises:
             WorldError: the world was not taught to act.
         """
-        world.require_acting()
+        if not world.can_act:
+            world.require_acting()
         self._world, self._chunk = world, chunk
 
     def begin(self, task: Task, rng: np.random.Generator) -> None:

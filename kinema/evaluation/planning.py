@@ -154,7 +154,7 @@ def make_agents(world: World, judge: Judge, config: PlanningConfig) -> tuple[lis
         agents.append(CloneAgent(ClonedPolicy(world, clone)))
     else:
         notes.append("No cloned policy: kinema train DATA --out WORLD --clone makes one.")
-    if world.acting is not None:
+    if world.can_act:
         agents.append(ActAgent(world, chunk=config.chunk))
     for name, planner in planners.items():
         agents.append(

@@ -97,7 +97,8 @@ class TimeAttention(_Attention):
         y_BNHTE = cache.attend(q, k, v, rotary)
         if far is not None:
             num_near = q.shape[1] - far.num_tokens
-            y_far = far.attend(*(part[:, num_near:] for part in (q, k, v)), rotary)
+            q, k, v = (part[:, num_near:] for part in (q, k, v))
+            y_far = far.attend(q, k, v, rotary)
             y_BNHTE = torch.cat([y_BNHTE[:, :num_near], y_far], dim=1)
         return self.out(y_BNHTE.permute(0, 3, 1, 2, 4).flatten(3))
 

@@ -239,6 +239,11 @@ class WorldModel(nn.Module):
             )
         return self.heads
 
+    @property
+    def can_act(self) -> bool:
+        """True where the network chooses actions."""
+        return self.acting is not None or self.config.dynamics.has_goals
+
     def require_acting(self) -> Acting:
         """What the network needs to act.
 

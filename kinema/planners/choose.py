@@ -20,7 +20,7 @@ PLANNER_NAMES = (*PLANNERS, PROPOSE)
 def find_proposer(world: World, folder: str | Path) -> Proposer | None:
     """Who proposes plans in a world: the network itself where it acts, else the policy that was cloned for it
     into ``folder``; None where there is none."""
-    if world.acting is not None:
+    if world.can_act:
         return ActProposer()
     clone = find_clone(world, folder)
     return None if clone is None else CloneProposer(clone)

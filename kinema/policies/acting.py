@@ -115,6 +115,7 @@ def make(observation_space: Any, *, world: str, goal: str | None = None) -> Acti
     from kinema.data.drawing import read_frame
 
     loaded = load(world)
-    loaded.require_acting()
+    if not loaded.can_act:
+        loaded.require_acting()
     picture = None if goal is None else read_frame(goal)
     return ActingPolicy(loaded, observation_space=observation_space, goal=picture)

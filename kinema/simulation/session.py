@@ -29,7 +29,7 @@ from kinema.model.world import (
     WorldModel,
 )
 from kinema.simulation.history import Moments
-from kinema.simulation.next_frame import levels_of, next_frame, with_proprio
+from kinema.simulation.next_frame import chosen_action, generated_frame, next_frame, with_proprio
 from kinema.simulation.step import Step
 
 if TYPE_CHECKING:
@@ -41,9 +41,11 @@ HISTORY_BYTES = 64 * 2**20
 """Most memory that the past pictures of a batch of sessions take."""
 FEW_SESSIONS = 2
 """So many step faster on one thread of a CPU than on several."""
+ACT_CHUNK = 8
+"""Actions that are chosen together unless told otherwise."""
 ACT_STEPS = 1
 """Network calls in which the network finds what to do, unless told otherwise."""
-GIVEN_STREAM, ACT_STREAM = -1, 3
+GIVEN_STREAM, ACT_STREAM, GENERATED_STREAM = -1, 3, 4
 """First of the streams of noise of a session: of what given frames are remembered with, the last frame first,
 downwards; and of what actions are made of, upwards."""
 MAX_REWIND = 256
@@ -127,9 +129,7 @@ class SimulationBatch:
             given = Values(latents[:, t : t + 1], proprio[:, t : t + 1], action)
             if world.proprio_dim and not knows_proprio:
                 step = TASKS["locate"]._replace(action=Role.CLEAN if knows_action else Role.NOISE)
-                given = with_proprio(
-                    world, self._cache, given, self._noise, self.num_denoising_steps, levels_of(world, step)
-                )
+                given = with_proprio(world, self._cache, given, self._noise, self.num_denoising_steps, step)
             levels = world.tau(batch, 1, action_tau=float(knows_action))
             noise = self._noise(world.config.dynamics.noise_size, stream=GIVEN_STREAM - (time - 1 - t))
             world.dynamics.keep(given, levels, self._cache, noise)
@@ -154,7 +154,7 @@ class SimulationBatch:
         """Advance every session by its action.
 
         Args:
-            actions: ``B A`` in the units of the dataset.
+            actions: ``B A`` in the units of the dataset; None generates the next frame without actions.
             decode: whether to make pictures; without, ``frame`` is None and the step costs less.
             judge: whether the world's heads, if it has any, shall tell ``reward`` and ``termination``;
                 without, too, the step costs less.
@@ -162,11 +162,25 @@ class SimulationBatch:
         Raises:
             WorldError: the actions have another shape or are not finite; the sessions are unchanged.
         """
+        if actions is None:
+            return self._generate(decode)
         array = self.world.check_actions(actions, (len(self), self.world.action_dim), "actions")
         action = torch.from_numpy(array).to(self.world.device)
         with one_thread(self._is_small):
             action = self.world.action_normalizer.normalize(action)
             return self._advance(action.unsqueeze(1), decode, judge)
+
+    def _generate(self, decode: bool) -> Step:
+        """Advance every session by a frame of video without actions."""
+        world = self._networks
+        with one_thread(self._is_small), world.autocast():
+            frame = generated_frame(world, self._cache, self._noise, self.num_denoising_steps)
+            noise = self._noise(world.config.dynamics.noise_size, stream=GENERATED_STREAM)
+            world.dynamics.keep(frame, world.tau(len(self), 1, action_tau=0.0), self._cache, noise)
+        self._outside = torch.zeros_like(self._outside)
+        self.num_steps += 1
+        self._remember()
+        return self.look(decode=decode)
 
     @property
     def _is_small(self) -> bool:
@@ -254,7 +268,11 @@ class SimulationBatch:
         Raises:
             WorldError: this world was not taught to act, the goal does not fit it, or a longer chunk.
         """
-        world, acting = self.world, self.world.require_acting()
+        world = self.world
+        if world.config.dynamics.has_goals:
+            num = ACT_CHUNK if chunk is None else whole("chunk", chunk, 1)
+            return self.imagine(goal, num, decode=False, num_denoising_steps=num_denoising_steps)[0]
+        acting = world.require_acting()
         most = acting.config.chunk
         chunk = None if chunk is None else whole("chunk", chunk, 1, most)
         target = goal if goal is None or isinstance(goal, Tensor) else encode_goal(world, goal)
@@ -278,6 +296,45 @@ class SimulationBatch:
 
             actions = solve(model, noise, num_denoising_steps)[:, 0, :chunk].clamp(-1.0, 1.0)
         return world.action_normalizer.restore(actions).cpu().numpy()
+
+    @torch.inference_mode()
+    def imagine(
+        self, goal: Any, num_steps: int, *, decode: bool = True, num_denoising_steps: int = ACT_STEPS
+    ) -> tuple[Float[np.ndarray, "B C A"], list[Step]]:
+        """Imagine actions and the frames that they lead to. The sessions stay as they are.
+
+        Args:
+            goal: see ``act``.
+            num_steps: actions C, one after the other.
+            decode: decode the frames too.
+            num_denoising_steps: network calls for an action.
+
+        Raises:
+            WorldError: this world does not act, or the goal does not fit it.
+        """
+        world, ahead = self._networks, self._copy(torch.arange(len(self)), self._seeds, max_rewind=0)
+        ahead._born = list(self._born)
+        num_denoising_steps = whole("num_denoising_steps", num_denoising_steps, 1)
+        actions, steps = [], []
+        with world.autocast():
+            tokens = None if goal is None else self._goal_tokens(goal)
+            for _ in range(num_steps):
+                action = chosen_action(world, ahead._cache, ahead._noise, num_denoising_steps, tokens)
+                actions.append(self.world.action_normalizer.restore(action[:, 0]).cpu().numpy())
+                steps.append(ahead._advance(action, decode, judge=True))
+        return np.stack(actions, axis=1), steps
+
+    def _goal_tokens(self, goal: Any) -> Float[Tensor, "B C D"]:
+        """Context tokens of one goal for all sessions."""
+        world, config = self.world, self.world.config.dynamics
+        place = goal if isinstance(goal, Tensor) else encode_goal(world, goal)
+        latents, proprio, _ = place.split(world.place_sizes, dim=-1)
+        shape = (config.num_latents, config.latent_dim)
+        unused = proprio.new_zeros(len(proprio), 1, config.action_dim)
+        frame = Values(latents.unflatten(-1, shape).unsqueeze(1), proprio.unsqueeze(1), unused)
+        knows_proprio = torch.full((len(proprio),), not world.cameras, device=proprio.device)
+        tokens = self._networks.dynamics.goal_tokens(frame, knows_proprio)
+        return tokens.expand(len(self), *tokens.shape[1:])
 
     @property
     def latents(self) -> Float[Tensor, "B L Z"]:
@@ -456,8 +513,19 @@ class Simulation:
         Raises:
             WorldError: the action has another shape or is not finite; the session is unchanged.
         """
+        if action is None:
+            return self._batch.step(None, decode=decode).of_session(0)
         array = self.world.check_actions(action, (self.world.action_dim,), "action")
         return self._batch.step(array[None], decode=decode).of_session(0)
+
+    def imagine(
+        self, goal: Any, num_steps: int, *, decode: bool = True, num_denoising_steps: int = ACT_STEPS
+    ) -> tuple[Float[np.ndarray, "C A"], list[Step]]:
+        """Imagine actions and the frames that they lead to: see ``SimulationBatch.imagine``."""
+        actions, steps = self._batch.imagine(
+            goal, num_steps, decode=decode, num_denoising_steps=num_denoising_steps
+        )
+        return actions[0], [step.of_session(0) for step in steps]
 
     def act(
         self, goal: Any = None, chunk: int | None = None, *, num_denoising_steps: int = ACT_STEPS

@@ -33,6 +33,8 @@ from kinema.train.loop import Run, Stage
 from kinema.train.optim import build_optimizer
 from kinema.train.progress import evaluate_progress
 
+MAX_GOAL_STEPS = 50
+"""Goals are at most so many steps behind the end of a segment."""
 RADIUS_ROWS = 20_000
 """Frames from which the manifold's radius is computed."""
 
@@ -271,8 +273,15 @@ def dynamics_stage(job: Job) -> Stage:
     def draw(rng: np.random.Generator, phase: Phase) -> DynamicsBatch:
         rows = job.draw_rows(rng, phase)
         num_steps = int(rng.integers(1, phase.own_context_steps + 1))
+        goal = None
+        if recipe.dynamics.has_goals:
+            last = rows[:, -1]
+            ahead = np.minimum(
+                rng.integers(0, MAX_GOAL_STEPS + 1, len(last)), segments.last_rows(last) - last
+            )
+            goal = values.frames((last + ahead)[:, None])
         has_action = torch.from_numpy(segments.has_action[rows])
-        return DynamicsBatch(values.frames(rows), has_action, phase.own_context_share, num_steps)
+        return DynamicsBatch(values.frames(rows), has_action, phase.own_context_share, num_steps, goal)
 
     def evaluate(update: int) -> dict[str, float]:
         return {} if update == recipe.dynamics_schedule.updates else job.evaluate(update)

@@ -314,3 +314,19 @@ def test_two_frames_are_enough() -> None:
             DynamicsBatch(random_values(config, 2, 2), known(2, 2), self_forcing_prob), generator=seeded()
         )
         assert loss.isfinite()
+
+
+@pytest.mark.parametrize("task", ["act", "generate", "infer"])
+def test_goals_are_context_of_what_leads_to_them(task: str) -> None:
+    config = dynamics_config(proprio_dim=3, has_goals=True, memory=5)
+    objective = objective_of(config, goal_dropout=0.0, **only(**{f"{task}_prob": 1.0}))
+    values, goal = random_values(config, 3, 5), random_values(config, 3, 1, seed=4)
+    batch = DynamicsBatch(values, torch.ones(3, 5, dtype=torch.bool), goal=goal)
+    loss, _ = objective(batch, generator=seeded())
+    other, _ = objective(batch._replace(goal=goal.map(lambda x: x + 1.0)), generator=seeded())
+    assert torch.equal(loss, other) == (task == "infer")
+    loss.backward()
+    assert objective.dynamics.goal_in is not None
+    for parameter in objective.dynamics.goal_in.parameters():
+        reached = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
+        assert reached == (task != "infer")
