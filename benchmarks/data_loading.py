@@ -21,7 +21,7 @@ from kinema.data.segments import Segments, load_segments
 from kinema.model.objective import DynamicsBatch, DynamicsObjective
 from kinema.model.tokens import Values
 from kinema.model.transformer import Dynamics
-from kinema.recipes import base
+from kinema.recipes import RECIPES
 from kinema.tokenizers import ConvTokenizer, TokenizerObjective
 
 SECONDS = 5.0
@@ -37,7 +37,7 @@ def main(config: Config) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = config.data or _make_noise(Path(scratch) / "noise")
         dataset = Dataset.open(folder)
-        recipe = base(dataset)
+        recipe = RECIPES["base"](dataset)
         assert recipe.tokenizer is not None
         on_disk = load_segments(dataset, recipe.segments, Path(scratch) / "cache")
         rng = np.random.default_rng(0)

@@ -27,6 +27,8 @@ def train(config: TrainConfig) -> int:
         return 0
     with join_ranks(device) as (ranks, device), open_run(config, device, ranks, started) as run:
         program.prepare(run)
+        if config.plan:
+            return 0
         try:
             for stage in program.stages(run):
                 fit(stage, run)

@@ -100,6 +100,12 @@ class Identity:
         if run.ranks.is_first and not path.is_file():
             write_json(path, {"options": self.options, "prints": self.prints})
 
+    @classmethod
+    def kept_options(cls, out: Path, kind: str) -> dict[str, Any]:
+        """The options of the run of a kind in a folder; empty where there is none."""
+        path = cls(kind, {}, [])._path(out)
+        return json.loads(path.read_text())["options"] if path.is_file() else {}
+
     def _path(self, out: Path) -> Path:
         return out / CHECKPOINT / f"{self.kind}.json"
 

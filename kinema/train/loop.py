@@ -83,8 +83,10 @@ class Run:
     log: MetricsLog
     device: torch.device
     ranks: Ranks = ALONE
+    started: float = 0.0
+    """Time (``time.monotonic``) at which the command began."""
     deadline: float = math.inf
-    """Time (``time.monotonic``) after which the run stops."""
+    """Time after which the run stops."""
 
     @property
     def folder(self) -> Path:
@@ -97,7 +99,8 @@ def open_run(config: LoopConfig, device: torch.device, ranks: Ranks, started: fl
     """A run while its log is open; ``started`` is when the command began."""
     minutes = math.inf if config.max_minutes is None else config.max_minutes
     with contextlib.closing(MetricsLog(config.out if ranks.is_first else None)) as log:
-        yield Run(config=config, log=log, device=device, ranks=ranks, deadline=started + 60.0 * minutes)
+        deadline = started + 60.0 * minutes
+        yield Run(config=config, log=log, device=device, ranks=ranks, started=started, deadline=deadline)
 
 
 class Stopped(Exception):

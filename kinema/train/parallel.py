@@ -4,11 +4,14 @@ averaged."""
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+
+Value = TypeVar("Value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,16 @@ class Ranks:
         tensor = torch.tensor(flags, dtype=torch.uint8)
         distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
         return tensor.bool().tolist()
+
+    def from_first(self, compute: Callable[[], Value]) -> Value:
+        """The value that the first process computes, in all of them."""
+        if self.num == 1:
+            return compute()
+        values = [compute() if self.is_first else None]
+        distributed.broadcast_object_list(values)
+        value = values[0]
+        assert value is not None
+        return value
 
     @contextlib.contextmanager
     def first_goes_ahead(self) -> Iterator[bool]:

@@ -1,37 +1,36 @@
-"""What a training takes, said before it begins: parameters, updates, time, memory, disk."""
+"""The plan of a training, printed before it begins: sizes, updates, time, memory, disk, quality."""
 
 import dataclasses
+import json
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from kinema.data.latents import Rows
 from kinema.data.lerobot import Dataset
-from kinema.data.segments import Segments
 from kinema.model.world import WorldConfig
-from kinema.recipes import Recipe
+from kinema.recipes import SIZES, Phase, Recipe
+from kinema.recipes.budget import ENOUGH, Plan, choose_plan, parse_budget
 from kinema.simulation.world import World
 from kinema.train.checkpoint import read_state
 from kinema.train.facts import check_disk, size
-from kinema.train.latents import Encoded
-from kinema.train.loop import Run, Stage, make_update
-from kinema.train.stages import (
-    Job,
-    Recording,
-    decoder_stage,
-    dynamics_stage,
-    manifold_stage,
-    tokenizer_stage,
-)
+from kinema.train.loop import Run, Stage
+from kinema.train.measure import Meter, matrix_rate, sketch, time_update
+from kinema.train.stages import decoder_stage, dynamics_stage, manifold_stage, tokenizer_stage
 
-FEWEST_TIMED = 50
+FEWEST_UPDATES = 50
 """Stages with fewer updates are not timed."""
-SKETCH_ROWS = 64
-"""Rows of noise that are timed; no segment of a recipe is longer."""
+SECONDS = 0.3
+"""Time for which updates of a phase are timed."""
+MEASURED_SHARE, MEASURED_SECONDS = 0.001, (0.1, 5.0)
+"""Share of a budget for which updates of a phase are timed, and least and most seconds of it."""
+SUITE = Path(__file__).parents[2] / "results" / "suite"
+"""Measured results of trainings, in a checkout of the repository."""
 STAGES = {
     "tokenizer": tokenizer_stage,
     "manifold": manifold_stage,
@@ -42,43 +41,176 @@ STAGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Cost of one stage."""
+    """Cost of what is left of one stage."""
 
     name: str
     num_parameters: int
-    num_updates: int
-    seconds: float | None
-    """Estimated; None where it was not timed."""
+    phases: tuple[Phase, ...]
+    """Its phases, with the updates that are left."""
+    seconds: tuple[float, ...] | None
+    """Estimated, by phase; None where the stage was not timed."""
+
+    @property
+    def num_updates(self) -> int:
+        """Updates of all phases."""
+        return sum(phase.updates for phase in self.phases)
+
+
+def make_plan(
+    run: Run,
+    dataset: Dataset,
+    episodes: np.ndarray,
+    world_of: Callable[[Recipe], WorldConfig],
+    *,
+    budget: str,
+    size: str | None,
+) -> Plan:
+    """Measure this machine, and plan a training that ends when the budget does. Nothing is written.
+
+    Args:
+        run: that has the time of the budget, from its start on.
+        dataset: to learn from.
+        episodes: positions of those to learn from.
+        world_of: makes a world's configuration of a recipe.
+        budget: time for all, such as ``1h``.
+        size: name of the size; by default the largest that gets enough updates.
+    """
+    seconds = parse_budget(budget)
+    least, most = MEASURED_SECONDS
+    meter = Meter(run, dataset, episodes, world_of, min(most, max(least, MEASURED_SHARE * seconds)))
+
+    def plan() -> Plan:
+        return choose_plan(
+            meter,
+            seconds - (time.monotonic() - run.started),
+            num_frames=int(dataset.lengths()[episodes].sum()),
+            num_episodes=len(episodes),
+            size=size,
+        )
+
+    # Measuring takes time itself, so a plan is made again once all is measured.
+    plan()
+    made = plan()
+    share = meter.operations_a_second(made.scale) / matrix_rate(run)
+    print(
+        f"plan for {budget}: size {made.name}, measured in {duration(time.monotonic() - run.started)}; "
+        f"training reaches {share:.0%} of the machine's rate of large matrix products"
+    )
+    if not made.is_enough:
+        wanted = round(ENOUGH * SIZES[made.name].dynamics_updates)
+        print(
+            f"the budget is short: {sum(made.scale.phase_updates):,} updates of the dynamics are planned, "
+            f"{wanted:,} are wanted at least; expect a world that follows its actions poorly"
+        )
+    return made
+
+
+def say_quality(budget: str | None, suite: Path = SUITE) -> str:
+    """Say in one line what skill trainings of this budget had in measured worlds."""
+    seconds = None if budget is None else parse_budget(budget)
+    found: list[tuple[str, dict[str, Any]]] = []
+    for path in sorted(suite.glob("*.json")):
+        try:
+            content = json.loads(path.read_text())
+            if parse_budget(content["budget"]) == seconds and content["skill"]:
+                found.append((content.get("world", path.stem), content["skill"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    if not found:
+        return "quality: no comparable training was measured, so no skill can be promised"
+    numbers = [
+        f"{world} " + ", ".join(f"{float(skill):.2f} at step {step}" for step, skill in skills.items())
+        for world, skills in found
+    ]
+    return f"quality: measured skill after {budget} (1 perfect, 0 as the last frame): {'; '.join(numbers)}"
 
 
 def stage_costs(
-    run: Run, recipe: Recipe, config: WorldConfig, dataset: Dataset, names: Sequence[str]
+    run: Run,
+    recipe: Recipe,
+    config: WorldConfig,
+    dataset: Dataset,
+    names: Sequence[str],
+    plan: Plan | None = None,
 ) -> list[Cost]:
-    """Cost of stages, from a few updates on noise in networks of the same size; nothing else changes."""
+    """Cost of stages, from a few updates on noise in networks of the same size, or as a plan has it."""
+    planned = {"tokenizer": (plan.tokenizer,), "dynamics": plan.phases} if plan is not None else {}
     with torch.random.fork_rng():
-        job = _sketch(run, recipe, config, dataset)
-        return [_cost(STAGES[name](job), run) for name in names]
+        job = sketch(run, recipe, config, dataset)
+        return [_cost(STAGES[name](job), run, planned.get(name)) for name in names]
 
 
-def say_cost(costs: Sequence[Cost], run: Run, num_bytes: int) -> None:
-    """Print what a training takes, in one line.
+def _cost(stage: Stage, run: Run, planned: tuple[float, ...] | None) -> Cost:
+    done = (read_state(run.folder / stage.name) or {"update": 0})["update"]
+    phases, seconds, first = [], [], 0
+    is_timed = planned is not None or stage.schedule.updates - done >= FEWEST_UPDATES
+    for index, phase in enumerate(stage.schedule.phases):
+        num_left = max(0, min(phase.updates, first + phase.updates - done))
+        phases.append(dataclasses.replace(phase, updates=num_left))
+        if planned is not None:
+            seconds.append(planned[index] * num_left / max(1, phase.updates))
+        elif is_timed:
+            seconds.append(num_left * time_update(stage, first, run, SECONDS).seconds if num_left else 0.0)
+        first += phase.updates
+    num_parameters = sum(p.numel() for p in stage.module.parameters())
+    return Cost(stage.name, num_parameters, tuple(phases), tuple(seconds) if is_timed else None)
+
+
+def say_cost(
+    costs: Sequence[Cost], run: Run, num_bytes: int, config: WorldConfig, others: Mapping[str, float]
+) -> None:
+    """Print the cost of a training.
+
+    Args:
+        costs: by stage.
+        run: of the training.
+        num_bytes: of disk that it needs.
+        config: of the world.
+        others: seconds of all besides the stages, by name.
 
     Raises:
         ValueError: the disk has no room for it.
     """
     free = check_disk(run.config.out, num_bytes)
-    timed = [cost for cost in costs if cost.seconds is not None]
-    took = ", ".join(f"{cost.name} {duration(cost.seconds or 0.0)}" for cost in timed)
-    total = sum(cost.seconds or 0.0 for cost in timed)
-    num_parameters = sum(cost.num_parameters for cost in costs)
+    times = {cost.name: sum(cost.seconds) for cost in costs if cost.seconds is not None} | dict(others)
+    took = ", ".join(f"{name} {duration(seconds)}" for name, seconds in times.items())
     parts = [
-        *([f"{num_parameters / 1e6:.3g}M parameters"] if costs else []),
+        *([f"{sum(cost.num_parameters for cost in costs) / 1e6:.3g}M parameters"] if costs else []),
         *([f"{sum(cost.num_updates for cost in costs):,} updates on {run.device}"] if costs else []),
-        *([f"about {duration(total)} ({took})"] if timed else []),
+        *([f"about {duration(sum(times.values()))} ({took})"] if times else []),
         f"{size(_peak_memory(run.device))} of memory",
         f"{size(num_bytes)} of disk ({size(free)} are free)",
     ]
-    print("training takes: " + ", ".join(parts), flush=True)
+    print("training takes: " + ", ".join(parts))
+    if costs:
+        print("\n".join([_say_frames(config), *(line for cost in costs for line in _say_stage(cost))]))
+    sys.stdout.flush()
+
+
+def _say_frames(config: WorldConfig) -> str:
+    """Sizes of frames, and tokens."""
+    dynamics = config.dynamics
+    sizes = [
+        f"{height}x{width} of {camera.native_height}x{camera.native_width} ({camera.key})"
+        for camera, (height, width) in zip(config.cameras, config.learned_sizes, strict=True)
+    ]
+    network = f"network of width {dynamics.width} and depth {dynamics.depth}"
+    return f"  frames: {', '.join([*sizes, f'{dynamics.num_tokens} tokens each'])}; {network}"
+
+
+def _say_stage(cost: Cost) -> list[str]:
+    """A line for each phase."""
+    lines = []
+    for index, phase in enumerate(cost.phases):
+        number = f" {index + 1}" if len(cost.phases) > 1 else ""
+        own = " (own predictions)" if phase.own_context_share else ""
+        seen = phase.updates * phase.batch * phase.length
+        took = "" if cost.seconds is None else f", {duration(cost.seconds[index])}"
+        lines.append(
+            f"  {cost.name}{number}: {phase.updates:,} updates of {phase.batch} segments of {phase.length} "
+            f"frames{own}, {seen:,} frames seen{took}"
+        )
+    return lines
 
 
 def disk_bytes(world: World, num_rows: int) -> int:
@@ -99,62 +231,9 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _cost(stage: Stage, run: Run) -> Cost:
-    """Cost of what is left of a stage."""
-    done = (read_state(run.folder / stage.name) or {"update": 0})["update"]
-    num_updates, seconds, first = stage.schedule.updates - done, 0.0, 0
-    for phase in stage.schedule.phases:
-        num_left = min(phase.updates, first + phase.updates - done)
-        if num_updates >= FEWEST_TIMED and num_left > 0:
-            seconds += num_left * _seconds_of(stage, first, run)
-        first += phase.updates
-    num_parameters = sum(p.numel() for p in stage.module.parameters())
-    return Cost(stage.name, num_parameters, num_updates, seconds if seconds else None)
-
-
-def _seconds_of(stage: Stage, update: int, run: Run) -> float:
-    """Seconds of an update: the second of two, since the first one prepares much."""
-    taken = 0.0
-    for _ in range(2):
-        _wait(run.device)
-        began = time.perf_counter()
-        make_update(stage.module, stage.loader.make(update), stage.optimizer, run.config.precision)
-        _wait(run.device)
-        taken = time.perf_counter() - began
-    return taken
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def _peak_memory(device: torch.device) -> int:
     """Most bytes that were in use until now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def _sketch(run: Run, recipe: Recipe, config: WorldConfig, dataset: Dataset) -> Job:
-    """A job of the same sizes, of which the rows are noise."""
-    rng, dynamics = np.random.default_rng(0), config.dynamics
-    segments = Segments(
-        frames={
-            camera.key: rng.integers(0, 256, (SKETCH_ROWS, *size, 3), dtype=np.uint8)
-            for camera, size in zip(config.cameras, config.learned_sizes, strict=True)
-        },
-        actions=rng.normal(size=(SKETCH_ROWS, len(config.actions))).astype(np.float32),
-        proprio=None,
-        lengths=np.array([SKETCH_ROWS]),
-        native_sizes={},
-    )
-    values = Encoded(
-        Rows([torch.randn(SKETCH_ROWS, dynamics.num_latents, dynamics.latent_dim).half()]),
-        torch.randn(SKETCH_ROWS, dynamics.proprio_dim),
-        torch.randn(SKETCH_ROWS, dynamics.action_dim),
-    )
-    job = Job(run, World(config).to(run.device), recipe, [Recording(dataset, segments, "")], np.zeros(0))
-    job.encoded, job.values, job.surprise = [values], values, None
-    return job

@@ -19,8 +19,9 @@ from kinema.data.lerobot import Dataset
 from kinema.data.segments import SegmentsConfig, load_segments
 from kinema.model.world import ACTING_FILE, CONFIG_FILE, HEADS_FILE, CameraConfig, WorldConfig
 from kinema.policies.cloned import CLONE_FILE
-from kinema.recipes import RECIPES, Recipe
+from kinema.recipes import RECIPES, Recipe, Scale, sized
 from kinema.recipes.added import Part, added, further
+from kinema.recipes.budget import LADDER, Plan, parse_budget
 from kinema.simulation.starts import check_dataset
 from kinema.simulation.world import World, load
 from kinema.train import facts
@@ -29,7 +30,7 @@ from kinema.train.checkpoint import read_state
 from kinema.train.facts import Identity
 from kinema.train.hindsight import REWARD, require_rewards
 from kinema.train.loop import CHECKPOINT, LoopConfig, Run, Stage
-from kinema.train.plan import disk_bytes, say_cost, stage_costs
+from kinema.train.plan import disk_bytes, make_plan, say_cost, say_quality, stage_costs
 from kinema.train.stages import Job, Recording, further_stages, new_world_stages
 
 SUPPORTS = ("action_support.", "proprio_support.")
@@ -44,8 +45,15 @@ class TrainConfig(LoopConfig):
     from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """Finished world (a bundled one, a folder, a Hub id) to begin with. It is not changed: the result goes to
     --out. With --heads, --clone or --act these are added to it; otherwise it goes on learning."""
-    recipe: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(RECIPES) + "}")] = "base"
-    """Name of the recipe: sizes of networks, and how long each learns."""
+    budget: Annotated[str | None, tyro.conf.arg(metavar="TIME")] = None
+    """Time for the whole training, such as 90m, 6h or 2d. This machine is measured, then sizes and updates
+    are planned."""
+    size: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(LADDER) + "}")] = None
+    """Size of frames and networks; by default the largest that the budget allows, or base without one."""
+    plan: bool = False
+    """Print the plan of the training and stop; nothing is written."""
+    recipe: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(RECIPES) + "}")] = None
+    """Name of another recipe than the one for all datasets, which --size and --budget scale."""
     name: str | None = None
     """Name of the world; the name of its folder by default."""
     heads: bool = False
@@ -74,8 +82,23 @@ class TrainConfig(LoopConfig):
                 )
         if self.kinds and (self.from_ is not None or self.adds):
             raise ValueError("--kinds is for a new world: a finished one keeps its kinds")
-        if self.recipe not in RECIPES:
+        if self.size is not None and self.size not in LADDER:
+            raise ValueError(f"--size {self.size}: choose one of {', '.join(LADDER)}")
+        if self.recipe_name not in RECIPES:
             raise ValueError(f"recipe '{self.recipe}': choose one of {', '.join(RECIPES)}")
+        if self.recipe is not None and (self.size or self.budget):
+            raise ValueError(f"--recipe {self.recipe}: it has its own sizes; leave out --size and --budget")
+        if self.budget is not None:
+            parse_budget(self.budget)
+            if self.from_ is not None or self.adds:
+                raise ValueError("--budget: it is for a new world; leave it out with --from and additions")
+            if self.update_share != 1.0:
+                raise ValueError("--update-share: the budget decides the updates; leave out one of both")
+
+    @property
+    def recipe_name(self) -> str:
+        """Name of the recipe, whose updates a budget may change."""
+        return self.recipe or self.size or "base"
 
     @property
     def adds(self) -> tuple[str, ...]:
@@ -118,30 +141,74 @@ class NewProgram:
     def __init__(self, config: TrainConfig):
         self.config = config
         self.dataset = Dataset.open(config.data)
-        self.recipe = RECIPES[config.recipe](self.dataset).shortened(config.update_share)
         self.dimensions = find_dimensions(self.dataset, config.kinds)
-        options = {"data": config.data, "recipe": config.recipe, "seed": config.seed}
-        options |= {"kinds": list(config.kinds)}
-        options |= {"accumulate": config.accumulate, **dataclasses.asdict(self.recipe)}
-        self.identity = Identity("run", options, [facts.fingerprint(self.dataset)])
+        self._prints = [facts.fingerprint(self.dataset)]
+        self.plan: Plan | None = None
+        if config.budget is None:
+            recipe = RECIPES[config.recipe_name](self.dataset).shortened(config.update_share)
+        else:
+            # A resumed run keeps to the plan that it began with.
+            kept = Identity.kept_options(config.out, "run")
+            if kept.get("budget") == config.budget and kept.get("plan"):
+                self.plan = Plan.from_json(kept["plan"])
+            recipe = sized(self.dataset, self.plan.scale if self.plan else Scale.of("mini"))
+        self._use(recipe)
+
+    def _use(self, recipe: Recipe) -> None:
+        config, self.recipe = self.config, recipe
+        options = {"data": config.data, "recipe": config.recipe_name, "seed": config.seed}
+        options |= {"kinds": list(config.kinds), "accumulate": config.accumulate}
+        options |= dataclasses.asdict(recipe)
+        if config.budget is not None:
+            plan = None if self.plan is None else dataclasses.asdict(self.plan)
+            options |= {"budget": config.budget, "size": config.size, "plan": plan}
+        self.identity = Identity("run", options, self._prints)
 
     def is_finished(self) -> bool:
         return _is_finished(self.config.out, self.identity, [self.dataset])
 
     def prepare(self, run: Run) -> None:
-        recipe, segments = self.recipe, self.recipe.segments
-        schedules = (recipe.manifold_schedule, recipe.dynamics_schedule)
+        config, dataset, segments = self.config, self.dataset, self.recipe.segments
+        schedules = (self.recipe.manifold_schedule, self.recipe.dynamics_schedule)
         self.episodes = facts.check_data(
-            self.dataset,
+            dataset,
             segment_length=max(phase.length for each in schedules if each for phase in each.phases),
             columns=_columns(segments.cameras or (), segments.proprio),
-            num_held_out=recipe.num_held_out,
+            num_held_out=self.recipe.num_held_out,
         )
-        torch.manual_seed(self.config.seed)
-        self.world = World(_world_config(self.config, recipe, self.dataset, self.dimensions)).to(run.device)
+        if config.budget is not None:
+            self._keep_to_budget(run, config.budget)
+        recipe, plan = self.recipe, self.plan
+        torch.manual_seed(config.seed)
+        self.world = World(_world_config(config, recipe, dataset, self.dimensions)).to(run.device)
         names = ["tokenizer"] if recipe.tokenizer is not None else []
         names += [part for part in ("manifold", "decoder") if recipe.schedule(part) is not None]
-        _say_cost(run, recipe, self.world, [(self.dataset, self.episodes.learned)], [*names, "dynamics"])
+        _say_cost(run, recipe, self.world, [(dataset, self.episodes.learned)], [*names, "dynamics"], plan)
+        print(say_quality(config.budget), flush=True)
+
+    def _keep_to_budget(self, run: Run, budget: str) -> None:
+        """Plan the recipe, where that was not done before, and choose the episodes that it has time for."""
+        config, dataset, learned = self.config, self.dataset, self.episodes.learned
+        if self.plan is None:
+            self.plan = run.ranks.from_first(
+                lambda: make_plan(
+                    run,
+                    dataset,
+                    learned,
+                    lambda recipe: _world_config(config, recipe, dataset, self.dimensions),
+                    budget=budget,
+                    size=config.size,
+                )
+            )
+            self._use(sized(dataset, self.plan.scale))
+        num_used = self.plan.scale.num_episodes
+        if num_used is not None and num_used < len(learned):
+            print(
+                f"{dataset.root}: {num_used:,} of {len(learned):,} episodes are used; to decode and encode "
+                "all would take too large a share of the budget"
+            )
+            evenly = np.linspace(0, len(learned) - 1, num_used).round().astype(np.int64)
+            self.episodes = dataclasses.replace(self.episodes, learned=learned[evenly])
 
     def stages(self, run: Run) -> Iterator[Stage]:
         recording = _record(run, self.dataset, self.recipe.segments, self.episodes.learned, "frames")
@@ -165,7 +232,7 @@ class FurtherProgram:
         if config.out.resolve() == Path(source).resolve():
             raise ValueError(f"--out {config.out}: that is the world to go on from; name another folder")
         self.datasets = [Dataset.open(name) for name in (config.data, *config.also)]
-        recipe = further(RECIPES[config.recipe](self.datasets[0]))
+        recipe = further(RECIPES[config.recipe_name](self.datasets[0]))
         self.recipe = recipe.shortened(config.update_share)
         options = {
             "data": [config.data, *config.also],
@@ -188,7 +255,7 @@ class FurtherProgram:
         for part in config.parts:
             if recipe.schedule(part) is None or (part != "dynamics" and world.manifold is None):
                 raise ValueError(
-                    f"--parts {part}: the recipe '{config.recipe}' or the world '{world.name}' has none"
+                    f"--parts {part}: the recipe '{config.recipe_name}' or the world '{world.name}' has none"
                 )
         schedules = [recipe.schedule(part) for part in config.parts if part != "decoder"]
         length = max((phase.length for each in schedules if each for phase in each.phases), default=2)
@@ -339,11 +406,15 @@ def _say_cost(
     world: World,
     episodes: Sequence[tuple[Dataset, np.ndarray]],
     names: Sequence[str],
+    plan: Plan | None = None,
 ) -> None:
-    """Say what a training takes; of what is added to a world only the disk is counted."""
+    """Print the cost of a training; of what is added to a world only the disk is counted."""
     num_rows = sum(int(dataset.lengths()[chosen].sum()) for dataset, chosen in episodes)
-    costs = stage_costs(run, recipe, world.config, episodes[0][0], names) if recipe is not None else []
-    say_cost(costs, run, disk_bytes(world, num_rows))
+    costs = []
+    if recipe is not None:
+        costs = stage_costs(run, recipe, world.config, episodes[0][0], names, plan)
+    others = {"decoding and encoding": plan.preparing, "the rest": plan.other} if plan else {}
+    say_cost(costs, run, disk_bytes(world, num_rows), world.config, others)
 
 
 def _remove_frames(out: Path) -> None:

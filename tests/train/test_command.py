@@ -355,7 +355,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
 
 
 def test_an_unknown_recipe_is_told_those_that_there_are(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="recipe 'huge': choose one of base, "):
+    with pytest.raises(ValueError, match="recipe 'huge': choose one of tiny, mini, "):
         train(config_of(data, tmp_path, recipe="huge"))
 
 

@@ -1,12 +1,12 @@
 """The bundled world: PushT at 64x64, learned from 2,000 episodes of scripted play."""
 
-from kinema.data.lerobot import Dataset
+from kinema.data.lerobot import DataError, Dataset
 from kinema.data.segments import SegmentsConfig
 from kinema.model.manifold import ManifoldConfig
 from kinema.model.objective import DynamicsObjectiveConfig
 from kinema.model.tokens import DynamicsConfig
-from kinema.recipes.base import PROPRIO, check_one_camera
 from kinema.recipes.recipe import Phase, Recipe, Schedule
+from kinema.recipes.sizes import PROPRIO
 from kinema.tokenizers import ConvTokenizerConfig, TokenizerObjectiveConfig
 
 
@@ -16,7 +16,7 @@ def pusht(dataset: Dataset) -> Recipe:
     Raises:
         DataError: the dataset has another number of cameras, or no ``observation.state`` or ``action``.
     """
-    check_one_camera(dataset, "pusht")
+    _check_features(dataset)
     tokenizer = ConvTokenizerConfig(
         height=64,
         width=64,
@@ -75,3 +75,17 @@ def pusht(dataset: Dataset) -> Recipe:
         surprising_share=0.5,
         context_tau=0.985,
     )
+
+
+def _check_features(dataset: Dataset) -> None:
+    if len(dataset.cameras) != 1:
+        raise DataError(
+            f"{dataset.root}: the recipe 'pusht' learns one camera, this dataset has {len(dataset.cameras)} "
+            f"({', '.join(dataset.cameras) or 'none'}); train without --recipe"
+        )
+    for key in ("action", PROPRIO):
+        if key not in dataset.features:
+            raise DataError(
+                f"{dataset.root}: the recipe 'pusht' learns '{key}', which this dataset lacks; record anew, "
+                f"or train without --recipe; it has {', '.join(sorted(dataset.features))}"
+            )
