@@ -21,7 +21,7 @@ BLOCK = re.compile(
 MINIATURE = {
     "record": {"--episodes": "3", "--max-steps": "40", "--workers": "1"},
     "data": {},
-    "train": {"--recipe": "tiny", "--update-share": "0.02"},
+    "train": {"--budget": "5s"},
     "simulate": {"--steps": "6"},
 }
 """Options that make a command of the README small enough for a test."""
