@@ -40,6 +40,8 @@ class DemoConfig:
     """Steps to simulate, at most as many as were recorded."""
     seed: int = 0
     """Seed of the simulation's noise."""
+    device: str = "auto"
+    """Device of the world: cpu, cuda, mps, or auto for the fastest there is."""
 
 
 def demo(config: DemoConfig) -> None:
@@ -50,7 +52,7 @@ def demo(config: DemoConfig) -> None:
     """
     if not RECORDING.is_dir():
         raise FileNotFoundError(f"{RECORDING}: the bundled recording is missing; install kinema again")
-    name, world, dataset = WORLD, load(WORLD), Dataset.open(RECORDING)
+    name, world, dataset = WORLD, load(WORLD, device=config.device), Dataset.open(RECORDING)
     settings = SimulateConfig(world=name, steps=config.steps, seed=config.seed)
     comparison = compare_episode(world, dataset, settings)
     sessions = start_streams(world, comparison.real, 1, settings.context)

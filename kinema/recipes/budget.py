@@ -14,7 +14,7 @@ RESERVE = 0.03
 """Share of the time for what is not measured: reading files, fits, writing the world."""
 TOKENIZER_SHARE = 0.3
 """Share of the time of all updates that goes to the tokenizer, where there is a camera."""
-PHASE_SHARES = (0.5, 0.2, 0.3)
+PHASE_TIMES = (0.5, 0.2, 0.3)
 """Shares of the time of the dynamics, by phase: short segments, longer ones, own predictions."""
 LADDER = ("mini", "small", "base", "large", "xl")
 """Sizes from which a time chooses."""
@@ -156,7 +156,7 @@ def _plan(name: str, scale: Scale, rates: Rates, seconds: float, num_frames: int
     other = min(0.5, RESERVE + rates.overhead) * seconds + rates.once
     left = max(0.0, seconds - preparing - other)
     tokenizer = TOKENIZER_SHARE * left if rates.tokenizer else 0.0
-    times = [share * (left - tokenizer) for share in PHASE_SHARES]
+    times = [share * (left - tokenizer) for share in PHASE_TIMES]
     updates = tuple(max(1, int(time / rate)) for time, rate in zip(times, rates.phases, strict=True))
     tokenizer_updates = max(1, int(tokenizer / rates.tokenizer)) if rates.tokenizer else 0
     return Plan(

@@ -49,7 +49,7 @@ class TrainConfig(LoopConfig):
     """Time for the whole training, such as 90m, 6h or 2d. This machine is measured, then sizes and updates
     are planned."""
     size: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(LADDER) + "}")] = None
-    """Size of frames and networks; by default the largest that the budget allows, or base without one."""
+    """Size of frames and networks; by default the largest that the budget allows, or small without one."""
     plan: bool = False
     """Print the plan of the training and stop; nothing is written."""
     recipe: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(RECIPES) + "}")] = None
@@ -98,7 +98,7 @@ class TrainConfig(LoopConfig):
     @property
     def recipe_name(self) -> str:
         """Name of the recipe, whose updates a budget may change."""
-        return self.recipe or self.size or "base"
+        return self.recipe or self.size or "small"
 
     @property
     def adds(self) -> tuple[str, ...]:
