@@ -1,5 +1,6 @@
 """The plan of a training, printed before it begins: sizes, updates, time, memory, disk, quality."""
 
+import contextlib
 import dataclasses
 import json
 import resource
@@ -7,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ MEASURED_SHARE, MEASURED_SECONDS = 0.001, (0.1, 5.0)
 """Share of a budget for which updates of a phase are timed, and least and most seconds of it."""
 SUITE = Path(__file__).parents[2] / "results" / "suite"
 """Measured results of trainings, in a checkout of the repository."""
+ALIKE = 1.5
+"""Budgets are comparable up to this factor."""
 STAGES = {
     "tokenizer": tokenizer_stage,
     "manifold": manifold_stage,
@@ -105,24 +107,31 @@ def make_plan(
     return made
 
 
-def say_quality(budget: str | None, suite: Path = SUITE) -> str:
-    """Say in one line what skill trainings of this budget had in measured worlds."""
-    seconds = None if budget is None else parse_budget(budget)
-    found: list[tuple[str, dict[str, Any]]] = []
+def say_quality(budget: str | None, has_cameras: bool, suite: Path = SUITE) -> str:
+    """Say in one line what skill worlds of this kind reached in trainings of about this budget, as the files
+    of ``benchmarks/suite.py`` have it."""
+    key = "skill/frame/" if has_cameras else "skill/state/"
+    by_step: dict[int, list[float]] = {}
     for path in sorted(suite.glob("*.json")):
-        try:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             content = json.loads(path.read_text())
-            if parse_budget(content["budget"]) == seconds and content["skill"]:
-                found.append((content.get("world", path.stem), content["skill"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    if not found:
+            measured = parse_budget(content["protocol"]["training"].removeprefix("--budget "))
+            if budget is None or not 1 / ALIKE <= measured / parse_budget(budget) <= ALIKE:
+                continue
+            for row in content["rows"]:
+                if row["key"].startswith(key) and row["value"] is not None:
+                    by_step.setdefault(int(row["key"].removeprefix(key)), []).append(row["value"])
+    if not by_step:
         return "quality: no comparable training was measured, so no skill can be promised"
-    numbers = [
-        f"{world} " + ", ".join(f"{float(skill):.2f} at step {step}" for step, skill in skills.items())
-        for world, skills in found
-    ]
-    return f"quality: measured skill after {budget} (1 perfect, 0 as the last frame): {'; '.join(numbers)}"
+    skills = (
+        f"{np.median(values):.2f} ({min(values):.2f} to {max(values):.2f}) at step {step}"
+        for step, values in sorted(by_step.items())
+    )
+    num_worlds = max(map(len, by_step.values()))
+    return (
+        f"quality: {num_worlds} worlds reached in about this time, in the median (and from worst to best), a "
+        f"skill of {', '.join(skills)}; 1 is perfect, 0 as bad as the last frame repeated"
+    )
 
 
 def stage_costs(

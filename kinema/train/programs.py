@@ -184,7 +184,7 @@ class NewProgram:
         names = ["tokenizer"] if recipe.tokenizer is not None else []
         names += [part for part in ("manifold", "decoder") if recipe.schedule(part) is not None]
         _say_cost(run, recipe, self.world, [(dataset, self.episodes.learned)], [*names, "dynamics"], plan)
-        print(say_quality(config.budget), flush=True)
+        print(say_quality(config.budget, bool(segments.cameras)), flush=True)
 
     def _keep_to_budget(self, run: Run, budget: str) -> None:
         """Plan the recipe, where that was not done before, and choose the episodes that it has time for."""

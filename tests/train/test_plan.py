@@ -1,6 +1,7 @@
 """``kinema train --budget``: the plan is printed, kept, and kept to."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kinema.evaluation.result import Result, Row
 from kinema.model.world import WEIGHTS_FILE
 from kinema.recipes.budget import Plan
 from kinema.simulation.world import load
@@ -116,13 +118,27 @@ def test_options_that_contradict_one_another_are_refused(fields: dict[str, Any],
 
 
 def test_the_quality_of_measured_trainings_is_said(tmp_path: Path) -> None:
-    for world, budget in (("balls", "1h"), ("arm", "60m"), ("other", "2h")):
-        content = {"world": world, "budget": budget, "skill": {"1": 0.9, "10": 0.5}}
-        (tmp_path / f"{world}.json").write_text(json.dumps(content))
+    for world, training, skill in (
+        ("balls", "--budget 1h", 0.9),
+        ("arm", "--budget 50m", 0.4),
+        ("other", "--budget 2h", 0.1),
+        ("old", "--recipe base --update-share 1.0", 0.1),
+    ):
+        numbers = {"skill/frame/1": skill, "skill/frame/10": math.nan}
+        rows = [Row(key=key, what="skill", value=value, unit="") for key, value in numbers.items()]
+        result = Result(
+            name=world,
+            world="world",
+            data="data",
+            axis="step",
+            protocol={"training": training},
+            rows=rows,
+            series=[],
+            notes=[],
+        )
+        (tmp_path / f"{world}.json").write_text(result.to_json())
     (tmp_path / "broken.json").write_text("{")
-    said = say_quality("1h", tmp_path)
-    assert "balls 0.90 at step 1, 0.50 at step 10" in said
-    assert "arm" in said
-    assert "other" not in said
-    assert "no comparable training" in say_quality("3h", tmp_path)
-    assert "no comparable training" in say_quality(None, tmp_path)
+    assert "2 worlds reached" in say_quality("1h", True, tmp_path)
+    assert "0.65 (0.40 to 0.90) at step 1;" in say_quality("1h", True, tmp_path)
+    for budget, has_cameras in (("1h", False), ("9h", True), (None, True)):
+        assert "no comparable training" in say_quality(budget, has_cameras, tmp_path)
