@@ -1,5 +1,5 @@
-"""What is learned beside a finished world, which stays as it is: heads, a cloned policy, the network as a
-policy; and how parts of a finished world go on learning."""
+"""Configurations of additions to a finished world, which stays as it is (heads, a cloned policy, the network
+as a policy), and of parts of a finished world that go on learning."""
 
 import dataclasses
 from typing import Literal, get_args
@@ -21,7 +21,7 @@ GO_ON: dict[Part, tuple[int, float]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AddedRecipe:
-    """The configuration of all that can be added to a finished world."""
+    """Configuration of all that can be added to a finished world."""
 
     heads: HeadsConfig
     heads_schedule: Schedule
@@ -40,7 +40,7 @@ class AddedRecipe:
 
 
 def added() -> AddedRecipe:
-    """Minutes for each of the three on two cores."""
+    """Return the configuration of additions; each takes minutes on two cores."""
     return AddedRecipe(
         heads=HeadsConfig(),
         heads_schedule=Schedule(phases=(Phase(updates=6000, batch=256),), learning_rate=1e-3),

@@ -1,4 +1,4 @@
-"""What a recipe returns: a complete training configuration."""
+"""A complete training configuration, which a recipe returns."""
 
 import dataclasses
 from typing import Literal
@@ -17,7 +17,7 @@ class Phase:
     updates: int
     """Optimizer steps."""
     batch: int
-    """Segments (or pairs of pictures) in a batch."""
+    """Segments (or pairs of frames) in a batch."""
     length: int = 2
     """Frames in a segment."""
     own_context_share: float = 0.0
@@ -93,7 +93,7 @@ class Recipe:
     manifold_schedule: Schedule | None = None
     """Needed with a manifold; a batch is of frames."""
     decoder_schedule: Schedule | None = None
-    """Needed where the decoder takes a guide; a batch is of pairs of pictures."""
+    """Needed where the decoder takes a guide; a batch is of pairs of frames."""
     still_change: float = 0.0
     """Simulated latents that differ from the frame before by less (root mean square) stay as they were."""
     surprising_share: float = 0.0

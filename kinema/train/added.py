@@ -1,5 +1,5 @@
-"""The stages of what is learned beside a finished world, which stays as it is: heads, a cloned policy, the
-network as a policy."""
+"""Stages of additions to a finished world, which stays as it is: heads, a cloned policy, the network as a
+policy."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

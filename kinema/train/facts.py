@@ -1,4 +1,4 @@
-"""Facts that are checked before anything is learned: the output folder, the data, the disk."""
+"""Checks before a training: the output folder, the data, the disk."""
 
 import dataclasses
 import hashlib
@@ -38,10 +38,10 @@ def check_output(out: Path, datasets: Iterable[Path]) -> None:
 
 
 def check_disk(out: Path, num_bytes: int) -> int:
-    """Check that there is room for the files of a run; the free bytes.
+    """Check that there is room for the files of a run; return the free bytes.
 
     Raises:
-        ValueError: there is not.
+        ValueError: there is too little.
     """
     folder = next(path for path in (out, *out.resolve().parents) if path.is_dir())
     free = shutil.disk_usage(folder).free
@@ -54,20 +54,20 @@ def check_disk(out: Path, num_bytes: int) -> int:
 
 
 def size(num_bytes: float) -> str:
-    """Bytes in words."""
+    """Return bytes in words."""
     power = min(4, max(1, int(math.log10(max(1.0, num_bytes)) / 3)))
     return f"{num_bytes / 1000.0**power:.3g} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What decides the weights of a run: a folder holds one run of each kind."""
+    """Everything that decides the weights of a run. A folder holds one run of each kind."""
 
     kind: str
     """Name of its file in the folder of checkpoints."""
     options: dict[str, Any]
     prints: list[dict[str, str]]
-    """Of each dataset: its ``fingerprint``."""
+    """Fingerprint of each dataset."""
 
     def check(self, out: Path, datasets: Sequence[Dataset]) -> bool:
         """Check that a folder holds this run (True), or none of the kind.
@@ -95,7 +95,7 @@ class Identity:
         return True
 
     def keep(self, run: Run) -> None:
-        """Write it into the folder of a run."""
+        """Write the identity into the folder of a run."""
         path = self._path(run.config.out)
         if run.ranks.is_first and not path.is_file():
             write_json(path, {"options": self.options, "prints": self.prints})
@@ -146,7 +146,7 @@ def _differences(one: dict[str, str], other: dict[str, str]) -> Iterator[str]:
 
 
 def name_of(prints: dict[str, str], episodes: np.ndarray) -> str:
-    """One word for episodes of a dataset with these digests."""
+    """Return one word for episodes of a dataset with these digests."""
     text = json.dumps([prints, episodes.tolist()])
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
@@ -162,10 +162,10 @@ class Episodes:
 def check_data(
     dataset: Dataset, *, segment_length: int, columns: Sequence[str], num_held_out: int
 ) -> Episodes:
-    """Choose the episodes to learn from, and say in one line which are left out and why.
+    """Choose the episodes to learn from, and print in one line which are left out and why.
 
     Args:
-        dataset: to be learned from.
+        dataset: to learn from.
         segment_length: frames of the longest segments.
         columns: keys of all features in use.
         num_held_out: episodes, the last that can be used, for evaluation alone.

@@ -1,5 +1,5 @@
-"""What recordings teach a world's heads, its cloned policy and its network that acts: rewarded steps, and
-goals that were reached."""
+"""Batches for a world's heads, its cloned policy and its network that acts: rewarded steps, and goals that
+were reached."""
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from kinema.train.latents import Encoded
 
 REWARD, TERMINATED = "next.reward", "next.terminated"
 FAR_SHARE = 0.1
-"""Share of the goals that are from anywhere in the data: as far as can be told."""
+"""Share of the goals that are from anywhere in the data; they count as the farthest."""
 
 
 class Hindsight:
@@ -37,8 +37,8 @@ class Hindsight:
         self.latents = values.latents.followed_by(Rows([latents.half()]))
         self.proprio = torch.cat([values.proprio, proprio])
         inner = np.flatnonzero(segments.has_action)
-        # Frames before and after each step that was rewarded. What a last step led to is not recorded: where
-        # it ended the episode for good, it is the world's guess, behind the recorded rows.
+        # Frames before and after each step that was rewarded. The frame after a last step is not recorded:
+        # where the step ended the episode for good, it is the world's guess, behind the recorded rows.
         self._before = np.concatenate([inner - 1, final])
         self._after = np.concatenate([inner, segments.num_rows + np.arange(len(final))])
         self._is_terminal = np.arange(len(self._before)) >= len(inner)
@@ -74,7 +74,7 @@ class Hindsight:
 
     def draw_clone(self, rng: np.random.Generator, batch: int, config: CloneConfig) -> CloneBatch:
         """Moments with goals that they came to, and what was done in the next steps; beyond the end of the
-        episode the last action stands for what is not known."""
+        episode the last action is repeated."""
         rows, goals, _ = self.segments.draw_goals(rng, batch, config.max_steps)
         last = self.segments.last_rows(rows)
         ahead = np.minimum(rows[:, None] + np.arange(config.chunk), last[:, None])
@@ -99,7 +99,7 @@ class Hindsight:
         index = torch.from_numpy(rows)
         now = self._places(rows)
         tau = self._world.tau(batch, length, action_tau=1.0).cpu().clone()
-        # Nothing is known of what led to the first frame of a session.
+        # No action led to the first frame of a session.
         tau[:, 0, -1] = 0.0
         return ActingBatch(
             frames=Values(*self._frames(rows), self._led[index]),

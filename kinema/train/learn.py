@@ -1,8 +1,8 @@
-"""``kinema learn``: a policy learns inside a world, and is then evaluated in the real environment.
+"""``kinema learn``: let a policy learn inside a world, then evaluate it in the real environment.
 
-It never acts for real while it learns: it begins as the cloned policy, and starts from recorded frames. As it
-goes on, a curve of its imagined return beside its real one shows whether it gets better, or only better at
-finding what the world has wrong; that rollouts which lose trust are worth nothing is against the latter.
+The policy never acts for real while it learns: it begins as the cloned policy, and starts from recorded
+frames. A curve of its imagined return beside its real one shows whether it gets better, or only better at
+exploiting errors of the world; against the latter, rollouts that lose trust are worth nothing.
 """
 
 import dataclasses
@@ -50,8 +50,8 @@ from kinema.train.stages import build_stage
 from kinema.types import Seen
 
 VALUE_SHARE, VALUE_PASSES = 0.1, 8
-"""Share of the updates, at first, in which only the value learns, and how often it then learns from the
-rollouts of each: the policy stays as it is, so they stay right."""
+"""Share of the updates, the first ones, in which only the value learns, and passes over the rollouts of each:
+the policy stays as it is, so the rollouts stay right."""
 STAGE, FREE_STAGE = "imagine", "imagine-free"
 
 
@@ -65,33 +65,32 @@ class LearnConfig(LoopConfig):
     """Folder of the world, where the policy goes too; an unfinished run in it is resumed. By default the
     world's."""
     reward: RewardKind = "recorded"
-    """What is wanted: the recorded rewards, or to come nearer to --goal, in steps as the heads tell them."""
+    """Reward to learn for: the recorded one, or the steps by which --goal comes nearer, by the heads."""
     goal: Path | None = None
-    """File of a picture of what is wanted, of which the policy is told."""
+    """File of a frame of the goal, which the policy sees."""
     clone: str | None = None
-    """Folder of the cloned policy to begin with; by default the world's."""
+    """Folder of the cloned policy to begin with; by default that of the world."""
     learning: ImaginedConfig = dataclasses.field(default_factory=ImaginedConfig)
-    """How it learns."""
+    """How policy and value learn."""
     updates: int = 300
     """Updates of policy and value, each from new rollouts."""
     learning_rate: float = 3e-4
-    """Of both."""
+    """Learning rate of policy and value."""
     starts: int = 128
-    """Places in the recordings at which rollouts start."""
+    """Recorded frames at which rollouts start."""
     min_trust: float | None = None
-    """Rollouts end where trust falls under this, and are worth nothing from there on: the world may say
-    anything where it knows nothing. Choose what few rollouts of the recordings' own actions fall under in as
-    many steps. By default all counts."""
+    """Least trust of a rollout: steps from the one on that falls below it are worth nothing. Choose a trust
+    that few rollouts of the recorded actions fall below in as many steps. By default all steps count."""
     compare: bool = False
     """With --min-trust: let a second policy learn without it, and show both curves."""
     env: str | None = None
-    """The real environment, to ask what the policy is worth: a Gymnasium id, or MODULE:ID."""
+    """Real environment in which the policy is evaluated: a Gymnasium id, or MODULE:ID."""
     env_args: JsonObject = dataclasses.field(default_factory=dict)
     """Arguments of the environment."""
     episodes: int = 20
     """Episodes of an evaluation."""
     steps: int = 100
-    """Steps of an episode, fewer where it ends."""
+    """Most steps of an episode."""
     evaluate_every: int = 50
     """Updates from one point of the curve to the next."""
 
@@ -101,13 +100,13 @@ class LearnConfig(LoopConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
         if (self.reward == "goal") and self.goal is None:
-            raise ValueError("--reward goal: give a picture of the goal as --goal")
+            raise ValueError("--reward goal: give a frame of the goal as --goal")
         if self.compare and self.min_trust is None:
             raise ValueError("--compare: it compares with and without --min-trust, which is not given")
 
     @property
     def schedule(self) -> Schedule:
-        """Of the updates; first only the value learns."""
+        """Schedule of the updates; in the first phase only the value learns."""
         updates = max(2, round(self.update_share * self.updates))
         num_value = max(1, round(VALUE_SHARE * updates))
         batch, length = self.learning.batch, self.learning.horizon + 1
@@ -165,7 +164,7 @@ class Judge:
 
     @torch.inference_mode()
     def _distance(self, seen: Seen) -> float:
-        """Steps from what is seen to the goal, by the heads."""
+        """Steps from an observation to the goal, by the heads."""
         assert self.reward.goal is not None
         here = encode_place(self.world, seen)
         return float(self.world.require_heads().distance(here, self.reward.goal)[0])
@@ -175,9 +174,9 @@ class Judge:
         frames where there is no real environment."""
         config = self.config
         rng = np.random.default_rng(config.seed)
-        found = imagine(objective, self._sessions(), num_steps=config.steps, rng=rng, is_greedy=True)
-        reached = torch.cat([torch.ones_like(found.continues[:1]), found.continues[:-1]]).cumprod(0)
-        return (reached * found.rewards).sum(0).double().numpy()
+        rollout = imagine(objective, self._sessions(), num_steps=config.steps, rng=rng, is_greedy=True)
+        reached = torch.cat([torch.ones_like(rollout.continues[:1]), rollout.continues[:-1]]).cumprod(0)
+        return (reached * rollout.rewards).sum(0).double().numpy()
 
     def _sessions(self) -> SimulationBatch:
         config = self.config
@@ -325,7 +324,7 @@ def _write_curve(config: LearnConfig, name: str, curve: dict[int, dict[str, list
 
 
 def _result(world: World, config: LearnConfig, cloned: Float[np.ndarray, " E"] | None) -> Result:
-    """Rows of what came of it, and the curves."""
+    """Rows of the returns, and the curves."""
     rng = np.random.default_rng(config.seed)
     rows: list[Row] = []
     series: list[Series] = []
@@ -363,8 +362,8 @@ def _result(world: World, config: LearnConfig, cloned: Float[np.ndarray, " E"] |
         notes=[
             f"{config.episodes} episodes of {config.steps} steps at most, from {begins}, the same for all. "
             "Intervals are 95%, over episodes. Policies take their likeliest actions.",
-            "At update 0 the learned policy is the cloned one, but looking again after each action.",
-            *([] if config.env else ["Real returns were not asked for: --env does that."]),
+            "At update 0 the learned policy is the cloned one, but observes after each action.",
+            *([] if config.env else ["Real returns were not measured: --env does that."]),
         ],
     )
 

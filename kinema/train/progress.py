@@ -52,7 +52,7 @@ def evaluate_progress(
     world: World,
     dataset: Dataset,
     episodes: Sequence[int],
-    picture: Path,
+    sheet: Path,
     *,
     context: int = 4,
     horizon: int = 48,
@@ -63,7 +63,7 @@ def evaluate_progress(
         world: as it stands in training.
         dataset: where the episodes are.
         episodes: their indices; three at most are used.
-        picture: where the contact sheet goes (worlds with a camera).
+        sheet: path of the contact sheet (worlds with a camera).
         context: frames given.
         horizon: steps simulated, fewer where an episode is shorter.
     """
@@ -74,7 +74,7 @@ def evaluate_progress(
         if first < 1:
             continue
         proprio = episode.columns[world.config.proprio_key] if world.config.proprio_key else None
-        frames = {key: pictures[:first] for key, pictures in episode.frames.items()}
+        frames = {key: each[:first] for key, each in episode.frames.items()}
         simulation = world.start(
             frames or None,
             episode.columns["action"][: first - 1],
@@ -95,8 +95,8 @@ def evaluate_progress(
             error = np.mean((real.astype(np.float64) - made) ** 2)
             numbers.append(float(10 * np.log10(255.0**2 / max(error, 1e-9))))
     if rows:
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        write_png(picture, contact_sheet(rows))
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        write_png(sheet, contact_sheet(rows))
     if not numbers:
         return {}
     return {"held_out_psnr" if world.cameras else "held_out_error": float(np.mean(numbers))}
