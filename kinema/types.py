@@ -94,6 +94,12 @@ class Episode:
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
 
+    @property
+    def actions(self) -> np.ndarray:
+        """``T A`` float32; A is 0 where none were recorded."""
+        recorded = self.columns.get("action")
+        return np.zeros((len(self), 0), np.float32) if recorded is None else np.asarray(recorded, np.float32)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Seen:

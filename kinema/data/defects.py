@@ -200,7 +200,7 @@ def _check_tables(dataset: Dataset) -> Iterator[Defect]:
         yield Defect(severity="error", kind="empty", file=INFO_PATH, message="the dataset has no episodes")
     yield from _check_totals(dataset)
     if "action" not in dataset.features:
-        message = "there is no such feature; without actions a world cannot be controlled"
+        message = "there is no such feature; a world learned from this goes on by itself"
         yield Defect(severity="warning", kind="no-action", file=INFO_PATH, key="action", message=message)
     columns = read_columns(root, dataset.info)
     ids = columns.get("episode_index", table.ids)

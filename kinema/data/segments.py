@@ -129,14 +129,15 @@ class Segments:
         return len(self.actions)
 
     def _everything(self) -> Masks:
-        """By episode: everything is recorded that there is in one of them."""
-        num, action_dim = len(self.lengths), self.actions.shape[1]
+        """By episode: everything is recorded that there is in one of them. Where there are no actions, so is
+        the action of no numbers, which says all that there is to say."""
+        num = len(self.lengths)
         proprio_dim = 0 if self.proprio is None else self.proprio.shape[1]
         return Masks(
-            action=np.full(num, action_dim > 0),
+            action=np.ones(num, bool),
             proprio=np.full(num, proprio_dim > 0),
             cameras=np.ones((num, len(self.native_sizes)), bool),
-            action_numbers=np.ones((num, action_dim), bool),
+            action_numbers=np.ones((num, self.actions.shape[1]), bool),
             proprio_numbers=np.ones((num, proprio_dim), bool),
         )
 
@@ -284,7 +285,6 @@ def load_segments(
     """
     cameras = dataset.cameras if config.cameras is None else config.cameras
     _require_keys(dataset, [*cameras, *([config.proprio] if config.proprio else [])])
-    has_action = "action" in dataset.features
     first, stop = config.episodes if config.episodes is not None else (0, dataset.num_episodes)
     if not 0 <= first < stop <= dataset.num_episodes:
         raise DataError(f"{dataset.root}: episodes {first}:{stop} asked, but it holds {dataset.num_episodes}")
@@ -305,8 +305,7 @@ def load_segments(
             episode = dataset.episode(index, cameras=())
             columns = episode.columns
             tasks.append(episode.task)
-            values = _actions(columns["action"]) if has_action else np.zeros((len(episode), 0), np.float32)
-            actions.append(_finite(dataset, index, "action", values))
+            actions.append(_finite(dataset, index, "action", _actions(episode.actions)))
             if config.proprio:
                 values = _vectors(columns[config.proprio])
                 proprio.append(_finite(dataset, index, config.proprio, values))

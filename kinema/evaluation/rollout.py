@@ -167,7 +167,7 @@ def cut_segment(world: World, episode: Episode, rows: slice, probe: Probe | None
     return Segment(
         episode=episode.index,
         frames=frames,
-        actions=np.asarray(episode.columns["action"][rows.start :], dtype=np.float32),
+        actions=episode.actions[rows.start :],
         proprio=None if key is None else episode.columns[key][rows],
         state=read if recorded is None else recorded[rows],
         is_recorded=recorded is not None,

@@ -126,7 +126,7 @@ def _task(world: World, episode: Episode, states: np.ndarray, row: int, distance
         row=row,
         distance=distance,
         seen=seen,
-        actions=np.asarray(episode.columns["action"][first:row], dtype=np.float32),
+        actions=episode.actions[first:row],
         start=states[row],
         goal_frame=episode.frames[world.cameras[0]][row + distance],
         goal=states[row + distance],

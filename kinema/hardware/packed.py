@@ -52,15 +52,16 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.dtype, self._num_outputs = dtype, len(weight)
         weight, bias = weight.detach().contiguous(), None if bias is None else bias.detach()
-        is_single = dtype == torch.float32
+        is_single, is_empty = dtype == torch.float32, not weight.numel()
         is_half = can_halve(weight.device.type) and not (is_single and (weight.half() != weight).any())
-        is_packed = not is_single or prefers_packed(weight.device)
+        is_half &= not is_empty
+        is_packed = not is_empty and (not is_single or prefers_packed(weight.device))
         # Buffers, so that a graph that is traced takes them for weights.
         for name, value in (
             ("_half", _halve(weight) if is_half else None),
             ("_half_bias", weight.new_zeros(len(weight)) if bias is None else bias.clone()),
             ("_packed", _pack(weight.to(dtype)) if is_packed else None),
-            ("_plain", None if is_packed and (is_half or not is_single) else weight),
+            ("_plain", None if is_packed and (is_half or not is_single) else weight.to(dtype)),
             ("_bias", None if bias is None else bias.to(dtype)),
         ):
             self.register_buffer(name, value, persistent=False)

@@ -16,6 +16,7 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, num_values: int, num_octaves: int, num_directions: int = 0):
         super().__init__()
+        num_directions *= num_values > 0
         octaves = torch.pi * 2.0 ** torch.arange(num_octaves)
         axes = torch.eye(num_values)[:, :, None] * octaves
         generator = torch.Generator().manual_seed(0)

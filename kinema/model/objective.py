@@ -109,6 +109,8 @@ class DynamicsObjective(nn.Module):
         probs = {name: getattr(config, f"{name}_prob") for name in ("generate", "act", "infer", "locate")}
         targets = []
         for name, prob in {"simulate": 1.0, **probs}.items():
+            if TASKS[name].action is Role.DENOISE and not self.dynamics.config.action_dim:
+                continue
             steps = passes(TASKS[name], has_cameras=self.num_cameras > 0, has_proprio=self.has_proprio)
             shares = (
                 [prob]

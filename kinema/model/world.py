@@ -5,6 +5,7 @@ Here pixels and actions as people have them become the normalised tensors of the
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -140,7 +141,10 @@ class WorldModel(nn.Module):
         self.config = config
         dynamics = config.dynamics
         self.tokenizer = ConvTokenizer(config.tokenizer, dynamics.grids) if config.tokenizer else None
-        self.dynamics = Dynamics(dynamics)
+        with warnings.catch_warnings():
+            # A world without actions has layers for no numbers.
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            self.dynamics = Dynamics(dynamics)
         self.manifold = (
             Manifold(
                 config.manifold,
@@ -153,7 +157,7 @@ class WorldModel(nn.Module):
         self.action_normalizer = Normalizer(config.actions)
         self.proprio_normalizer = Normalizer(config.proprio)
         num = config.num_support
-        self.action_support = Support(num, dynamics.action_dim) if num else None
+        self.action_support = Support(num, dynamics.action_dim) if num and dynamics.action_dim else None
         self.proprio_support = Support(num, dynamics.proprio_dim) if num and dynamics.proprio_dim else None
         self.precision: Precision = "float32"
         """Of the large matrix products of simulated frames."""
@@ -417,11 +421,14 @@ class WorldModel(nn.Module):
         return checked
 
     def check_actions(self, actions: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
-        """Actions as float32 of the expected shape. A world that takes choices takes their indices too.
+        """Actions as float32 of the expected shape. A world that takes choices takes their indices too, and
+        one without actions takes None.
 
         Raises:
             WorldError: another shape, or a number that is not finite.
         """
+        if actions is None and not self.action_dim:
+            return np.zeros(shape, np.float32)
         array = numbers(actions, what)
         is_index = array.shape in (shape[:-1], (*shape[:-1], 1)) and array.shape != shape
         if is_index and self.action_normalizer.takes_choice:

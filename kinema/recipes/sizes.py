@@ -136,7 +136,7 @@ def sized(dataset: Dataset, scale: Scale) -> Recipe:
     """Return the recipe of a scale for a dataset.
 
     Raises:
-        DataError: the dataset has no action, or neither a camera nor ``observation.state``.
+        DataError: the dataset has neither a camera nor ``observation.state``.
     """
     proprio, size = _check_features(dataset), scale.size
     shapes = [picture_shape(dataset.features[key]) for key in dataset.cameras]
@@ -158,7 +158,7 @@ def sized(dataset: Dataset, scale: Scale) -> Recipe:
         dynamics=DynamicsConfig(
             grids=tuple((height // STRIDE, width // STRIDE) for height, width in sizes),
             latent_dim=tokenizer.latent_dim if tokenizer else 1,
-            action_dim=math.prod(dataset.features["action"]["shape"]),
+            action_dim=math.prod(dataset.features["action"]["shape"]) if "action" in dataset.features else 0,
             proprio_dim=math.prod(dataset.features[proprio]["shape"]) if proprio else 0,
             patch=patch,
             width=size.width,
@@ -200,10 +200,6 @@ def tiny(dataset: Dataset) -> Recipe:
 def _check_features(dataset: Dataset) -> str | None:
     """Key of the proprioception, if there is any. Raises DataError where there is nothing to learn."""
     there = f"it has {', '.join(sorted(dataset.features))}"
-    if "action" not in dataset.features:
-        raise DataError(
-            f"{dataset.root}: no feature 'action', so there is nothing to learn control from; {there}"
-        )
     proprio = PROPRIO if PROPRIO in dataset.features else None
     if not dataset.cameras and proprio is None:
         raise DataError(f"{dataset.root}: neither a camera (observation.images.*) nor '{PROPRIO}'; {there}")

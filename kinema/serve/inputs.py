@@ -64,7 +64,7 @@ class Inputs:
         key = self._world.config.proprio_key
         return Context(
             frames={key: frames[rows] for key, frames in episode.frames.items()},
-            actions=episode.columns["action"][first:last],
+            actions=episode.actions[first:last],
             proprio=episode.columns[key][rows] if key and key in episode.columns else None,
             episode=episode,
             first=first,

@@ -250,7 +250,7 @@ class _Step(nn.Module):
         given = Values(last.latents[:, -1:], torch.zeros_like(last.proprio[:, -1:]), action)
         levels = world.tau(action.shape[0], 1, action_tau=1.0, observation_tau=0.0, proprio_tau=0.0)
         foreseen = world.dynamics.foresee_proprio(given, levels, cast(Cache, cache))
-        is_known = torch.ones_like(action[:, 0, 0]) if foreseen is None else foreseen[1].float()
+        is_known = action.new_ones(action.shape[0]) if foreseen is None else foreseen[1].float()
         frame, doubt, code = foreseen_frame(
             world,
             cast(Cache, cache),

@@ -150,7 +150,7 @@ class SimulationBatch:
         self._outside = torch.cat([of_action, of_proprio], dim=1)
 
     @torch.inference_mode()
-    def step(self, actions: Any, *, decode: bool = True, judge: bool = True) -> Step:
+    def step(self, actions: Any = None, *, decode: bool = True, judge: bool = True) -> Step:
         """Advance every session by its action.
 
         Args:
@@ -162,7 +162,7 @@ class SimulationBatch:
         Raises:
             WorldError: the actions have another shape or are not finite; the sessions are unchanged.
         """
-        if actions is None:
+        if actions is None and self.world.action_dim:
             return self._generate(decode)
         array = self.world.check_actions(actions, (len(self), self.world.action_dim), "actions")
         action = torch.from_numpy(array).to(self.world.device)
@@ -507,8 +507,8 @@ class Simulation:
         """Steps simulated so far."""
         return self._batch.num_steps
 
-    def step(self, action: Any, *, decode: bool = True) -> Step:
-        """Advance by one action ``(A,)`` in the units of the dataset.
+    def step(self, action: Any = None, *, decode: bool = True) -> Step:
+        """Advance by one action ``(A,)`` in the units of the dataset; None generates the next frame without.
 
         Raises:
             WorldError: the action has another shape or is not finite; the session is unchanged.

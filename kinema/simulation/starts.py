@@ -78,7 +78,7 @@ class Starts:
                 self.starts.append(
                     Start(
                         frames=world.by_camera(shown) if shown else {},
-                        actions=np.asarray(episode.columns["action"][rows][:-1], dtype=np.float32),
+                        actions=episode.actions[rows][:-1],
                         proprio=None if key is None else np.asarray(episode.columns[key][rows], np.float32),
                     )
                 )
@@ -141,10 +141,10 @@ def check_dataset(world: World, dataset: Dataset) -> None:
             f"{', '.join(dataset.cameras) or 'none'}",
             path=dataset.root,
         )
-    for key in ("action", world.config.proprio_key):
+    for key in ("action" if world.action_dim else None, world.config.proprio_key):
         if key is not None and key not in dataset.features:
             raise DataError(f"world '{world.name}' needs this column", path=dataset.root, key=key)
-    size = int(np.prod(dataset.features["action"]["shape"]))
+    size = int(np.prod(dataset.features["action"]["shape"])) if "action" in dataset.features else 0
     if size != world.action_dim:
         raise DataError(
             f"actions have {size} numbers, but world '{world.name}' takes {world.action_dim} "

@@ -176,6 +176,10 @@ class NewProgram:
             columns=_columns(segments.cameras or (), segments.proprio),
             num_held_out=self.recipe.num_held_out,
         )
+        if "action" not in dataset.features:
+            print(
+                f"{dataset.root}: no feature 'action', so the world is learned without and goes on by itself"
+            )
         if config.budget is not None:
             self._keep_to_budget(run, config.budget)
         recipe, plan = self.recipe, self.plan
@@ -329,6 +333,8 @@ class AddingProgram:
         assert source is not None
         self.world = load(source, device=run.device)
         check_dataset(self.world, self.dataset)
+        if not self.world.action_dim and (config := self.config).adds != ("heads",):
+            raise ValueError(f"--{config.adds[-1]}: world '{self.world.name}' has no actions to choose")
         rewards = (REWARD,) if self.config.heads else ()
         self.episodes = facts.check_data(
             self.dataset,
@@ -448,7 +454,7 @@ def _world_config(
 ) -> WorldConfig:
     actions = tuple(
         dataclasses.replace(each, name=f"action_{each.name}") if each.name.isdecimal() else each
-        for each in dimensions["action"]
+        for each in dimensions.get("action", ())
     )
     proprio = dimensions[recipe.segments.proprio] if recipe.segments.proprio else ()
     learned = recipe.segments.sizes_of(recipe.segments.cameras or ())

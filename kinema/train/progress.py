@@ -77,10 +77,10 @@ def evaluate_progress(
         frames = {key: each[:first] for key, each in episode.frames.items()}
         simulation = world.start(
             frames or None,
-            episode.columns["action"][: first - 1],
+            episode.actions[: first - 1],
             proprio=None if proprio is None else proprio[:first],
         )
-        steps = [simulation.step(a) for a in episode.columns["action"][first - 1 : -1][:horizon]]
+        steps = [simulation.step(a) for a in episode.actions[first - 1 : -1][:horizon]]
         stop = first + len(steps)
         if not world.cameras:
             assert proprio is not None

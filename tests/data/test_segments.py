@@ -358,10 +358,10 @@ def test_task_texts_stay_with_their_episodes(tmp_path: Path) -> None:
     assert segments.followed_by(segments).tasks == ["push", "pull"] * 2
 
 
-def test_without_actions_none_is_recorded(tmp_path: Path) -> None:
+def test_actions_that_are_not_recorded_have_no_numbers(tmp_path: Path) -> None:
     root = tmp_path / "data"
     with DatasetWriter(root, fps=10) as writer:
         writer.add(frames={}, columns={PROPRIO: np.ones((3, 1), np.float32)})
     segments = load(Dataset.open(root), tmp_path / "cache", cameras=())
     assert segments.actions.shape == segments.prev_action.shape == (3, 0)
-    assert not segments.has_action.any()
+    assert segments.has_action.tolist() == [False, True, True]

@@ -1,5 +1,6 @@
 """Robots of many kinds of numbers, from recordings to simulated steps."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from kinema.planners import CrossEntropy, Goal, SearchConfig, WorldScore
 from kinema.planners.scores import restore_actions
 from kinema.simulation.world import World, load
 from kinema.train.command import TrainConfig, train
+from kinema.types import WorldError
 
 STATE = "observation.state"
 GEARS = np.array([-20.0, 0.0, 20.0])
@@ -41,6 +43,36 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, Dataset]:
     data = write_wheel(root / "data")
     assert train(TrainConfig(data=str(data), out=root / "world", recipe="tiny", update_share=1.0)) == 0
     return load(root / "world"), Dataset.open(data)
+
+
+def test_video_without_actions_is_learned_and_goes_on_by_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    camera = "observation.images.top"
+    with DatasetWriter(tmp_path / "data", fps=10) as writer:
+        for start in range(6):
+            frames = np.zeros((24, 32, 32, 3), np.uint8)
+            for t, frame in enumerate(frames):
+                frame[:, (start + t) % 28 : (start + t) % 28 + 4] = 255
+            writer.add(frames={camera: frames}, columns={"next.reward": np.zeros(24, np.float32)})
+    config = TrainConfig(
+        data=str(tmp_path / "data"), out=tmp_path / "world", recipe="tiny", update_share=0.02
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert train(config) == 0
+        world = load(tmp_path / "world")
+    assert "no feature 'action', so the world is learned without" in capsys.readouterr().out
+    assert (world.action_dim, world.config.action_names, world.config.dynamics.action_dim) == (0, (), 0)
+    episode = Dataset.open(tmp_path / "data").episode(0)
+    sim = world.start(episode.frames[camera][:3], episode.actions[:2])
+    step = sim.step()
+    assert (step.frame.shape, step.outside) == ((32, 32, 3), {})
+    assert np.array_equal(sim.fork(2).step(np.zeros((2, 0))).frame[0], sim.future(0).step().frame)
+    with pytest.raises(WorldError, match=r"action: expected shape \(0,\) .*got \(2,\)"):
+        sim.step([0.0, 1.0])
+    with pytest.raises(ValueError, match="--clone: world 'world' has no actions to choose"):
+        train(TrainConfig(data=str(tmp_path / "data"), out=tmp_path / "world", clone=True))
 
 
 def test_a_world_knows_its_numbers(wheel: tuple[World, Dataset]) -> None:
