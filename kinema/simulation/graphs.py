@@ -250,7 +250,7 @@ class _Step(nn.Module):
         given = Values(last.latents[:, -1:], torch.zeros_like(last.proprio[:, -1:]), action)
         levels = world.tau(action.shape[0], 1, action_tau=1.0, observation_tau=0.0, proprio_tau=0.0)
         foreseen = world.dynamics.foresee_proprio(given, levels, cast(Cache, cache))
-        is_known = action.new_ones(action.shape[0]) if foreseen is None else foreseen[1].float()
+        is_known = torch.ones_like(frames[:, 0, 0]) if foreseen is None else foreseen[1].float()
         frame, doubt, code = foreseen_frame(
             world,
             cast(Cache, cache),
@@ -258,7 +258,7 @@ class _Step(nn.Module):
             lambda _, stream: noises[stream],
             world.config.num_denoising_steps,
         )
-        nothing = torch.zeros_like(action[:, 0, 0])
+        nothing = torch.zeros_like(frames[:, 0, 0])
         away = candidates = nothing
         recorded = _recorded_codes(world)
         if recorded is not None and code is not None:
