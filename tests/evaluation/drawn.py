@@ -199,7 +199,7 @@ class DrawnBatch(SimulationBatch):
     def __len__(self) -> int:
         return len(self.last)
 
-    def step(self, actions: Any, *, decode: bool = True, judge: bool = True) -> Step:
+    def step(self, actions: Any = None, *, decode: bool = True, judge: bool = True) -> Step:
         self.num_steps += 1
         mistakes = self.drawn.mistakes
         if not decode:

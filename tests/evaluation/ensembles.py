@@ -100,7 +100,7 @@ class NoisyBatch(SimulationBatch):
         rngs = [child for rng in self.rngs for child in rng.spawn(num)]
         return NoisyBatch(self.noisy, np.repeat(self.states, num, axis=0), rngs)
 
-    def step(self, actions: Any, *, decode: bool = True, judge: bool = True) -> Step:
+    def step(self, actions: Any = None, *, decode: bool = True, judge: bool = True) -> Step:
         mistakes = self.noisy.mistakes
         if not mistakes.is_still:
             noise = np.stack([rng.normal(mistakes.bias, mistakes.noise, 2) for rng in self.rngs])
