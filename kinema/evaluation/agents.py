@@ -1,7 +1,5 @@
-"""Those who are sent to a goal: each is told a task, and gives the next actions for what was seen."""
+"""Agents that go to a goal: each begins a task, and then gives the next actions for the frames so far."""
 
-import dataclasses
-import time
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -18,13 +16,7 @@ from kinema.simulation.session import ACT_STEPS
 from kinema.simulation.starts import History
 from kinema.simulation.world import World
 
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """What a plan cost."""
-
-    milliseconds: float
-    num_network_calls: int
+Actions = Float[np.ndarray, "C A"]
 
 
 @runtime_checkable
@@ -32,13 +24,15 @@ class Agent(Protocol):
     """Acts for a goal."""
 
     name: str
+    num_network_calls: int | None
+    """Network calls of the last plan; None for an agent that does not plan, whose time is not reported."""
 
     def begin(self, task: Task, rng: np.random.Generator) -> None:
-        """Begin an episode; all that is random in it comes from ``rng``."""
+        """Begin an episode, of which all randomness comes from ``rng``."""
         ...
 
-    def act(self, history: History, env: TaskEnvironment) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
-        """The next actions, in the units of the dataset, and what the plan cost, where one was made."""
+    def act(self, history: History, env: TaskEnvironment) -> Actions:
+        """Return the next actions, in the units of the dataset."""
         ...
 
 
@@ -46,6 +40,7 @@ class RandomAgent:
     """Draws every action anew, from the range of the recorded ones."""
 
     name = "random"
+    num_network_calls: int | None = None
 
     def __init__(self, world: World):
         self._world = world
@@ -53,15 +48,16 @@ class RandomAgent:
     def begin(self, task: Task, rng: np.random.Generator) -> None:
         self._rng = rng
 
-    def act(self, history: History, env: TaskEnvironment) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
+    def act(self, history: History, env: TaskEnvironment) -> Actions:
         shape = (1, self._world.config.dynamics.action_dim)
-        return restore_actions(self._world, self._rng.uniform(-1.0, 1.0, shape)), None
+        return restore_actions(self._world, self._rng.uniform(-1.0, 1.0, shape))
 
 
 class CloneAgent:
-    """Behaviour cloning, told the goal picture."""
+    """Behaviour cloning for a goal frame."""
 
     name = "cloned"
+    num_network_calls: int | None = None
 
     def __init__(self, policy: ClonedPolicy):
         self._policy = policy
@@ -70,21 +66,18 @@ class CloneAgent:
         self._policy.set_goal(task.goal_frame)
         self._policy.begin(rng)
 
-    def act(self, history: History, env: TaskEnvironment) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
-        return self._policy.choose(history.seen[-1])[None], None
+    def act(self, history: History, env: TaskEnvironment) -> Actions:
+        return self._policy.choose(history.seen[-1])[None]
 
 
 class ActAgent:
-    """The network itself, told the goal picture."""
+    """The network itself, for a goal frame."""
 
     name = "act"
+    num_network_calls: int | None = ACT_STEPS
 
     def __init__(self, world: World, *, chunk: int):
-        """``chunk``: actions that are done before it looks again, where it finds as many.
-
-        Raises:
-            WorldError: the world was not taught to act.
-        """
+        """``chunk``: actions done before the next look. Raises WorldError where the world does not act."""
         if not world.can_act:
             world.require_acting()
         self._world, self._chunk = world, chunk
@@ -92,31 +85,30 @@ class ActAgent:
     def begin(self, task: Task, rng: np.random.Generator) -> None:
         self._goal, self._rng = encode_goal(self._world, task.goal_frame), rng
 
-    def act(self, history: History, env: TaskEnvironment) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
-        began = time.perf_counter()
+    def act(self, history: History, env: TaskEnvironment) -> Actions:
         session = history.start(seed=int(self._rng.integers(2**31)))
-        actions = session.act(self._goal)[: self._chunk]
-        return actions, Cost(1e3 * (time.perf_counter() - began), ACT_STEPS)
+        return session.act(self._goal)[: self._chunk]
 
 
 class PlannerAgent:
-    """A planner in the world, told the goal picture."""
+    """A planner in the world, for a goal frame."""
+
+    num_network_calls: int | None = 0
 
     def __init__(
         self,
-        name: str,
         world: World,
+        name: str,
         planner: Planner | ProposeAndCheck,
         *,
         measure: Measure,
         chunk: int,
         context: int,
     ):
-        """Raises WorldError where the world has no heads and steps are the measure."""
+        """Raises WorldError where the world lacks heads and steps are the measure."""
         if measure == "steps":
             world.require_heads()
-        self.name = name
-        self._world, self._planner = world, planner
+        self.name, self._world, self._planner = name, world, planner
         self._measure: Measure = measure
         self._chunk, self._context = chunk, context
 
@@ -127,34 +119,32 @@ class PlannerAgent:
         )
         self._rng = rng
 
-    def act(self, history: History, env: TaskEnvironment) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
+    def act(self, history: History, env: TaskEnvironment) -> Actions:
         plan = self._controller.plan(history, self._rng)
-        return plan.actions[: self._chunk], Cost(plan.milliseconds, plan.num_network_calls)
+        self.num_network_calls = plan.num_network_calls
+        return plan.actions[: self._chunk]
 
 
 class SimulatorAgent:
-    """The same planner with the real simulator as its model, told the goal's state: what planning could reach
-    with a world and a measure of distance without error."""
+    """A planner with the real simulator as its model and the state of the goal: the ceiling of planning, with
+    a world and a distance without error."""
 
-    def __init__(
-        self, name: str, world: World, judge: Judge, planner: Planner, *, chunk: int, end_share: float
-    ):
-        self.name = name
-        self._world, self._planner, self._chunk = world, planner, chunk
+    num_network_calls: int | None = 0
+
+    def __init__(self, world: World, name: str, planner: Planner, judge: Judge, *, chunk: int):
+        self.name, self._world, self._planner, self._chunk = name, world, planner, chunk
         bounds = np.array([[-1.0], [1.0]]) * np.ones(world.config.dynamics.action_dim)
         low, high = restore_actions(world, bounds)
-        self._score = SimulatorScore(judge, low, high, end_share=end_share)
+        self._score = SimulatorScore(judge, low, high)
         self._warm_start = WarmStart()
 
     def begin(self, task: Task, rng: np.random.Generator) -> None:
         self._task, self._rng = task, rng
         self._warm_start.forget()
 
-    def act(self, history: History, env: TaskEnvironment) -> tuple[Float[np.ndarray, "C A"], Cost | None]:
-        began = time.perf_counter()
+    def act(self, history: History, env: TaskEnvironment) -> Actions:
         self._score.set(env.state, self._task.goal)
         start = self._warm_start.guess(self._planner.config.horizon, last_action(self._world, history))
         found = self._planner.plan(self._score, start, self._rng)
         self._warm_start.keep(found.actions, self._chunk)
-        actions = restore_actions(self._world, found.actions)
-        return actions[: self._chunk], Cost(1e3 * (time.perf_counter() - began), 0)
+        return restore_actions(self._world, found.actions)[: self._chunk]

@@ -1,4 +1,4 @@
-"""Intervals: how much a number would change with other episodes."""
+"""Statistics that leave missing numbers out, and their intervals over episodes."""
 
 from collections.abc import Callable
 
@@ -12,16 +12,16 @@ def interval(
     num: int = 400,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """The bootstrap interval (percentiles) of ``statistic(*samples)``.
+    """Return the bootstrap interval (percentiles) of ``statistic(*samples)``.
 
-    Clips, the first axis of every array, are drawn again with replacement, the same ones from each array.
-    Seeds and steps of a clip stay together, since they are not independent.
+    Segments, the first axis of every array, are drawn again with replacement, the same ones from each array.
+    Seeds and steps of a segment stay together, since they are not independent.
     """
-    num_clips = len(samples[0])
-    assert all(len(sample) == num_clips for sample in samples)
+    num_segments = len(samples[0])
+    assert all(len(sample) == num_segments for sample in samples)
     values = []
     for _ in range(num):
-        drawn = rng.integers(0, num_clips, num_clips)
+        drawn = rng.integers(0, num_segments, num_segments)
         values.append(statistic(*(sample[drawn] for sample in samples)))
     if np.isnan(values).all():
         return float("nan"), float("nan")
@@ -30,28 +30,28 @@ def interval(
 
 
 def percentile(values: np.ndarray, percent: float) -> float:
-    """Over all that are numbers; NaN where none is."""
+    """Return a percentile of all numbers; NaN where there is none."""
     known = values[~np.isnan(values)]
     return float(np.percentile(known, percent)) if len(known) else float("nan")
 
 
 def median(values: np.ndarray) -> float:
-    """Over all that are numbers; NaN where none is."""
+    """Return the median of all numbers; NaN where there is none."""
     known = values[~np.isnan(values)]
     if not len(known):
         return float("nan")
-    # This is called for every draw, and np.median spends most of its time on cases that do not occur here.
+    # Called for every draw; np.median spends most of its time on cases that do not occur here.
     middle = [(len(known) - 1) // 2, len(known) // 2]
     return float(np.partition(known, middle)[middle].mean())
 
 
-def share(flags: np.ndarray) -> float:
-    """Mean over all that are numbers; NaN where none is."""
-    known = flags[~np.isnan(flags)]
+def mean(values: np.ndarray) -> float:
+    """Return the mean of all numbers, which of flags is their share; NaN where there is none."""
+    known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
 
 
 def ratio_of_medians(values: np.ndarray, others: np.ndarray) -> float:
-    """Median of the first over that of the second; NaN where that is not positive."""
+    """Return the median of the first over that of the second; NaN where that is not positive."""
     below = median(others)
     return median(values) / below if below > 0 else float("nan")

@@ -1,4 +1,4 @@
-"""How well one set of numbers ranks as another does: the returns of policies, simulated and real."""
+"""Agreement of two rankings: the returns of policies, simulated and real."""
 
 import dataclasses
 
@@ -14,22 +14,17 @@ NUM_SPLITS = 200
 class Agreement:
     """Simulated against real numbers of ``N`` policies."""
 
-    pearson: float
-    pearson_low: float
-    pearson_high: float
-    """The 95% interval by Fisher's transformation."""
+    pearson: tuple[float, float, float]
+    """Pearson r, and its 95% interval by Fisher's transformation."""
     spearman: float
     mmrv: float
-    """Mean maximum rank violation (see ``mmrv``)."""
-    dropped_low: float
-    dropped_high: float
-    """The least and the largest Pearson r when one policy is left out."""
-    dropped: float
-    """Pearson r without the policy that changes it most."""
+    """Mean maximum rank violation."""
+    dropped: tuple[float, float, float]
+    """Pearson r without the policy that changes it most; the least and the largest without any one."""
     leverage: int
-    """Which policy that is."""
+    """Index of the policy that changes Pearson r most."""
     chance: float
-    """The Pearson r that 95% of random pairings stay under."""
+    """Pearson r that 95% of random pairings stay under."""
 
 
 def agreement(
@@ -39,10 +34,10 @@ def agreement(
     seed: int = 0,
     num_permutations: int = NUM_PERMUTATIONS,
 ) -> Agreement:
-    """All of it.
+    """Compute all measures of agreement.
 
     Raises:
-        ValueError: fewer than four policies, of which no interval can be told.
+        ValueError: fewer than four policies, for which there is no interval.
     """
     num = len(real)
     if num < 4:
@@ -57,45 +52,40 @@ def agreement(
     rng = np.random.default_rng(seed)
     by_chance = [pearson(rng.permutation(simulated), real) for _ in range(num_permutations)]
     return Agreement(
-        pearson=r,
-        pearson_low=float(low),
-        pearson_high=float(high),
+        pearson=(r, float(low), float(high)),
         spearman=pearson(stats.rankdata(simulated), stats.rankdata(real)),
         mmrv=mmrv(simulated, real),
-        dropped_low=float(dropped.min()),
-        dropped_high=float(dropped.max()),
-        dropped=float(dropped[leverage]),
+        dropped=(float(dropped[leverage]), float(dropped.min()), float(dropped.max())),
         leverage=leverage,
         chance=float(np.quantile(by_chance, 0.95)),
     )
 
 
 def pearson(one: Float[np.ndarray, " N"], other: Float[np.ndarray, " N"]) -> float:
-    """The correlation; 0 where one of the two never changes."""
+    """Return the correlation; 0 where one of the two never changes."""
     first, second = one - one.mean(), other - other.mean()
     scale = np.sqrt((first**2).sum() * (second**2).sum())
     return float((first * second).sum() / scale) if scale > 1e-12 else 0.0
 
 
 def mmrv(simulated: Float[np.ndarray, " N"], real: Float[np.ndarray, " N"]) -> float:
-    """Mean maximum rank violation, as in SIMPLER (2405.05941, section 4.2): of each policy, the largest real
-    difference to one that it is ranked wrongly against, and the mean of these. Real returns are brought to
-    [0, 1] first, so that 0.05 is a twentieth of the range between the worst and the best policy. Of two that
-    are equal in one and not in the other the order counts as wrong.
+    """Return the mean maximum rank violation, as in SIMPLER (2405.05941, section 4.2): of each policy, the
+    largest real difference to one that it is ranked wrongly against, and the mean of these.
+
+    Real returns are brought to [0, 1] first, so that 0.05 is a twentieth of the range between the worst and
+    the best policy. Two that are equal in one and not in the other are ranked wrongly.
     """
-    span = real.max() - real.min()
+    span = np.ptp(real)
     if span <= 0:
         return 0.0
-    scaled = (real - real.min()) / span
-    difference = scaled[:, None] - scaled[None, :]
+    difference = (real[:, None] - real[None, :]) / span
     is_wrong = np.sign(simulated[:, None] - simulated[None, :]) != np.sign(difference)
     return float((np.abs(difference) * is_wrong).max(axis=1).mean())
 
 
-def of_halves(returns: Float[np.ndarray, "N E"], *, seed: int = 0) -> tuple[float, float]:
-    """Pearson r and MMRV of the mean returns of policies in one half of their episodes with those in the
-    other: the medians over random halves. So well does an environment agree with itself, with half of the
-    episodes and other starts.
+def split_halves(returns: Float[np.ndarray, "N E"], *, seed: int = 0) -> tuple[float, float]:
+    """Return Pearson r and MMRV of mean returns in one half of the episodes with those in the other, medians
+    over random halves: the agreement of an environment with itself, with half of the episodes.
 
     Raises:
         ValueError: fewer than two episodes.
@@ -104,10 +94,10 @@ def of_halves(returns: Float[np.ndarray, "N E"], *, seed: int = 0) -> tuple[floa
     if num_episodes < 2:
         raise ValueError(f"{num_episodes} episode of {num_policies} policies: it has no halves")
     rng = np.random.default_rng(seed)
-    found = []
+    pairs = []
     for _ in range(NUM_SPLITS):
         order = rng.permutation(num_episodes)
         one, other = (half.mean(axis=1) for half in np.array_split(returns[:, order], 2, axis=1))
-        found.append((pearson(one, other), mmrv(one, other)))
-    r, violation = np.median(found, axis=0)
+        pairs.append((pearson(one, other), mmrv(one, other)))
+    r, violation = np.median(pairs, axis=0)
     return float(r), float(violation)

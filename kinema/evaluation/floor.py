@@ -1,4 +1,4 @@
-"""The physical floor: how far the real simulator goes apart from itself when its start is a little off.
+"""The physical floor: the error of the real simulator when its start is a little off.
 
 No model can follow what no frame shows. So the real simulator is started again from a recorded state, its
 things moved by half a pixel, and driven by the same actions; state errors are reported as multiples of its
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kinema.data.lerobot import Dataset
-from kinema.evaluation.reality import Moment
+from kinema.evaluation.rollout import Segment
 from kinema.kits import Kit, Probe, Reading, Simulator
 from kinema.types import Episode
 
@@ -31,12 +31,12 @@ class Floor:
         """Make the simulators.
 
         Args:
-            simulator: of the world's kit.
-            probe: reads states as the errors are computed from.
+            simulator: the simulator of the world's kit.
+            probe: reads the states from which errors are computed.
             num_rollouts: rollouts that are followed.
             num_restarts: restarts of each.
-            seed: of the directions in which things are moved.
-            blur: how far things are moved, in the simulator's units; by default the simulator's own.
+            seed: seed of the directions in which things are moved.
+            blur: distance by which things are moved, in the simulator's units; by default the simulator's.
 
         Raises:
             RecordError: the simulator is not installed.
@@ -52,17 +52,17 @@ class Floor:
         self._envs = [env for env, _ in made]
         self._twins = [twin for _, twin in made]
 
-    def begin(self, moments: Sequence[Moment], *, context: int) -> None:
-        """Start where the rollouts were at the last of ``context`` moments, blurred; ``moments`` are those
-        and, where that is one, the next."""
+    def begin(self, given: Sequence[Segment], *, context: int) -> None:
+        """Start, blurred, from the last of ``context`` real steps; ``given`` are these and, where that is
+        one, the next."""
         keys = (*self._simulator.columns, "action")
-        columns = {key: np.stack([moment.columns[key] for moment in moments], axis=1) for key in keys}
+        columns = {key: np.stack([real.columns[key] for real in given], axis=1) for key in keys}
         for index, twin in enumerate(self._twins):
             rollout = index // self.num_restarts
             states = twin.recorded_states({key: values[rollout] for key, values in columns.items()})
             twin.set_state(states[0])
-        for moment in moments[: context - 1]:
-            self._advance(moment.columns["action"])
+        for real in given[: context - 1]:
+            self._advance(real.columns["action"])
         for twin in self._twins:
             twin.perturb(self._rng, self.blur)
 

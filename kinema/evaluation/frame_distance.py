@@ -1,6 +1,4 @@
-"""How far pictures are from pictures: PSNR, SSIM, and the sliced Frechet distance of two sets of them."""
-
-import math
+"""Distances of frames: PSNR, SSIM, and the sliced Frechet distance of two sets of frames."""
 
 import numpy as np
 import torch
@@ -10,46 +8,40 @@ from kinema.types import Frames
 
 SSIM_WINDOW = 7
 MAX_PSNR = 60.0
-"""Of pictures that are the same, whose ratio has no end."""
+"""PSNR of equal frames, whose ratio is infinite."""
 NUM_DIRECTIONS = 128
 
 
-def mean_square(frames: Frames, others: Frames) -> np.ndarray:
-    """``N`` mean square differences over all cameras, of pictures ``N H W C`` uint8, in squared levels."""
-    parts = [
-        ((pictures.astype(np.float32) - others[key]) ** 2).reshape(len(pictures), -1).mean(axis=1)
-        for key, pictures in frames.items()
+def frame_error(frames: Frames, others: Frames) -> np.ndarray:
+    """Return ``N`` root mean square differences over all cameras of frames ``N H W C`` uint8, in levels."""
+    squares = [
+        ((shown.astype(np.float32) - others[key]) ** 2).reshape(len(shown), -1).mean(axis=1)
+        for key, shown in frames.items()
     ]
-    return np.mean(parts, axis=0)
+    return np.sqrt(np.mean(squares, axis=0))
 
 
-def psnr(square: np.ndarray) -> np.ndarray:
-    """Decibels of mean square differences in squared levels, at most ``MAX_PSNR``."""
-    return np.asarray(np.minimum(10.0 * np.log10(255.0**2 / np.maximum(square, 1e-9)), MAX_PSNR))
-
-
-def psnr_of_rms(difference: float) -> float:
-    """Decibels of a root mean square difference in levels."""
-    return 20.0 * math.log10(255.0 / max(difference, 1e-3))
+def psnr(error: float) -> float:
+    """Return the decibels of a root mean square difference in levels, at most ``MAX_PSNR``."""
+    return float(np.minimum(20.0 * np.log10(255.0 / np.maximum(error, 1e-6)), MAX_PSNR))
 
 
 def ssim(frames: Frames, others: Frames) -> np.ndarray:
-    """``N`` structural similarities (Wang et al. 2004), the mean over cameras and channels: 1 is the same.
+    """Return ``N`` structural similarities (Wang et al. 2004), means over cameras and channels; 1 is equal.
 
-    Windows of 7 by 7 with equal weights and sample covariances, which is what scikit-image does by default.
+    Windows of 7 by 7 with equal weights and sample covariances, as scikit-image does by default.
     """
-    return np.mean([_ssim(pictures, others[key]) for key, pictures in frames.items()], axis=0)
+    return np.mean([_ssim(shown, others[key]) for key, shown in frames.items()], axis=0)
 
 
 def _ssim(frames: np.ndarray, others: np.ndarray) -> np.ndarray:
     x, y = (torch.from_numpy(np.ascontiguousarray(p)).permute(0, 3, 1, 2).float() for p in (frames, others))
-    size = SSIM_WINDOW**2
 
     def mean(values: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(values, SSIM_WINDOW, stride=1)
 
     mean_x, mean_y = mean(x), mean(y)
-    sample = size / (size - 1)
+    sample = SSIM_WINDOW**2 / (SSIM_WINDOW**2 - 1)
     var_x = sample * (mean(x * x) - mean_x**2)
     var_y = sample * (mean(y * y) - mean_y**2)
     covariance = sample * (mean(x * y) - mean_x * mean_y)
@@ -60,41 +52,41 @@ def _ssim(frames: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 class Slices:
-    """Running moments of features along fixed random directions, apart for each rollout and place.
+    """Running statistical moments of features along fixed random directions, apart for each rollout and mark.
 
-    What they take does not grow with the number of pictures.
+    Memory does not grow with the number of frames.
     """
 
-    def __init__(self, num_places: int, num_rollouts: int) -> None:
-        self._shape = (num_places, num_rollouts, 3, NUM_DIRECTIONS)
+    def __init__(self, num_marks: int, num_rollouts: int) -> None:
+        self._shape = (num_marks, num_rollouts, 3, NUM_DIRECTIONS)
         self._directions: np.ndarray | None = None
-        self.moments: dict[str, np.ndarray] = {}
-        """By kind of picture: counts, sums and sums of squares, ``places rollouts 3 directions``."""
+        self._sums: dict[str, np.ndarray] = {}
+        """By kind of frame: counts, sums and sums of squares, ``marks rollouts 3 directions``."""
 
-    def add(self, kind: str, places: np.ndarray, rollouts: np.ndarray, features: np.ndarray) -> None:
-        """Features ``N D`` of pictures that belong to ``rollouts`` (N) and to every one of ``places``."""
+    def add(self, kind: str, marks: np.ndarray, rollouts: np.ndarray, features: np.ndarray) -> None:
+        """Add features ``N D`` of frames that belong to ``rollouts`` (``N``) and to each of ``marks``."""
         if self._directions is None:
             drawn = np.random.default_rng(0).standard_normal((features.shape[1], NUM_DIRECTIONS))
             self._directions = drawn / np.linalg.norm(drawn, axis=0)
         along = features @ self._directions
-        moments = np.stack([np.ones_like(along), along, along**2], axis=1)
-        kept = self.moments.setdefault(kind, np.zeros(self._shape))
-        for place in places:
-            np.add.at(kept[place], rollouts, moments)
+        sums = np.stack([np.ones_like(along), along, along**2], axis=1)
+        kept = self._sums.setdefault(kind, np.zeros(self._shape))
+        for mark in marks:
+            np.add.at(kept[mark], rollouts, sums)
 
     def pairs(self, kind: str) -> np.ndarray:
-        """Moments ``places pairs 2 3 directions``: rollouts two by two, an odd one left out."""
-        moments = self.moments[kind]
-        num = moments.shape[1] // 2
-        return moments[:, : 2 * num].reshape(len(moments), num, 2, *moments.shape[2:])
+        """Return sums ``marks pairs 2 3 directions``: rollouts two by two, an odd one left out."""
+        sums = self._sums[kind]
+        num = sums.shape[1] // 2
+        return sums[:, : 2 * num].reshape(len(sums), num, 2, *sums.shape[2:])
 
 
 def sliced_frechet(one: np.ndarray, other: np.ndarray) -> float:
-    """The Frechet distance of the two normal distributions along each direction, the mean over directions.
+    """Return the Frechet distance of the two normal distributions along each direction, the mean over them.
 
-    ``one`` and ``other`` are moments ``pairs 2 3 directions`` of :class:`Slices`. A rollout is compared with
-    the other one of its pair and never with itself, so that two sets that show the same moments are no
-    nearer to each other than two that do not. NaN without pairs.
+    ``one`` and ``other`` are sums ``pairs 2 3 directions`` of :class:`Slices`. A rollout is compared with the
+    other one of its pair and never with itself, so that two sets of the same rollouts are no nearer to each
+    other than two of different ones. NaN without pairs.
     """
     if not len(one):
         return float("nan")
@@ -106,8 +98,8 @@ def _frechet(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.mean((mean - other_mean) ** 2 + (deviation - other_deviation) ** 2))
 
 
-def _normal(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    count, total, square = moments.sum(axis=0)
+def _normal(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    count, total, square = sums.sum(axis=0)
     count = np.where(count > 0, count, np.nan)
     mean = total / count
     return mean, np.sqrt(np.maximum(square / count - mean**2, 0.0))

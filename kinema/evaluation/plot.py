@@ -1,7 +1,5 @@
-"""Plots by Matplotlib: series with their intervals, agreement of two measurements, errors beneath a video.
-
-Matplotlib is imported when something is drawn.
-"""
+"""Plots by Matplotlib, which is imported at the first one: series with intervals, agreement, curves beneath a
+video."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -89,42 +87,35 @@ def draw_series(series: "Sequence[Series]", *, axis: str, theme: Theme = DARK) -
 
 def draw_agreement(
     names: Sequence[str],
-    x: np.ndarray,
-    y: np.ndarray,
-    x_spans: np.ndarray,
-    y_spans: np.ndarray,
+    means: Mapping[str, np.ndarray],
+    spans: Mapping[str, np.ndarray],
     *,
-    x_label: str,
-    y_label: str,
     title: str,
     theme: Theme = DARK,
 ) -> np.ndarray:
-    """Draw ``N`` things measured in two ways, with intervals ``N 2``, on axes of one scale: ``H W 3`` uint8.
-
-    The diagonal shows where both agree.
-    """
+    """Draw ``real`` against ``simulated`` means of ``N`` policies with intervals ``N 2``: ``H W 3`` uint8.
+    The diagonal shows where both agree."""
     figure = _figure(SQUARE, SQUARE, theme)
     axes = figure.subplots()
     _style(axes, theme, title=title)
-    every = np.concatenate([x, y, x_spans.ravel(), y_spans.ravel()])
+    every = np.concatenate([*means.values(), *(span.ravel() for span in spans.values())])
     margin = 0.05 * (every.max() - every.min()) or 0.5
     limits = float(every.min() - margin), float(every.max() + margin)
     axes.set(xlim=limits, ylim=limits, aspect="equal")
     axes.plot(limits, limits, color=theme.faint, linewidth=0.8)
+    errors = [np.abs(spans[key].T - means[key]) for key in ("simulated", "real")]
     for index, (name, colour) in enumerate(zip(names, _cycle(theme.lines), strict=False)):
-        axes.plot(x_spans[index], [y[index]] * 2, color=colour, linewidth=1)
-        axes.plot([x[index]] * 2, y_spans[index], color=colour, linewidth=1)
-        axes.plot(x[index], y[index], color=colour, marker="o", markersize=5)
-        axes.annotate(
-            name, (x[index], y[index]), (4, 5), textcoords="offset points", color=colour, fontsize=7
-        )
-    axes.set_xlabel(x_label, color=theme.faint, fontsize=8)
-    axes.set_ylabel(y_label, color=theme.faint, fontsize=8)
+        at = means["real"][index], means["simulated"][index]
+        bars = [error[:, index : index + 1] for error in errors]
+        axes.errorbar(*at, *bars, color=colour, marker="o", markersize=5, linewidth=1)
+        axes.annotate(name, at, (4, 5), textcoords="offset points", color=colour, fontsize=7)
+    axes.set_xlabel("real return", color=theme.faint, fontsize=8)
+    axes.set_ylabel("simulated return", color=theme.faint, fontsize=8)
     return _pixels(figure)
 
 
 def error_video(
-    pictures: np.ndarray,
+    frames: np.ndarray,
     curves: Mapping[str, np.ndarray],
     *,
     unit: str = "",
@@ -133,21 +124,21 @@ def error_video(
     first_step: int = 1,
     height: int = 120,
 ) -> Iterator[np.ndarray]:
-    """Yield frames ``H W 3`` uint8 of a video: ``pictures`` enlarged, and beneath them curves with a marker.
+    """Yield frames ``H W 3`` uint8 of a video: ``frames`` enlarged, beneath them curves with a marker.
 
     Args:
-        pictures: ``T H W C`` uint8, as ``drawing.side_by_side`` gives them.
+        frames: ``T H W C`` uint8, as ``drawing.side_by_side`` gives them.
         curves: ``T`` numbers by name; NaN leaves a gap.
         unit: unit of all curves.
-        scale: enlargement of the pictures.
+        scale: enlargement of the frames.
         titles: names of the panels from left to right.
-        first_step: step of the first picture.
+        first_step: step of the first frame.
         height: pixels of the curves.
     """
-    frames = rgb(pictures)
+    frames = rgb(frames)
     for name, values in curves.items():
         if values.shape != (len(frames),):
-            raise ValueError(f"curve {name!r} has shape {values.shape}, but there are {len(frames)} pictures")
+            raise ValueError(f"curve {name!r} has shape {values.shape}, but there are {len(frames)} frames")
     width = frames.shape[2] * scale
     header = _title_bar(titles, width)
     plotted = _Curves(curves, unit, width, height, first_step) if curves else None
@@ -192,7 +183,7 @@ class _Curves:
         )
 
     def draw(self, index: int) -> np.ndarray:
-        """Return the curves with the marker at picture ``index``: ``H W 3`` uint8."""
+        """Return the curves with the marker at frame ``index``: ``H W 3`` uint8."""
         marker = self._to_pixels.transform((self._steps[index], 0.0))[0]
         past = round(marker) + 1
         image = Image.fromarray(np.concatenate([self._bright[:, :past], self._dim[:, past:]], axis=1))

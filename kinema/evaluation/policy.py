@@ -1,41 +1,37 @@
-"""``kinema evaluate policy``: does a world rank policies as the real environment does?
+"""``kinema evaluate policy``: measure whether a world ranks policies as the real environment does.
 
 Every policy runs in the real environment, and in the world from the same first observations. It is given the
-same observations in both, made up as the environment makes them, so any policy of the environment can be
+same observations in both, composed as the environment composes them, so any policy of the environment can be
 graded.
 """
 
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-import tyro
 from tqdm import tqdm
 
 from kinema.data.environment import Policy, make_policy, parse_policy
 from kinema.data.options import JsonObject
 from kinema.data.spaces import RENDER_KEY, ActionReader
 from kinema.evaluation import bootstrap
-from kinema.evaluation.correlation import agreement, of_halves
-from kinema.evaluation.plot import Drawing, Theme, draw_agreement
-from kinema.evaluation.protocol import Run
-from kinema.evaluation.result import Result, Row, Series, describe_run, plain
+from kinema.evaluation.correlation import agreement, split_halves
+from kinema.evaluation.plot import draw_agreement
+from kinema.evaluation.protocol import ResultOptions, Run, WorldOptions, run_protocol
+from kinema.evaluation.result import Row
+from kinema.options import at_least
 from kinema.simulation.real_env import Arena, seen_after
-from kinema.simulation.world import World, load
+from kinema.simulation.world import World
 from kinema.types import Seen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PolicyConfig:
-    world: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WORLD")]
-    """Name of a bundled world, folder of a world, or its Hub id; it needs heads."""
+class PolicyConfig(WorldOptions, ResultOptions):
     policies: tuple[str, ...]
-    """Policies as `kinema record --policy` takes them (random, zero, cloned, MODULE:CALLABLE), at least 4 in
-    all; a number behind @ mixes in so large a share of random actions, as in cloned@0.3."""
+    """Policies as `kinema record --policy` takes them (random, zero, cloned, MODULE:CALLABLE), at least 4; a
+    number behind @ mixes in that share of random actions, as in cloned@0.3. The world needs heads."""
     env: str
     """The real environment: a Gymnasium id (PACKAGE/NAME-v0), or MODULE:ID."""
     policy_args: JsonObject = dataclasses.field(default_factory=dict)
@@ -46,20 +42,9 @@ class PolicyConfig:
     """Episodes of each policy, each from a start of its own, the same for all."""
     steps: int = 50
     """Steps of an episode, fewer where it ends."""
-    seed: int = 0
-    """Seed of the first episode; each further episode adds one."""
-    device: str = "auto"
-    """Device to compute on: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps."""
-    out: Path = Path("evaluation")
-    """Folder for policy.json, policy.png, policy-scatter.png and policy.html. Returns found so far are in it
-    too until all are: after Ctrl-C the same command goes on with the next policy."""
-    json: bool = False
-    """Print the numbers as JSON instead of a table."""
 
     def __post_init__(self) -> None:
-        for name, least in {"episodes": 1, "steps": 1, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}")
+        at_least(self, episodes=1, steps=1, seed=0)
         if len(self.policies) < 4:
             raise ValueError(f"policies: {len(self.policies)}; at least 4 are needed to say how they rank")
         if len(set(self.policies)) < len(self.policies):
@@ -70,50 +55,40 @@ class PolicyConfig:
 
 
 def policy(config: PolicyConfig) -> int:
-    """Measure, write and print; 0 when done.
+    """Measure, write and print; return 0. Raises ValueError, as ``run_protocol`` does."""
+    return run_protocol("policy", config, measure_policies, axis="policy")
 
-    Raises:
-        ValueError: the world, the environment or a policy cannot be made, or they do not fit each other.
-    """
-    world = load(config.world, device=config.device)
+
+def measure_policies(run: Run) -> None:
+    """Run every policy for real and in the world, or take returns from the journal, and compare them."""
+    world, config = run.world, run.config
     world.require_heads()
-    with (
-        contextlib.closing(Arena(world, config.env, config.env_args)) as arena,
-        Run("policy", world, config) as current,
-    ):
-        policies = dict(zip(config.policies, make_policies(arena, config), strict=True))
+    run.source = config.env
+    with contextlib.closing(Arena(world, config.env, config.env_args)) as arena:
+        policies = {
+            text: make_policy(text, config.policy_args.get(parse_policy(text)[0], {}), arena.env)
+            for text in config.policies
+        }
         check_simulated(arena, policies, config.seed)
 
-        def returns(where: str, run: Callable[[Policy], np.ndarray]) -> np.ndarray:
-            bar = tqdm(policies.items(), desc=where, unit=" policies")
+        def returns(where: str, episodes: Callable[[Policy], np.ndarray]) -> np.ndarray:
             return np.array(
                 [
-                    current.journal.find(f"{where} {text}", lambda one=one: run(one).tolist())
-                    for text, one in bar
+                    run.journal.find(f"{where} {text}", lambda one=one: episodes(one).tolist())
+                    for text, one in tqdm(policies.items(), desc=where, unit=" policies")
                 ]
             )
 
         real = returns("real", lambda one: run_real(arena, one, config))
         simulated = returns("simulated", lambda one: run_simulated(world, arena, one, config))
-        result, draw = judge(world, config, real, simulated)
-        paths = result.write(config.out, {"scatter": draw})
-    result.tell(paths, as_json=config.json)
-    return 0
-
-
-def make_policies(arena: Arena, config: PolicyConfig) -> list[Policy]:
-    """The policies, in their order."""
-    return [
-        make_policy(text, config.policy_args.get(parse_policy(text)[0], {}), arena.env)
-        for text in config.policies
-    ]
+    add_agreement(run, real, simulated)
 
 
 def check_simulated(arena: Arena, policies: Mapping[str, Policy], seed: int) -> None:
-    """Whether policies can act on what a world shows, which is known before hours of real episodes.
+    """Let each policy act once on what a world shows, before hours of real episodes.
 
     Raises:
-        ValueError: one of them cannot.
+        ValueError: a policy needs more than that.
     """
     seen, _ = arena.reset(seed)
     for text, one in policies.items():
@@ -122,13 +97,13 @@ def check_simulated(arena: Arena, policies: Mapping[str, Policy], seed: int) -> 
             one.act(arena.observation(seen), _drawn(seen))
         except ValueError as error:
             raise ValueError(
-                f"--policies {text}: it cannot act in a world, which shows pictures and proprioception alone "
+                f"--policies {text}: it cannot act in a world, which shows frames and proprioception alone "
                 f"({error}); leave it out"
             ) from error
 
 
 def run_real(arena: Arena, one: Policy, config: PolicyConfig) -> np.ndarray:
-    """Returns of the episodes of a policy in the real environment."""
+    """Return the returns of the episodes of a policy in the real environment."""
     returns = np.zeros(config.episodes)
     for index in range(config.episodes):
         seed = config.seed + index
@@ -146,7 +121,7 @@ def run_real(arena: Arena, one: Policy, config: PolicyConfig) -> np.ndarray:
 
 
 def run_simulated(world: World, arena: Arena, one: Policy, config: PolicyConfig) -> np.ndarray:
-    """Returns of the same episodes in the world, begun at the real first observations."""
+    """Return the returns of the same episodes in the world, begun at the real first observations."""
     actions_of = ActionReader(arena.env.action_space)
     returns = np.zeros(config.episodes)
     for index in range(config.episodes):
@@ -171,112 +146,58 @@ def run_simulated(world: World, arena: Arena, one: Policy, config: PolicyConfig)
 
 
 def _drawn(seen: Seen) -> dict[str, np.ndarray]:
-    """What of a world's frame environments tell in ``info``."""
+    """Return the frame that environments put into ``info``, as far as the world has it."""
     return {key: frame for key, frame in seen.frames.items() if key == RENDER_KEY}
 
 
-def judge(
-    world: World, config: PolicyConfig, real: np.ndarray, simulated: np.ndarray
-) -> tuple[Result, Drawing]:
-    """The numbers, and what draws the scatter plot; returns are ``policies episodes``."""
-    names, rng = list(config.policies), np.random.default_rng(config.seed)
-    means = simulated.mean(axis=1), real.mean(axis=1)
-    found = agreement(*means, seed=config.seed)
-    rows = [
-        Row(
-            key="pearson",
-            what="Pearson r, simulated against real returns (Fisher interval)",
-            value=found.pearson,
-            unit="",
-            low=found.pearson_low,
-            high=found.pearson_high,
-            must=0.90,
-            aim=0.97,
-            is_higher_better=True,
+def add_agreement(run: Run, real: np.ndarray, simulated: np.ndarray) -> None:
+    """Add how well simulated returns (``policies episodes``) rank policies, with a scatter plot."""
+    names, config = list(run.config.policies), run.config
+    means = {"real": real.mean(axis=1), "simulated": simulated.mean(axis=1)}
+    found = agreement(means["simulated"], means["real"], seed=config.seed)
+    without = f"Pearson r without {names[found.leverage]}, which matters most (interval: without any one)"
+    violation = "mean maximum rank violation"
+    for key, what, value, low, high, must, aim in (
+        (
+            "pearson",
+            "Pearson r, simulated against real returns (Fisher interval)",
+            *found.pearson,
+            0.90,
+            0.97,
         ),
-        Row(key="spearman", what="Spearman rho", value=found.spearman, unit="", is_higher_better=True),
-        Row(
-            key="mmrv",
-            what="mean maximum rank violation, of the range of real returns",
-            value=found.mmrv,
-            unit="",
-            must=0.05,
-            aim=0.02,
-        ),
-        Row(
-            key="dropped",
-            what=f"Pearson r without {names[found.leverage]}, which matters most (interval: without any one)",
-            value=found.dropped,
-            unit="",
-            low=found.dropped_low,
-            high=found.dropped_high,
-        ),
-        Row(
-            key="chance", what="Pearson r that 95% of random pairings stay under", value=found.chance, unit=""
-        ),
-    ]
+        ("spearman", "Spearman rho", found.spearman, None, None, None, None),
+        ("mmrv", f"{violation}, of the range of real returns", found.mmrv, None, None, 0.05, 0.02),
+        ("dropped", without, *found.dropped, None, None),
+        ("chance", "Pearson r that 95% of random pairings stay under", found.chance, None, None, None, None),
+    ):
+        is_higher_better = key in ("pearson", "spearman")
+        row = Row(key=key, what=what, value=value, unit="", low=low, high=high, must=must, aim=aim)
+        run.add(dataclasses.replace(row, is_higher_better=is_higher_better))
     if config.episodes >= 2:
-        r, violation = of_halves(real, seed=config.seed)
         where = "one half of the real episodes against the other"
-        rows += [
-            Row(key="pearson/real", what=f"Pearson r, {where}", value=r, unit=""),
-            Row(key="mmrv/real", what=f"mean maximum rank violation, {where}", value=violation, unit=""),
-        ]
-    order = np.argsort(means[1])
-    notes = [
+        for key, what, value in zip(
+            ("pearson", "mmrv"), ("Pearson r", violation), split_halves(real, seed=config.seed), strict=True
+        ):
+            run.add(Row(key=f"{key}/real", what=f"{what}, {where}", value=value, unit=""))
+    order = np.argsort(means["real"])
+    listed = ", ".join(f"{names[i]} {means['real'][i]:.2f} ({means['simulated'][i]:.2f})" for i in order)
+    run.notes += [
         f"{len(names)} policies, {config.episodes} episodes each of {config.steps} steps at most, the same "
         "starts in both. A return is the sum of rewards; the world's rewards and ends are its heads'.",
         "MMRV: of each policy the largest real difference (returns brought to [0, 1]) to one that the world "
         "ranks wrongly against it, then the mean; equal in one and not in the other counts as wrong.",
-        "From the lowest real return to the highest, simulated in brackets: "
-        + ", ".join(f"{names[i]} {means[1][i]:.2f} ({means[0][i]:.2f})" for i in order)
-        + ".",
+        f"From the lowest real return to the highest, simulated in brackets: {listed}.",
     ]
-    returns = {
-        name: {"real": there.tolist(), "simulated": here.tolist()}
-        for name, there, here in zip(names, real, simulated, strict=True)
+    pairs = {"real": real, "simulated": simulated}
+    run.protocol["returns"] = {
+        name: {key: values[index].tolist() for key, values in pairs.items()}
+        for index, name in enumerate(names)
     }
-    series = [
-        Series.measure(
-            key,
-            f"{key} (policies in the order of their real return)",
-            "",
-            "return",
-            list(range(1, len(names) + 1)),
-            lambda values: float(values.mean()),
-            [returns[index] for index in order],
-            rng=rng,
-        )
-        for key, returns in (("real", real), ("simulated", simulated))
-    ]
-    result = Result(
-        name="policy",
-        world=world.name,
-        data=config.env,
-        axis="policy",
-        protocol={**plain(config), "returns": returns},
-        run=describe_run(world),
-        rows=rows,
-        series=series,
-        notes=notes,
-    )
-    spans = [
-        np.array([bootstrap.interval(lambda v: float(v.mean()), values, rng=rng) for values in returns])
-        for returns in (simulated, real)
-    ]
-    title = f"r {found.pearson:.2f}, rho {found.spearman:.2f}, MMRV {found.mmrv:.3f}"
-
-    def draw(theme: Theme) -> np.ndarray:
-        return draw_agreement(
-            names,
-            means[1],
-            means[0],
-            spans[1],
-            spans[0],
-            x_label="real return",
-            y_label="simulated return",
-            title=title,
-            theme=theme,
-        )
-
-    return result, draw
+    spans = {}
+    for key, values in pairs.items():
+        what = f"{key} (policies in the order of their real return)"
+        at = range(1, len(names) + 1)
+        curve = run.curve(key, what, "", "return", at, bootstrap.mean, [values[index] for index in order])
+        spans[key] = np.array([curve.low, curve.high]).T[np.argsort(order)]
+    title = f"r {found.pearson[0]:.2f}, rho {found.spearman:.2f}, MMRV {found.mmrv:.3f}"
+    run.drawings["scatter"] = lambda theme: draw_agreement(names, means, spans, title=title, theme=theme)

@@ -14,7 +14,7 @@ adds rows, series and notes to it::
     def measure_sharpness(run: Run) -> None:
         segments = run.segments(num=32, length=run.config.context + run.config.steps)
         ...
-        run.row("sharpness", "sharpness of frames", "share", bootstrap.share, values_BS)
+        run.row("sharpness", "sharpness of frames", "share", bootstrap.mean, values_BS)
 
 ``run_protocol`` loads the world and the recordings, prints, and writes JSON, plots and a page. Values that
 take long are kept in ``run.journal``: the same command then goes on where it stopped.
@@ -256,6 +256,10 @@ class Run:
         self.series.append(series)
         return series
 
+    def write(self) -> list[Path]:
+        """Write the result so far and return the paths of its files."""
+        return self.result().write(self.config.out, self.drawings)
+
     def result(self) -> Result:
         """Return the result so far."""
         notes = []
@@ -291,7 +295,6 @@ def run_protocol(name: str, config: Any, measure: Callable[[Run], None], *, axis
     dataset = open_recordings(config.world, config.data) if hasattr(config, "data") else None
     with Run(name, world, config, dataset=dataset, axis=axis) as run:
         measure(run)
-        result = run.result()
-        paths = result.write(config.out, run.drawings)
-    result.tell(paths, as_json=config.json)
+        paths = run.write()
+    run.result().tell(paths, as_json=config.json)
     return 0

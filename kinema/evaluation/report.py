@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from kinema.evaluation import bootstrap
-from kinema.evaluation.frame_distance import psnr_of_rms
+from kinema.evaluation.frame_distance import frame_error, psnr
 from kinema.evaluation.protocol import Run
 from kinema.evaluation.result import Row, Series, plain
 from kinema.evaluation.rollout import (
     FRAME,
     Segment,
     by_camera,
-    frame_error,
     reconstruct,
     simulate,
 )
@@ -125,7 +124,7 @@ def _add_codec(run: Run, segments: Sequence[Segment]) -> None:
                 measured.setdefault(quantity.key + name, []).append(errors(quantity, *pair))
     if run.probe is not None:
         what = f"tokenizer: {run.probe.things} found in reconstructions"
-        run.row("tokenizer/found", what, "share", bootstrap.share, np.stack(found))
+        run.row("tokenizer/found", what, "share", bootstrap.mean, np.stack(found))
         for quantity in run.probe.quantities:
             kinds = {"": f"tokenizer: {quantity.label} error, against the real frame as seen"}
             if segments[0].is_recorded:
@@ -227,9 +226,9 @@ def _add_validity(run: Run, segments: Sequence[Segment], probe: Probe) -> None:
             is_valid[owners, seed, index] = probe.read(by_camera(run.world, step.frame)).is_valid
     shares = {mark: is_valid[:, :, is_needed & window].mean(axis=2) for mark, window in windows.items()}
     what = f"after {num_steps:,} steps: frames that show exactly {probe.things}"
-    run.row("valid", what, "share", bootstrap.share, shares.pop(num_steps))
+    run.row("valid", what, "share", bootstrap.mean, shares.pop(num_steps))
     for mark, values in shares.items():
-        run.row(f"valid/{mark}", f"  after {mark:,} steps", "share", bootstrap.share, values)
+        run.row(f"valid/{mark}", f"  after {mark:,} steps", "share", bootstrap.mean, values)
 
 
 def milestones(num_steps: int) -> list[int]:
@@ -284,10 +283,10 @@ def _add_psnr(run: Run, key: str, what: str, differences: np.ndarray) -> None:
         Row(
             key=key,
             what=what,
-            value=psnr_of_rms(bootstrap.median(differences)),
+            value=psnr(bootstrap.median(differences)),
             unit="dB",
-            low=psnr_of_rms(high),
-            high=psnr_of_rms(low),
+            low=psnr(high),
+            high=psnr(low),
             is_higher_better=True,
         )
     )

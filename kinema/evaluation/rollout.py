@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from kinema.data.lerobot import DataError, Dataset
+from kinema.evaluation.frame_distance import frame_error
 from kinema.kits import Probe, Quantity, Reading, errors
 from kinema.simulation.session import SimulationBatch
 from kinema.simulation.starts import check_dataset
@@ -42,6 +43,10 @@ class Segment:
     of the episode, so ``M`` may be larger than ``N``."""
     trust: np.ndarray | None = None
     """``N``, of a simulation whose world computes it."""
+    columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """``N`` rows of all columns of numbers by key, where a reality gives them."""
+    is_running: np.ndarray | None = None
+    """``N`` bool, of rollouts: False where one is over and repeats its last row."""
     episode: int = -1
     """Index of the recorded episode."""
     is_recorded: bool = False
@@ -52,7 +57,7 @@ class Segment:
         return 0 if values is None else len(values)
 
     def __getitem__(self, rows: Any) -> Self:
-        """Select observations; actions stay as they are."""
+        """Select observations; actions and columns stay as they are."""
         return dataclasses.replace(
             self,
             frames={key: frames[rows] for key, frames in self.frames.items()},
@@ -360,15 +365,6 @@ def concatenate(readings: Sequence[Reading]) -> Reading:
         is_certain=join([reading.is_certain for reading in readings]),
         is_valid=np.concatenate([reading.is_valid for reading in readings]),
     )
-
-
-def frame_error(frames: Frames, real: Frames) -> np.ndarray:
-    """Return ``N`` root mean square differences of frames by camera (``N H W C`` uint8), in levels."""
-    squares = []
-    for key, shown in frames.items():
-        offset = shown.astype(np.float32) - real[key].astype(np.float32)
-        squares.append((offset**2).reshape(len(offset), -1).mean(axis=1))
-    return np.sqrt(np.mean(squares, axis=0))
 
 
 def proprio_error(world: World, simulated: np.ndarray, real: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from kinema.data import drawing
 from kinema.data.files import to_json, write_text
 from kinema.data.frames import join_cameras
 from kinema.data.lerobot import DataError, Dataset
-from kinema.evaluation.frame_distance import psnr_of_rms
+from kinema.evaluation.frame_distance import psnr
 from kinema.evaluation.plot import error_video
 from kinema.evaluation.protocol import RecordingOptions, ResultOptions, WorldOptions, run_protocol
 from kinema.evaluation.report import ReportConfig, measure_report
@@ -217,7 +217,7 @@ def _table(comparison: Comparison) -> str:
 def _cell(value: float, quantity: Quantity) -> str:
     if not np.isfinite(value):
         return "-"
-    return f"{psnr_of_rms(value):.1f}" if quantity is FRAME else f"{value:.2f}"
+    return f"{psnr(value):.1f}" if quantity is FRAME else f"{value:.2f}"
 
 
 def _numbers(

@@ -1,4 +1,4 @@
-"""Start-goal pairs from recorded episodes, and the real environment set to where they start."""
+"""Start-goal pairs from recorded episodes, and the real environment set to their starts."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from kinema.data.environment import make_twin
 from kinema.data.lerobot import DataError, Dataset
 from kinema.kits import Kit, Simulator, Success
-from kinema.planners.scores import worth
+from kinema.planners.scores import END_SHARE, worth
 from kinema.simulation.real_env import Arena
 from kinema.simulation.starts import History, check_dataset
 from kinema.simulation.world import World
@@ -18,17 +18,16 @@ from kinema.types import Episode, Seen
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """Where to start, and where to go."""
+    """A start and a goal in a recorded episode."""
 
     episode: int
     row: int
-    """Row of the episode at which it starts."""
+    """Row of the episode at which it starts; the goal is ``distance`` rows later."""
     distance: int
-    """Rows from there to the goal."""
     seen: list[Seen]
-    """What was seen up to the start, which is the last."""
+    """Observations up to the start, which is the last."""
     actions: np.ndarray
-    """``T-1 A``, what was done between."""
+    """``T-1 A``, those between the observations."""
     start: Float[np.ndarray, " S"]
     """State of the simulator at the start."""
     goal_frame: np.ndarray
@@ -41,7 +40,7 @@ class Judge:
     """Parts of a kit that set and judge tasks in the real environment."""
 
     def __init__(self, kit: Kit | None, world_name: str):
-        """Raises DataError where the kit lacks it, or there is none."""
+        """Raises DataError where there is no kit, or it lacks a part."""
         if kit is None or kit.simulator is None or kit.success is None:
             raise DataError(
                 f"planning is judged in a real environment that can be set to recorded states; world "
@@ -62,91 +61,80 @@ def draw_tasks(
     context: int,
     seed: int,
 ) -> dict[int, list[Task]]:
-    """``num`` tasks for each distance, spread over the episodes, without those whose start meets the goal.
+    """Draw ``num`` tasks for each distance, spread over the episodes, whose start does not meet the goal.
 
     Raises:
-        DataError: the dataset does not fit the world, does not hold the simulator's state, or has too few
-            places.
+        DataError: the dataset does not fit the world, lacks the simulator's state, or has too few rows.
     """
     check_dataset(world, dataset)
     simulator = judge.simulator
-    for key in simulator.columns:
-        if key not in dataset.features:
-            option = f" with --info-keys {','.join(simulator.info_keys)}" if simulator.info_keys else ""
-            raise DataError(
-                f"planning is judged where the real simulator can be set to recorded states: record "
-                f"{simulator.env}{option}; this column is missing",
-                path=dataset.root,
-                key=key,
-            )
-    found: dict[int, list[Task]] = {distance: [] for distance in distances}
+    missing = [key for key in simulator.columns if key not in dataset.features]
+    if missing:
+        option = f" with --info-keys {','.join(simulator.info_keys)}" if simulator.info_keys else ""
+        raise DataError(
+            f"planning is judged where the real simulator can be set to recorded states: record "
+            f"{simulator.env}{option}; this column is missing",
+            path=dataset.root,
+            key=missing[0],
+        )
+    tasks: dict[int, list[Task]] = {distance: [] for distance in distances}
     rng = np.random.default_rng(seed)
     per_episode = -(-num // max(1, dataset.num_episodes))
     env, twin = make_twin(simulator)
     for index in rng.permutation(dataset.num_episodes).tolist():
-        if all(len(tasks) >= num for tasks in found.values()):
+        if all(len(drawn) >= num for drawn in tasks.values()):
             break
         states = twin.recorded_states(dataset.episode(index, cameras=()).columns)
         rows = {
-            distance: _places(
-                judge.success, states, distance, context, min(per_episode, num - len(tasks)), rng
-            )
-            for distance, tasks in found.items()
+            distance: _rows(judge.success, states, distance, context, min(per_episode, num - len(drawn)), rng)
+            for distance, drawn in tasks.items()
         }
-        if not any(len(chosen) for chosen in rows.values()):
-            continue
-        episode = dataset.episode(index, cameras=world.cameras)
-        for distance, chosen in rows.items():
-            found[distance] += [_task(world, episode, states, row, distance, context) for row in chosen]
+        if any(rows.values()):
+            episode = dataset.episode(index, cameras=world.cameras)
+            for distance, chosen in rows.items():
+                tasks[distance] += [_task(world, episode, states, row, distance, context) for row in chosen]
     env.close()
-    for distance, tasks in found.items():
-        if len(tasks) < num:
+    for distance, drawn in tasks.items():
+        if len(drawn) < num:
             raise DataError(
-                f"{num} places with a goal {distance} steps later are needed, but only {len(tasks)} were "
+                f"{num} starts with a goal {distance} steps later are needed, but only {len(drawn)} were "
                 "found that do not meet it at once; record more episodes, or ask for fewer --tasks",
                 path=dataset.root,
             )
-    return found
+    return tasks
 
 
 def _task(world: World, episode: Episode, states: np.ndarray, row: int, distance: int, context: int) -> Task:
-    first = row - context + 1
+    rows = slice(row - context + 1, row + 1)
     key = world.config.proprio_key
-    proprio = None if key is None else episode.columns[key]
-    frames = world.by_camera({c: episode.frames[c][first : row + 1] for c in world.cameras})
-    seen = [
-        Seen(
-            frames={c: pictures[t] for c, pictures in frames.items()},
-            proprio=None if proprio is None else proprio[first + t],
-        )
-        for t in range(context)
-    ]
+    proprio = [None] * context if key is None else episode.columns[key][rows]
+    frames = world.by_camera({camera: episode.frames[camera][rows] for camera in world.cameras})
     return Task(
         episode=episode.index,
         row=row,
         distance=distance,
-        seen=seen,
-        actions=episode.actions[first:row],
+        seen=[
+            Seen(frames={camera: each[t] for camera, each in frames.items()}, proprio=proprio[t])
+            for t in range(context)
+        ],
+        actions=episode.actions[rows][:-1],
         start=states[row],
         goal_frame=episode.frames[world.cameras[0]][row + distance],
         goal=states[row + distance],
     )
 
 
-def _places(
+def _rows(
     success: Success, states: np.ndarray, distance: int, context: int, num: int, rng: np.random.Generator
 ) -> list[int]:
-    """Up to ``num`` rows of an episode to start from."""
-    rows = np.arange(context - 1, len(states) - distance)
-    if not len(rows) or num <= 0:
-        return []
-    trivial = np.array([success.is_met(states[row], states[row + distance]) for row in rows])
-    usable = rows[~trivial]
-    return rng.choice(usable, min(num, len(usable)), replace=False).tolist() if len(usable) else []
+    """Draw up to ``num`` rows of an episode to start from."""
+    rows = range(context - 1, len(states) - distance)
+    usable = [row for row in rows if not success.is_met(states[row], states[row + distance])]
+    return rng.choice(usable, min(num, len(usable)), replace=False).tolist() if usable and num > 0 else []
 
 
 class TaskEnvironment:
-    """The real environment, set to where a task starts."""
+    """The real environment, set to the start of a task."""
 
     def __init__(self, world: World, judge: Judge):
         """Raises RecordError where the environment cannot be made, or does not show what the world needs."""
@@ -156,7 +144,7 @@ class TaskEnvironment:
         self._twin = judge.simulator.wrap(self.arena.env)
 
     def begin(self, task: Task, context: int) -> History:
-        """Set it to the start; return what was seen and done before, as it was recorded."""
+        """Set it to the start; return the recorded history up to there."""
         self._twin.set_state(task.start)
         history = History(self.arena.world, context)
         history.begin(task.seen[0])
@@ -183,10 +171,10 @@ class TaskEnvironment:
 
 
 class SimulatorScore:
-    """Scores candidates in the real simulator, by the real distance to the goal: with this as its model, a
-    planner makes no other mistakes than those of its search."""
+    """Scores candidates in the real simulator by the real distance to the goal: the only errors of a planner
+    are then those of its search."""
 
-    def __init__(self, judge: Judge, low: np.ndarray, high: np.ndarray, *, end_share: float):
+    def __init__(self, judge: Judge, low: np.ndarray, high: np.ndarray, *, end_share: float = END_SHARE):
         """Candidates of [-1, 1] stand for actions from ``low`` to ``high``."""
         self._low, self._high, self._end_share = low, high, end_share
         self._success = judge.success
@@ -194,7 +182,7 @@ class SimulatorScore:
         self.num_steps = 0
 
     def set(self, start: Float[np.ndarray, " S"], goal: Float[np.ndarray, " S"]) -> None:
-        """Set the states where candidates begin, and where they shall go."""
+        """Set the states at which candidates begin, and which they shall reach."""
         self._start, self._goal = start, goal
 
     def __call__(self, candidates: Float[np.ndarray, "K H A"]) -> Float[np.ndarray, " K"]:

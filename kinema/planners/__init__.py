@@ -1,7 +1,14 @@
 """Search for actions: planners propose candidates, a score judges them, and that is all they know of each
 other."""
 
-from kinema.planners.choose import PLANNER_NAMES, PLANNERS, PROPOSE, find_proposer, make_planner
+from kinema.planners.choose import (
+    PLANNER_NAMES,
+    PLANNERS,
+    PROPOSE,
+    PlannerOptions,
+    find_proposer,
+    make_planner,
+)
 from kinema.planners.controller import Controller, Plan
 from kinema.planners.cross_entropy import CrossEntropy
 from kinema.planners.mppi import MPPI
@@ -22,6 +29,7 @@ __all__ = [
     "Goal",
     "Plan",
     "Planner",
+    "PlannerOptions",
     "ProposeAndCheck",
     "Proposer",
     "Score",

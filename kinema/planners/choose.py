@@ -1,25 +1,42 @@
 """Planners by their names, and the policy that proposes plans in a world."""
 
+import dataclasses
 from pathlib import Path
 
 from kinema.model.world import WorldError
 from kinema.planners.cross_entropy import CrossEntropy
 from kinema.planners.mppi import MPPI
 from kinema.planners.propose import ProposeAndCheck, Proposer
+from kinema.planners.scores import MeasureOrAuto
 from kinema.planners.search import Planner, SearchConfig
 from kinema.policies.acting import ActProposer
 from kinema.policies.cloned import CloneProposer, find_clone
 from kinema.simulation.world import World
 
 PLANNERS = {"cem": CrossEntropy, "mppi": MPPI}
-"""Those that need no policy, by the names that the command line takes."""
+"""Planners that need no policy, by the names that the command line takes."""
 PROPOSE = "propose"
 PLANNER_NAMES = (*PLANNERS, PROPOSE)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlannerOptions:
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+    """Settings of the search."""
+    measure: MeasureOrAuto = "auto"
+    """Distance of a frame from the goal: in steps predicted by the heads, in codes of the manifold (with
+    proprioception), or in latents; auto takes the first of these that the world has."""
+    chunk: int = 5
+    """Actions done before the next plan."""
+    context: int = 4
+    """Frames that a plan starts from."""
+    clone: str | None = None
+    """Folder of the cloned policy; by default the world's, where it has one."""
+
+
 def find_proposer(world: World, folder: str | Path) -> Proposer | None:
-    """Who proposes plans in a world: the network itself where it acts, else the policy that was cloned for it
-    into ``folder``; None where there is none."""
+    """Find the policy that proposes plans in a world: the network itself where it acts, else the policy that
+    was cloned into ``folder``; None without one."""
     if world.can_act:
         return ActProposer()
     clone = find_clone(world, folder)
@@ -27,10 +44,10 @@ def find_proposer(world: World, folder: str | Path) -> Proposer | None:
 
 
 def make_planner(name: str, config: SearchConfig, proposer: Proposer | None) -> Planner | ProposeAndCheck:
-    """One of ``PLANNER_NAMES``.
+    """Make one of ``PLANNER_NAMES``.
 
     Raises:
-        WorldError: ``propose``, and nobody does; it says how to get a policy that does.
+        WorldError: ``propose`` without a proposer.
     """
     if name != PROPOSE:
         return PLANNERS[name](config)

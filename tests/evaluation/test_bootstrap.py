@@ -28,6 +28,6 @@ def test_numbers_that_are_missing_are_left_out() -> None:
     assert bootstrap.median(values) == 2.0
     assert bootstrap.median(np.array([[5.0, 1.0], [2.0, 9.0]])) == 3.5
     assert bootstrap.percentile(values, 75.0) == 2.5
-    assert bootstrap.share(np.array([1.0, np.nan, 0.0])) == 0.5
+    assert bootstrap.mean(np.array([1.0, np.nan, 0.0])) == 0.5
     assert np.isnan(bootstrap.median(np.array([np.nan])))
     assert np.isnan(bootstrap.ratio_of_medians(np.array([1.0]), np.array([0.0])))

@@ -1,16 +1,16 @@
 import numpy as np
 import pytest
 
-from kinema.evaluation.correlation import agreement, mmrv, of_halves, pearson
+from kinema.evaluation.correlation import agreement, mmrv, pearson, split_halves
 
 
 def test_perfect_and_reversed_order() -> None:
     real = np.array([0.0, 1.0, 3.0, 4.0, 10.0])
     same = agreement(2.0 * real + 5.0, real)
-    assert same.pearson == pytest.approx(1.0)
+    assert same.pearson[0] == pytest.approx(1.0)
     assert (same.spearman, same.mmrv) == (pytest.approx(1.0), 0.0)
     opposite = agreement(-real, real)
-    assert opposite.pearson == pytest.approx(-1.0)
+    assert opposite.pearson[0] == pytest.approx(-1.0)
     # Every policy is ranked wrongly against the one farthest from it.
     assert opposite.mmrv == pytest.approx(np.mean([1.0, 0.9, 0.7, 0.6, 1.0]))
 
@@ -38,7 +38,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
         one = rng.normal(size=25)
         other = 0.6 * one + 0.8 * rng.normal(size=25)
         found = agreement(one, other, num_permutations=1)
-        covered += found.pearson_low < 0.6 < found.pearson_high
+        covered += found.pearson[1] < 0.6 < found.pearson[2]
     assert 0.92 < covered / 400 < 0.98
 
 
@@ -47,9 +47,9 @@ def test_one_policy_that_makes_the_correlation_is_named() -> None:
     simulated, real = rng.normal(size=(2, 12))
     simulated[4] = real[4] = 50.0
     found = agreement(simulated, real)
-    assert found.pearson > 0.9
+    assert found.pearson[0] > 0.9
     assert found.leverage == 4
-    assert found.dropped_low < 0.6
+    assert found.dropped[1] < 0.6
     assert 0.2 < found.chance < 1.0
 
 
@@ -61,12 +61,12 @@ def test_too_few_policies_are_refused() -> None:
 def test_halves_agree_as_far_as_episodes_do() -> None:
     rng = np.random.default_rng(0)
     skill = np.linspace(0.0, 1.0, 20)[:, None]
-    assert of_halves(skill + np.zeros(40)) == (pytest.approx(1.0), 0.0)
+    assert split_halves(skill + np.zeros(40)) == (pytest.approx(1.0), 0.0)
     # Means of 20 episodes are 0.22 off; the skills differ by 0.30, so r is 0.092 / (0.092 + 0.05).
-    r, violation = of_halves(skill + rng.normal(0.0, 1.0, (20, 40)))
+    r, violation = split_halves(skill + rng.normal(0.0, 1.0, (20, 40)))
     assert r == pytest.approx(0.65, abs=0.2)
     assert violation > 0.1
-    r, violation = of_halves(rng.normal(0.0, 1.0, (20, 40)))
+    r, violation = split_halves(rng.normal(0.0, 1.0, (20, 40)))
     assert abs(r) < 0.3
     with pytest.raises(ValueError, match="1 episode of 20 policies"):
-        of_halves(skill)
+        split_halves(skill)

@@ -8,7 +8,7 @@ import pytest
 from kinema.data import Dataset
 from kinema.data.record import EpisodeRecorder, RecordConfig
 from kinema.evaluation.floor import Floor, find_floor
-from kinema.evaluation.reality import Moment
+from kinema.evaluation.rollout import Segment
 from kinema.kits import Kit, errors
 from kinema.kits.pusht import KIT
 from kinema.kits.pusht.probe import PushTProbe
@@ -19,7 +19,7 @@ CONTEXT = 4
 
 
 @pytest.fixture(scope="module")
-def moments() -> list[Moment]:
+def steps() -> list[Segment]:
     """Two live episodes in which the block is pushed."""
     config = RecordConfig(
         env="gym_pusht/PushT-v0",
@@ -36,28 +36,23 @@ def moments() -> list[Moment]:
     recorder.close()
     running = np.ones(2, dtype=bool)
     return [
-        Moment(
-            frames=None,
-            columns={key: np.stack([row[key] for row in rows]) for key in rows[0]},
-            is_running=running,
-            reference=None,
-        )
+        Segment(columns={key: np.stack([row[key] for row in rows]) for key in rows[0]}, is_running=running)
         for rows in zip(*episodes, strict=True)
     ]
 
 
 def divergence(
-    moments: list[Moment], *, blur: float | None, first: int = 0, context: int = CONTEXT
+    steps: list[Segment], *, blur: float | None, first: int = 0, context: int = CONTEXT
 ) -> np.ndarray:
     """Distance of the block from where it really was, in pixels: ``steps rollouts*2``."""
     probe = PushTProbe(CAMERA)
     assert KIT.simulator is not None
     floor = Floor(KIT.simulator, probe, num_rollouts=2, num_restarts=2, seed=0, blur=blur)
-    moments = moments[first:]
-    floor.begin(moments[: max(context, 2)], context=context)
+    steps = steps[first:]
+    floor.begin(steps[: max(context, 2)], context=context)
     block = probe.quantities[1]
     found = []
-    for before, now in zip(moments[context - 1 :], moments[context:], strict=False):
+    for before, now in zip(steps[context - 1 :], steps[context:], strict=False):
         reading = floor.step(before.columns["action"])
         columns = {key: np.repeat(now.columns[key], 2, axis=0) for key in PushTProbe.COLUMNS}
         real = probe._reading(
@@ -77,21 +72,21 @@ def _pose(columns: dict[str, np.ndarray]) -> tuple:
     return (pusht.pose_from_state(*(columns[key] for key in PushTProbe.COLUMNS)),)
 
 
-def test_an_unblurred_restart_reproduces_the_recording(moments: list[Moment]) -> None:
-    blocks = np.stack([moment.columns["info.block_pose"] for moment in moments])
+def test_an_unblurred_restart_reproduces_the_recording(steps: list[Segment]) -> None:
+    blocks = np.stack([step.columns["info.block_pose"] for step in steps])
     assert (np.ptp(blocks[:, :, :2], axis=0).max(axis=1) > 20).all()
-    assert divergence(moments, blur=0.0).max() < 0.01
+    assert divergence(steps, blur=0.0).max() < 0.01
     # With a single frame of context too.
-    assert divergence(moments, blur=0.0, context=1).max() < 0.01
+    assert divergence(steps, blur=0.0, context=1).max() < 0.01
 
 
-def test_it_starts_from_the_middle_of_an_episode(moments: list[Moment]) -> None:
+def test_it_starts_from_the_middle_of_an_episode(steps: list[Segment]) -> None:
     # The speed of a block that is being pushed is not recorded: it matters for a hundredth of a second.
-    assert np.median(divergence(moments, blur=0.0, first=40)[:10]) < 0.1
+    assert np.median(divergence(steps, blur=0.0, first=40)[:10]) < 0.1
 
 
-def test_a_blurred_restart_begins_half_a_pixel_away(moments: list[Moment]) -> None:
-    found = divergence(moments, blur=None)
+def test_a_blurred_restart_begins_half_a_pixel_away(steps: list[Segment]) -> None:
+    found = divergence(steps, blur=None)
     np.testing.assert_allclose(np.median(found[0]), 0.5, atol=0.1)
     assert found[-1].max() > 0.5
     # Every restart is blurred in its own way.

@@ -11,11 +11,10 @@ from kinema.data import DataError, Dataset, DatasetWriter
 from kinema.data.record import EpisodeRecorder, RecordConfig
 from kinema.evaluation.demo import RECORDING
 from kinema.evaluation.detector import Detector
-from kinema.evaluation.horizon import HorizonConfig
-from kinema.evaluation.horizon_result import summarize
-from kinema.evaluation.horizon_run import Horizon, Schedule
-from kinema.evaluation.live import LiveEnvironments
-from kinema.evaluation.reality import RecordedEpisodes
+from kinema.evaluation.horizon import Horizon, HorizonConfig, Schedule, find_reality
+from kinema.evaluation.horizon_summary import summarize
+from kinema.evaluation.protocol import Run
+from kinema.evaluation.reality import LiveEnvironments
 from kinema.evaluation.result import Result
 from kinema.kits import find_probe
 from kinema.simulation.world import World, load
@@ -30,24 +29,15 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Recording:
     return record(tmp_path_factory.mktemp("long") / "drawn", num_episodes=4, length=40)
 
 
-def run(recording: Recording, mistakes: Mistakes | None = None, *, steps: int = 20) -> Result:
-    world = DrawnWorld(recording, mistakes)
-    dataset = recording.dataset
+def followed(recording: Recording, mistakes: Mistakes | None = None, *, steps: int = 20) -> Result:
+    world, dataset = DrawnWorld(recording, mistakes), recording.dataset
     config = HorizonConfig(world="drawn", steps=steps, rollouts=4, seeds=2, floor_restarts=0)
-    probe = find_probe(world.name, world.cameras, dataset.features)
-    schedule = Schedule(steps)
-    is_needed = np.concatenate([np.ones(CONTEXT, dtype=bool), schedule.is_needed])
-    measurement = Horizon(
-        world,
-        RecordedEpisodes(world, dataset, num=4, is_needed=is_needed, probe=probe),
-        config,
-        schedule,
-        detector=Detector.train(world, dataset),
-        probe=probe,
-        floor=None,
-    )
-    assert list(measurement.run()) == schedule.marks
-    return summarize(measurement, notes=[])
+    run, schedule = Run("horizon", world, config, dataset=dataset), Schedule(steps)
+    detector = Detector.train(world, dataset)
+    horizon = Horizon(run, find_reality(run, schedule), schedule, detector, None)
+    assert list(horizon.follow()) == schedule.marks
+    summarize(horizon, [])
+    return run.result()
 
 
 def curve(result: Result, key: str) -> list[float]:
@@ -62,16 +52,16 @@ def test_marks_and_windows() -> None:
     looked_at = 1 + np.flatnonzero(schedule.is_needed)
     assert looked_at[-10:].tolist() == list(range(1910, 2001, 10))
     assert {91, 95, 100} <= set(looked_at.tolist())
-    assert schedule.places(100) == [(6, 0)]
+    assert schedule.slots(100) == [(6, 0)]
     # A last step that is no round number is a mark of its own; a step may count for two.
     assert Schedule(1010).marks[-2:] == [1000, 1010]
-    assert len(Schedule(1010).places(1000)) == 2
+    assert len(Schedule(1010).slots(1000)) == 2
     # However long: a few hundred pictures.
     assert Schedule(100_000).is_needed.sum() < 200
 
 
 def test_a_perfect_world(recording: Recording) -> None:
-    result = run(recording)
+    result = followed(recording)
     assert curve(result, "valid/probe") == [1.0] * 5
     assert curve(result, "valid") == curve(result, "valid/real")
     assert np.mean(curve(result, "valid")) > 0.9
@@ -84,7 +74,7 @@ def test_a_perfect_world(recording: Recording) -> None:
 
 
 def test_known_mistakes(recording: Recording) -> None:
-    result = run(recording, Mistakes(agent=1.0, drift=0.2, vanishes_after=10))
+    result = followed(recording, Mistakes(agent=1.0, drift=0.2, vanishes_after=10))
     assert curve(result, "simulated/agent")[:4] == pytest.approx([1.0] * 4, abs=0.1)
     assert curve(result, "simulated/agent")[4] == pytest.approx(64 * 2**0.5)
     # The block is 0.2 lower with each step; the last window holds steps 19 and 20.
@@ -97,11 +87,11 @@ def test_known_mistakes(recording: Recording) -> None:
 
 
 def test_what_is_written(recording: Recording, tmp_path: Path) -> None:
-    result = run(recording, Mistakes(noise=0.5))
+    result = followed(recording, Mistakes(noise=0.5))
+    assert result.data == str(recording.dataset.root)
     for path in result.write(tmp_path):
         assert path.is_file()
     content = json.loads((tmp_path / "horizon.json").read_text())
-    assert content["protocol"]["rollouts"] == 4
     for series in content["series"]:
         assert len(series["at"]) == len(series["value"]) == len(series["low"]) == len(series["high"])
     picture = np.asarray(Image.open(tmp_path / "horizon.png"))
@@ -126,23 +116,22 @@ def test_live_environments_are_what_record_records(tmp_path: Path) -> None:
     is_needed = np.array([True] * 4 + [False, True, True, True, True, True])
     probe = find_probe("pusht", world.cameras)
     live = LiveEnvironments(world, config, num=2, is_needed=is_needed, probe=probe)
-    moments = list(live.moments())
+    steps = list(live.steps())
     live.close()
     recorder = EpisodeRecorder(config)
     for rollout in range(2):
         recorded = recorder(rollout)
         for time in range(8):
-            moment = moments[time]
-            np.testing.assert_array_equal(moment.columns["action"][rollout], recorded.columns["action"][time])
+            real = steps[time]
+            np.testing.assert_array_equal(real.columns["action"][rollout], recorded.columns["action"][time])
             if is_needed[time]:
-                assert moment.frames is not None
-                frame = moment.frames[world.cameras[0]][rollout]
+                frame = real.frames[world.cameras[0]][rollout]
                 np.testing.assert_array_equal(frame, recorded.frames[world.cameras[0]][time])
             else:
-                assert moment.frames is None
+                assert not real.frames
     recorder.close()
     # The policy ends after 8 steps; what is over says so.
-    assert [bool(moment.is_running.all()) for moment in moments] == [True] * 8 + [False] * 2
+    assert [bool(real.is_running.all()) for real in steps] == [True] * 8 + [False] * 2
 
 
 def command(tmp_path: Path, *arguments: str) -> list[str]:
@@ -166,10 +155,10 @@ def test_an_interrupted_run_keeps_what_it_has(
 ) -> None:
     advance = Horizon._advance
 
-    def interrupted(self: Horizon, sessions: Any, step: int, actions: np.ndarray, moment: Any) -> None:
+    def interrupted(self: Horizon, sessions: Any, step: int, actions: np.ndarray, real: Any) -> None:
         if step == 4:
             raise KeyboardInterrupt
-        advance(self, sessions, step, actions, moment)
+        advance(self, sessions, step, actions, real)
 
     monkeypatch.setattr(Horizon, "_advance", interrupted)
     assert cli.main(command(tmp_path, "--steps", "20")) == 130
@@ -195,7 +184,7 @@ def test_mistakes_are_explained(
                 num=1,
                 is_needed=np.ones(3, dtype=bool),
                 probe=None,
-            ).moments()
+            ).steps()
         )
     assert isinstance(world, World)
 

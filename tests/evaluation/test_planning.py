@@ -13,12 +13,12 @@ from PIL import Image
 from kinema import cli
 from kinema.data import Dataset
 from kinema.data.spaces import RecordError
-from kinema.evaluation.agents import Cost, SimulatorAgent
+from kinema.evaluation.agents import SimulatorAgent
 from kinema.evaluation.plan import PlanConfig
 from kinema.evaluation.planning import PlanningConfig, attempt, make_agents, measure_planning
 from kinema.evaluation.plot import LIGHT
-from kinema.evaluation.policy import PolicyConfig, judge
-from kinema.evaluation.protocol import Journal
+from kinema.evaluation.policy import PolicyConfig, add_agreement
+from kinema.evaluation.protocol import Run
 from kinema.evaluation.tasks import Task, TaskEnvironment, draw_tasks
 from kinema.model.parts import save_part
 from kinema.model.world import WorldError
@@ -41,18 +41,19 @@ class Follower:
 
     def __init__(self, dataset: Dataset, *, is_lazy: bool = False):
         self.name = "lazy" if is_lazy else "follower"
+        self.num_network_calls = None if is_lazy else 7
         self._dataset, self._is_lazy = dataset, is_lazy
 
     def begin(self, task: Task, rng: np.random.Generator) -> None:
         self._task, self._row = task, task.row
 
-    def act(self, history: History, env: TaskEnvironment) -> tuple[np.ndarray, Cost | None]:
+    def act(self, history: History, env: TaskEnvironment) -> np.ndarray:
         actions = self._dataset.episode(self._task.episode, cameras=()).columns["action"]
         chunk = actions[self._row : self._row + 3]
         self._row += 3
         if self._is_lazy:
-            return np.repeat(self._task.start[None, :2], 3, axis=0), None
-        return chunk, Cost(10.0 * len(chunk), 7)
+            return np.repeat(self._task.start[None, :2], 3, axis=0)
+        return chunk
 
 
 def config_of(**fields: Any) -> PlanningConfig:
@@ -73,16 +74,17 @@ def test_goals_are_reached_by_who_does_what_was_recorded(
     recording: Dataset,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    config = config_of()
+    run = Run("planning", world, config_of(out=tmp_path))
     tasks = draw_tasks(world, JUDGE, recording, num=3, distances=(8,), context=CONTEXT, seed=1)[8]
     env = TaskEnvironment(world, JUDGE)
-    journal = Journal(tmp_path / "attempts", {})
-    arrived = attempt(env, tasks, Follower(recording), 12, config, journal, label="follower")
+    arrived = attempt(run, env, tasks, Follower(recording), 12, label="follower")
     assert np.isfinite(arrived.reached_at).mean() > 0.6
     assert arrived.reached_at.min() >= 1
     assert arrived.reached_at[np.isfinite(arrived.reached_at)].max() <= 12
-    assert arrived.costs[0] == Cost(30.0, 7)
-    lazy = attempt(env, tasks, Follower(recording, is_lazy=True), 12, config, journal, label="lazy")
+    assert arrived.plans[0, 0] > 0
+    assert (arrived.plans[:, 1] == 7).all()
+    lazy = attempt(run, env, tasks, Follower(recording, is_lazy=True), 12, label="lazy")
+    assert not len(lazy.plans)
     assert np.isinf(lazy.reached_at).mean() > 0.5
     env.close()
 
@@ -91,31 +93,30 @@ def test_the_ceiling_is_high(world: World, recording: Dataset, tmp_path: Path) -
     """A planner with the real simulator as its model reaches what is near."""
     tasks = draw_tasks(world, JUDGE, recording, num=2, distances=(8,), context=CONTEXT, seed=1)[8]
     search = SearchConfig(horizon=8, num_knots=2, candidates=24, iterations=3)
-    agent = SimulatorAgent("ceiling", world, JUDGE, CrossEntropy(search), chunk=4, end_share=0.5)
+    agent = SimulatorAgent(world, "ceiling", CrossEntropy(search), JUDGE, chunk=4)
     env = TaskEnvironment(world, JUDGE)
-    journal = Journal(tmp_path / "attempts", {})
-    found = attempt(env, tasks, agent, 24, config_of(seeds=1), journal, label="ceiling")
+    run = Run("planning", world, config_of(seeds=1, out=tmp_path))
+    found = attempt(run, env, tasks, agent, 24, label="ceiling")
     assert np.isfinite(found.reached_at).all()
-    assert len(found.costs) >= 2
+    assert len(found.plans) >= 2
     env.close()
 
 
 def test_rows_and_curves(world: World, recording: Dataset, tmp_path: Path) -> None:  # noqa: F811
-    config = config_of(planners=("cem",), seeds=1, tasks=2, near=(8, 4))
+    config = config_of(planners=("cem",), seeds=1, tasks=2, near=(8, 4), out=tmp_path)
     agents, notes = make_agents(world, JUDGE, config)
     assert [agent.name for agent in agents] == ["random", "cem", "cem, real simulator"]
     assert any("No cloned policy" in note for note in notes)
     assert any("in latents" in note for note in notes)
-    tasks = draw_tasks(world, JUDGE, recording, num=2, distances=(8,), context=CONTEXT, seed=0)
-    journal = Journal(tmp_path / "attempts", {})
-    result = measure_planning(world, JUDGE, tasks, agents, config, journal, source="played", notes=notes)
-    rows = {row.key: row for row in result.rows}
+    run = Run("planning", world, config, dataset=recording)
+    measure_planning(run)
+    rows = {row.key: row for row in run.rows}
     assert rows["near/best"].must == 0.7
     assert rows["near/best"].value == rows["near/cem"].value
     assert rows["near/cem/ms"].value > 0
     # A horizon of 4, with a call to find each frame and one to keep it.
     assert rows["near/cem/calls"].value == 4
-    for series in result.series:
+    for series in run.series:
         assert series.at[-1] == 4
         assert (np.diff(series.value) >= 0).all()
         assert series.value[-1] == rows[series.key].value
@@ -266,18 +267,20 @@ def test_a_judgement_of_known_returns(world: World) -> None:  # noqa: F811
     names = ("random", "zero", "random@0.5", "zero@0.5", "zero@0.2")
     config = PolicyConfig(world="w", env="e", policies=names, episodes=3)
     real = np.arange(5.0)[:, None] + np.array([-0.1, 0.0, 0.1])
-    result, draw = judge(world, config, real, 2.0 * real)
-    rows = {row.key: row for row in result.rows}
+    run = Run("policy", world, config)
+    add_agreement(run, real, 2.0 * real)
+    rows = {row.key: row for row in run.rows}
     assert rows["pearson"].value == pytest.approx(1.0)
     assert rows["mmrv"].value == 0.0
     assert (rows["pearson"].verdict, rows["mmrv"].verdict) == ("aim", "aim")
-    assert draw(LIGHT).shape == (840, 840, 3)
+    assert run.drawings["scatter"](LIGHT).shape == (840, 840, 3)
     assert rows["pearson/real"].value == pytest.approx(1.0, abs=0.01)
     assert rows["mmrv/real"].value == 0.0
-    assert result.protocol["returns"]["zero"]["simulated"] == pytest.approx([1.8, 2.0, 2.2])
-    json.loads(result.to_json())
+    assert run.protocol["returns"]["zero"]["simulated"] == pytest.approx([1.8, 2.0, 2.2])
+    json.loads(run.result().to_json())
     swapped = 2.0 * real[[1, 0, 2, 3, 4]]
-    worse, _ = judge(world, config, real, swapped)
+    worse = Run("policy", world, config)
+    add_agreement(worse, real, swapped)
     assert {row.key: row.value for row in worse.rows}["mmrv"] == pytest.approx(0.1, abs=1e-6)
 
 

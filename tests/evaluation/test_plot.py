@@ -57,7 +57,8 @@ def test_places_without_a_number_are_left_out() -> None:
 def test_agreement_shows_every_point_on_one_scale() -> None:
     x, y = np.array([1.0, 2.0]), np.array([1.1, 1.9])
     spans = np.stack([x - 0.1, x + 0.1], axis=1)
-    picture = draw_agreement(["a", "b"], x, y, spans, spans, x_label="real", y_label="simulated", title="t")
+    means = {"real": x, "simulated": y}
+    picture = draw_agreement(["a", "b"], means, dict.fromkeys(means, spans), title="t")
     assert picture.shape[0] == picture.shape[1]
     assert all(has_colour(picture, colour, 8) for colour in DARK.lines[:2])
     assert not has_colour(picture, DARK.lines[2], 8)

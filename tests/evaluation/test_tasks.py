@@ -103,7 +103,7 @@ def test_the_simulator_scores_by_the_true_distance() -> None:
 def test_what_cannot_be_judged_is_explained(world: World, recording: Dataset, tmp_path: Path) -> None:
     from .drawn import record as record_drawn
 
-    with pytest.raises(DataError, match="50 places with a goal 58 steps later are needed, but only"):
+    with pytest.raises(DataError, match="50 starts with a goal 58 steps later are needed, but only"):
         draw_tasks(world, JUDGE, recording, num=50, distances=(58,), context=2, seed=0)
     blind = record_drawn(tmp_path / "blind", num_episodes=1, length=12, with_state=False).dataset
     with pytest.raises(DataError, match="--info-keys pos_agent,block_pose; this column is missing"):
