@@ -4,9 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+Statistic = Callable[..., float]
+"""A number from samples, segments first."""
+
 
 def interval(
-    statistic: Callable[..., float],
+    statistic: Statistic,
     *samples: np.ndarray,
     rng: np.random.Generator,
     num: int = 400,

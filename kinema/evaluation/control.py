@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from kinema.evaluation import bootstrap
 from kinema.evaluation.protocol import RecordingOptions, ResultOptions, Run, WorldOptions, run_protocol
-from kinema.evaluation.rollout import Segment, simulate_once
+from kinema.evaluation.rollout import Segment, concatenate_segments, simulate_once
 from kinema.kits import Quantity
 from kinema.options import at_least
 from kinema.simulation.world import World
@@ -114,7 +114,7 @@ def _add_agreement(run: Run, segments: Sequence[Segment], actions: dict[str, np.
             run.world, segments, actions[kind], label=f"inferring, {kind} actions", **run.simulation(1)
         )
         pairs = zip(segments, simulated, strict=True)
-        joined = [real[:context].followed_by(rest) for real, rest in pairs]
+        joined = [concatenate_segments([real[:context], rest]) for real, rest in pairs]
         inferred = _infer(run.world, joined, context, kind)
         add(kind, f"frames simulated with {kind} actions", inferred, actions[kind])
     add("chance", "the same, against the recorded actions", inferred, actions["true"])

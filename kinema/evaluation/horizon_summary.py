@@ -6,7 +6,7 @@ import numpy as np
 
 from kinema.evaluation import bootstrap
 from kinema.evaluation.frame_distance import psnr, sliced_frechet
-from kinema.evaluation.result import Row, Series, Statistic
+from kinema.evaluation.result import Series
 from kinema.evaluation.rollout import FRAME, PROPRIO
 from kinema.evaluation.trust import add_trust
 from kinema.kits import Quantity
@@ -53,7 +53,7 @@ def summarize(horizon: "Horizon", notes: list[str]) -> None:
 
 
 class _Summary:
-    """Statistics of the marks that were reached."""
+    """bootstrap.Statistics of the marks that were reached."""
 
     def __init__(self, horizon: "Horizon") -> None:
         self._horizon, self._run = horizon, horizon.run
@@ -99,7 +99,7 @@ class _Summary:
         what: str,
         unit: str,
         panel: str,
-        statistic: Statistic,
+        statistic: bootstrap.Statistic,
         *names: str,
         last: float = np.inf,
     ) -> None:
@@ -115,14 +115,13 @@ class _Summary:
         marks, last = self._marks, self._marks[-1]
         for key, what in (("valid", "trained detector"), ("valid/probe", "probe")):
             if key in series:
-                what = f"valid frames at step {last:,}, {what}"
-                self._run.add(_row(f"{key}/{last}", what, series[key], -1, is_higher_better=True))
+                self._add_row(f"{key}/{last}", f"valid frames at step {last:,}, {what}", series[key], -1)
         near = max([mark for mark in marks if mark <= 100], default=marks[0])
         for quantity in self._quantities:
             entry = series.get(f"multiple/{quantity.key}")
             if entry is not None and near in entry.at:
                 what = f"{quantity.label} error over the physical floor at step {near}"
-                self._run.add(_row(f"floor/{quantity.key}/{near}", what, entry, entry.at.index(near)))
+                self._add_row(f"floor/{quantity.key}/{near}", what, entry, entry.at.index(near))
         if near < last and self._horizon.reality.num_rollouts > 1:
             simulated, real = (self._horizon.slices.pairs(kind) for kind in ("simulated", "real"))
             at = marks.index(near)
@@ -130,6 +129,11 @@ class _Summary:
             what = f"sliced Frechet distance at step {last:,} over step {near}"
             target = "frechet/ratio" if last >= LONG else ""
             self._run.row("frechet/ratio", what, "x", _frechet_growth, *samples, target=target)
+
+    def _add_row(self, key: str, what: str, series: Series, index: int) -> None:
+        """Add one number of a series; shares are better the higher they are."""
+        ends, better = (series.low[index], series.high[index]), series.unit == "share"
+        self._run.number(key, what, series.unit, series.value[index], *ends, is_higher_better=better)
 
     def _add_trust(self) -> None:
         """Add how well trust ranks errors."""
@@ -196,15 +200,3 @@ def _frechet_growth(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) 
 def _is_below_sight(floor: np.ndarray) -> bool:
     """Tell whether restarts meet again closer than any frame shows: then no multiple has a meaning."""
     return not bootstrap.median(floor) >= 0.01
-
-
-def _row(key: str, what: str, series: Series, index: int, *, is_higher_better: bool = False) -> Row:
-    return Row(
-        key=key,
-        what=what,
-        value=series.value[index],
-        unit=series.unit,
-        low=series.low[index],
-        high=series.high[index],
-        is_higher_better=is_higher_better,
-    )

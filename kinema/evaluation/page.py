@@ -1,4 +1,4 @@
-"""A self-contained HTML page of a result: no request to anywhere, and the colour scheme of the reader."""
+"""A self-contained HTML page of a result: no request to anywhere, in the colour scheme of the reader."""
 
 import base64
 import io
@@ -31,20 +31,20 @@ def render(result: "Result", drawings: Mapping[str, Drawing]) -> str:
         result=result,
         tables=tables.cells(result),
         verdicts=("aim", "must", "missed"),
-        pictures=[_picture(name, draw) for name, draw in drawings.items()],
+        plots=[_plot(name, draw) for name, draw in drawings.items()],
         protocol=to_json(result.protocol),
         run=to_json(result.run),
         version=version("kinema"),
     )
 
 
-def _picture(name: str, draw: Drawing) -> dict[str, object]:
+def _plot(name: str, draw: Drawing) -> dict[str, object]:
     light, dark = draw(LIGHT), draw(DARK)
     width = round(light.shape[1] / SHARPNESS)
     return {"name": name or "curves", "width": width, "light": _uri(light), "dark": _uri(dark)}
 
 
-def _uri(picture: np.ndarray) -> str:
+def _uri(frame: np.ndarray) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    Image.fromarray(frame).save(buffer, format="PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

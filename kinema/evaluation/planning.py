@@ -25,7 +25,6 @@ from kinema.evaluation.agents import (
     SimulatorAgent,
 )
 from kinema.evaluation.protocol import ResultOptions, Run, WorldOptions, run_protocol
-from kinema.evaluation.result import Row
 from kinema.evaluation.tasks import Judge, Task, TaskEnvironment, draw_tasks
 from kinema.kits import Target
 from kinema.options import at_least
@@ -210,12 +209,12 @@ def _add_rows(run: Run, name: str, attempts: Mapping[str, Attempts]) -> None:
             continue
         low, middle, high = np.percentile(tried.plans[:, 0], [10, 50, 90]).tolist()
         what = f"{name}: {agent}, a plan (p50; interval: p10 to p90)"
-        row = Row(key=f"{name}/{agent}/ms", what=what, value=middle, unit="ms", low=low, high=high)
-        run.add(row.with_target(PLAN_TIME if agent in PLANNER_NAMES else None))
-        if agent in PLANNER_NAMES:
+        is_ours = agent in PLANNER_NAMES
+        target = PLAN_TIME if is_ours else None
+        run.number(f"{name}/{agent}/ms", what, "ms", middle, low, high, target=target)
+        if is_ours:
             what = f"{name}: {agent}, network calls a plan (each for all candidates)"
-            calls = float(np.median(tried.plans[:, 1]))
-            run.add(Row(key=f"{name}/{agent}/calls", what=what, value=calls, unit=""))
+            run.number(f"{name}/{agent}/calls", what, "", float(np.median(tried.plans[:, 1])))
 
 
 def _add_curves(run: Run, name: str, budget: int, attempts: Mapping[str, Attempts]) -> None:

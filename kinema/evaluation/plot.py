@@ -143,10 +143,8 @@ def error_video(
     header = _title_bar(titles, width)
     plotted = _Curves(curves, unit, width, height, first_step) if curves else None
     for index, frame in enumerate(frames):
-        parts = [header, enlarge(frame, scale)]
-        if plotted is not None:
-            parts.append(plotted.draw(index))
-        yield np.concatenate(parts, axis=0)
+        below = [] if plotted is None else [plotted.draw(index)]
+        yield np.concatenate([header, enlarge(frame, scale), *below], axis=0)
 
 
 class _Curves:
@@ -156,31 +154,24 @@ class _Curves:
         self, curves: Mapping[str, np.ndarray], unit: str, width: int, height: int, first_step: int
     ) -> None:
         self._curves = {name: np.asarray(values, dtype=float) for name, values in curves.items()}
-        self._unit, self._first_step = unit, first_step
+        self._unit = unit
         figure = _figure(width, height, DARK, dpi=100, layout="none")
         axes = figure.add_axes((45 / width, 20 / height, 1 - 60 / width, 1 - 40 / height))
         _style(axes, DARK, size=7)
         self._steps = first_step + np.arange(len(next(iter(self._curves.values()))))
-        lines = [
-            axes.plot(self._steps, values, color=colour, linewidth=1.2)[0]
-            for values, colour in zip(self._curves.values(), _cycle(DARK.lines), strict=False)
-        ]
+        for values, colour in zip(self._curves.values(), _cycle(DARK.lines), strict=False):
+            axes.plot(self._steps, values, color=colour, linewidth=1.2)
         axes.set_xlim(self._steps[0], max(self._steps[-1], self._steps[0] + 1))
         axes.set_ylim(bottom=0.0)
         self._bright = _pixels(figure)
-        for line in lines:
+        for line in axes.lines:
             line.set_alpha(0.35)
         self._dim = _pixels(figure)
         self._to_pixels, self._height = axes.transData, height
-        self._top, self._bottom = (
-            height - axes.get_position().y1 * height,
-            height - axes.get_position().y0 * height,
-        )
-        self._room = max(
-            FONT.getlength(self._label(name, value))
-            for name, values in self._curves.items()
-            for value in (*values[np.isfinite(values)], 0.0)
-        )
+        shown = axes.get_position()
+        self._ends = height - shown.y1 * height, height - shown.y0 * height
+        values = [(name, value) for name, each in self._curves.items() for value in (*each, 0.0)]
+        self._room = max(FONT.getlength(self._label(*pair)) for pair in values)
 
     def draw(self, index: int) -> np.ndarray:
         """Return the curves with the marker at frame ``index``: ``H W 3`` uint8."""
@@ -188,8 +179,8 @@ class _Curves:
         past = round(marker) + 1
         image = Image.fromarray(np.concatenate([self._bright[:, :past], self._dim[:, past:]], axis=1))
         draw = ImageDraw.Draw(image)
-        draw.line([(marker, self._top), (marker, self._bottom)], fill=DARK.faint)
-        draw.text((45, 3), f"step {index + self._first_step}", fill=TEXT, font=FONT)
+        draw.line([(marker, self._ends[0]), (marker, self._ends[1])], fill=DARK.faint)
+        draw.text((45, 3), f"step {self._steps[index]}", fill=TEXT, font=FONT)
         left = 115.0
         for colour, (name, values) in zip(_cycle(DARK.lines), self._curves.items(), strict=False):
             value = float(values[index])

@@ -20,7 +20,7 @@ from kinema.evaluation import bootstrap
 from kinema.evaluation.correlation import agreement, split_halves
 from kinema.evaluation.plot import draw_agreement
 from kinema.evaluation.protocol import ResultOptions, Run, WorldOptions, run_protocol
-from kinema.evaluation.result import Row
+from kinema.kits import Target
 from kinema.options import at_least
 from kinema.simulation.real_env import Arena, seen_after
 from kinema.simulation.world import World
@@ -155,30 +155,21 @@ def add_agreement(run: Run, real: np.ndarray, simulated: np.ndarray) -> None:
     names, config = list(run.config.policies), run.config
     means = {"real": real.mean(axis=1), "simulated": simulated.mean(axis=1)}
     found = agreement(means["simulated"], means["real"], seed=config.seed)
-    without = f"Pearson r without {names[found.leverage]}, which matters most (interval: without any one)"
     violation = "mean maximum rank violation"
-    for key, what, value, low, high, must, aim in (
-        (
-            "pearson",
-            "Pearson r, simulated against real returns (Fisher interval)",
-            *found.pearson,
-            0.90,
-            0.97,
-        ),
-        ("spearman", "Spearman rho", found.spearman, None, None, None, None),
-        ("mmrv", f"{violation}, of the range of real returns", found.mmrv, None, None, 0.05, 0.02),
-        ("dropped", without, *found.dropped, None, None),
-        ("chance", "Pearson r that 95% of random pairings stay under", found.chance, None, None, None, None),
-    ):
-        is_higher_better = key in ("pearson", "spearman")
-        row = Row(key=key, what=what, value=value, unit="", low=low, high=high, must=must, aim=aim)
-        run.add(dataclasses.replace(row, is_higher_better=is_higher_better))
+    what = "Pearson r, simulated against real returns (Fisher interval)"
+    target = Target(must=0.90, aim=0.97)
+    run.number("pearson", what, "", *found.pearson, is_higher_better=True, target=target)
+    run.number("spearman", "Spearman rho", "", found.spearman, is_higher_better=True)
+    target = Target(must=0.05, aim=0.02)
+    run.number("mmrv", f"{violation}, of the range of real returns", "", found.mmrv, target=target)
+    what = f"Pearson r without {names[found.leverage]}, which matters most (interval: without any one)"
+    run.number("dropped", what, "", *found.dropped)
+    run.number("chance", "Pearson r that 95% of random pairings stay under", "", found.chance)
     if config.episodes >= 2:
+        r, violated = split_halves(real, seed=config.seed)
         where = "one half of the real episodes against the other"
-        for key, what, value in zip(
-            ("pearson", "mmrv"), ("Pearson r", violation), split_halves(real, seed=config.seed), strict=True
-        ):
-            run.add(Row(key=f"{key}/real", what=f"{what}, {where}", value=value, unit=""))
+        run.number("pearson/real", f"Pearson r, {where}", "", r)
+        run.number("mmrv/real", f"{violation}, {where}", "", violated)
     order = np.argsort(means["real"])
     listed = ", ".join(f"{names[i]} {means['real'][i]:.2f} ({means['simulated'][i]:.2f})" for i in order)
     run.notes += [

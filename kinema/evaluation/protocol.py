@@ -31,8 +31,9 @@ import numpy as np
 import tyro
 
 from kinema.data.lerobot import Dataset
+from kinema.evaluation import bootstrap
 from kinema.evaluation.plot import Drawing
-from kinema.evaluation.result import Result, Row, Series, Statistic, describe_run, plain
+from kinema.evaluation.result import Result, Row, Series, describe_run, plain
 from kinema.evaluation.rollout import (
     FRAME,
     PROPRIO,
@@ -206,14 +207,25 @@ class Run:
         known = (*(self.probe.quantities if self.probe is not None else ()), FRAME, PROPRIO)
         return [quantity for quantity in known if quantity.key in errors]
 
-    def target(self, key: str) -> Target | None:
-        """Return the target that the world's kit sets for a row; None for most."""
-        return None if self.kit is None else self.kit.targets.get(key)
-
-    def add(self, row: Row, *, target: str | None = None) -> Row:
-        """Add a row, with the kit's target for the key ``target``, by default its own."""
-        wanted = self.target(row.key if target is None else target)
-        self.rows.append(row.with_target(wanted))
+    def number(
+        self,
+        key: str,
+        what: str,
+        unit: str,
+        value: float,
+        low: float | None = None,
+        high: float | None = None,
+        *,
+        is_higher_better: bool = False,
+        target: Target | str | None = None,
+    ) -> Row:
+        """Add a number with its interval; its target, by default that which the kit sets for the key, may be
+        given itself or by the key of another row."""
+        if not isinstance(target, Target):
+            target = None if self.kit is None else self.kit.targets.get(key if target is None else target)
+        must, aim = (None, None) if target is None else (target.must, target.aim)
+        row = Row(key=key, what=what, value=value, unit=unit, low=low, high=high, must=must, aim=aim)
+        self.rows.append(dataclasses.replace(row, is_higher_better=is_higher_better))
         return self.rows[-1]
 
     def row(
@@ -221,25 +233,28 @@ class Run:
         key: str,
         what: str,
         unit: str,
-        statistic: Statistic,
+        statistic: bootstrap.Statistic,
         *samples: np.ndarray,
         is_higher_better: bool | None = None,
-        target: str | None = None,
+        target: Target | str | None = None,
         num_draws: int = 400,
     ) -> Row:
         """Add ``statistic(*samples)`` with its bootstrap interval over the first axis of the samples; shares
         are better the higher they are."""
-        row = Row.measure(
-            key,
-            what,
-            unit,
-            statistic,
-            *samples,
-            rng=self.rng,
-            num_draws=num_draws,
-            is_higher_better=unit == "share" if is_higher_better is None else is_higher_better,
-        )
-        return self.add(row, target=target)
+        ends = bootstrap.interval(statistic, *samples, rng=self.rng, num=num_draws)
+        better = unit == "share" if is_higher_better is None else is_higher_better
+        value = statistic(*samples)
+        return self.number(key, what, unit, value, *ends, is_higher_better=better, target=target)
+
+    def line(
+        self, key: str, what: str, unit: str, panel: str, at: Sequence[int], spans: Sequence[Sequence[float]]
+    ) -> Series:
+        """Add a series of values with their low and high ends (``N 3``) to a panel of the plot."""
+        value, low, high = (list(map(float, part)) for part in zip(*spans, strict=True))
+        ends = {"low": low, "high": high}
+        series = Series(key=key, what=what, unit=unit, panel=panel, at=list(at), value=value, **ends)
+        self.series.append(series)
+        return series
 
     def curve(
         self,
@@ -248,13 +263,15 @@ class Run:
         unit: str,
         panel: str,
         at: Sequence[int],
-        statistic: Statistic,
+        statistic: bootstrap.Statistic,
         *samples: Sequence[np.ndarray],
     ) -> Series:
         """Add a series of ``statistic`` at each of ``at``, with intervals, to a panel of the plot."""
-        series = Series.measure(key, what, unit, panel, at, statistic, *samples, rng=self.rng)
-        self.series.append(series)
-        return series
+        samples_at = list(zip(*samples, strict=True))
+        spans = [bootstrap.interval(statistic, *each, rng=self.rng) for each in samples_at]
+        values = [statistic(*each) for each in samples_at]
+        triples = [(value, *span) for value, span in zip(values, spans, strict=True)]
+        return self.line(key, what, unit, panel, at, triples)
 
     def write(self) -> list[Path]:
         """Write the result so far and return the paths of its files."""

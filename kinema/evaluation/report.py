@@ -13,7 +13,7 @@ import numpy as np
 from kinema.evaluation import bootstrap
 from kinema.evaluation.frame_distance import frame_error, psnr
 from kinema.evaluation.protocol import Run
-from kinema.evaluation.result import Row, Series, plain
+from kinema.evaluation.result import plain
 from kinema.evaluation.rollout import (
     FRAME,
     Segment,
@@ -154,7 +154,7 @@ def _add_simulation(run: Run, segments: Sequence[Segment]) -> None:
         values = {kind: measured[quantity.key] for kind, measured in by_kind.items()}
         _add_errors(run, quantity, values, segments)
         for kind, name in (("", ""), ("shuffled", ", shuffled actions"), ("still", ", last frame repeated")):
-            run.series.append(_series(quantity, name, values[kind]))
+            _add_curve(run, quantity, name, values[kind])
     for quantity in quantities:
         run.row(
             f"obey/{quantity.key}",
@@ -262,8 +262,7 @@ def _add_speed(run: Run, segment: Segment) -> None:
         f"One step takes {p50:.1f} ms (p50), {p99:.1f} ms (p99) on {run.world.device}; speed is 1 / p50, the "
         "median of five repeats and their range."
     )
-    what = "one stream, decoded frames a second"
-    run.add(Row(key="speed", what=what, value=value, unit="fps", low=low, high=high, is_higher_better=True))
+    run.number("speed", "one stream, decoded frames a second", "fps", value, low, high, is_higher_better=True)
 
 
 def _add_size(run: Run) -> None:
@@ -273,36 +272,20 @@ def _add_size(run: Run) -> None:
     if folder.is_dir():
         files = [folder / CONFIG_FILE, folder / WEIGHTS_FILE, *(folder / "recording").rglob("*")]
         size = sum(path.stat().st_size for path in files if path.is_file()) / 1e6
-        run.add(Row(key="size", what="size of the world, its recording included", value=size, unit="MB"))
+        run.number("size", "size of the world, its recording included", "MB", size)
 
 
 def _add_psnr(run: Run, key: str, what: str, differences: np.ndarray) -> None:
     """Add the median PSNR of root mean square differences, which is the PSNR of their median."""
     low, high = bootstrap.interval(bootstrap.median, differences, rng=run.rng)
-    run.add(
-        Row(
-            key=key,
-            what=what,
-            value=psnr(bootstrap.median(differences)),
-            unit="dB",
-            low=psnr(high),
-            high=psnr(low),
-            is_higher_better=True,
-        )
-    )
+    middle = bootstrap.median(differences)
+    run.number(key, what, "dB", psnr(middle), psnr(high), psnr(low), is_higher_better=True)
 
 
-def _series(quantity: Quantity, name: str, values: np.ndarray) -> Series:
-    """Return medians over clips and seeds, with the 90th percentile as their upper end."""
+def _add_curve(run: Run, quantity: Quantity, name: str, values: np.ndarray) -> None:
+    """Add medians over clips and seeds, with the 90th percentile as their upper end."""
     columns = values.reshape(-1, values.shape[-1]).T
-    medians = [bootstrap.median(column) for column in columns]
-    return Series(
-        key=f"{quantity.key}{name.replace(', ', '/')}",
-        what=f"{quantity.label}{name}",
-        unit=quantity.unit,
-        panel=f"{quantity.label}: median, shaded up to the 90th percentile",
-        at=list(range(1, len(columns) + 1)),
-        value=medians,
-        low=medians,
-        high=[bootstrap.percentile(column, 90.0) for column in columns],
-    )
+    spans = [[middle := bootstrap.median(c), middle, bootstrap.percentile(c, 90.0)] for c in columns]
+    panel = f"{quantity.label}: median, shaded up to the 90th percentile"
+    key, at = f"{quantity.key}{name.replace(', ', '/')}", range(1, len(columns) + 1)
+    run.line(key, f"{quantity.label}{name}", quantity.unit, panel, at, spans)

@@ -6,7 +6,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,10 @@ import torch
 
 from kinema.data.drawing import write_png
 from kinema.data.files import to_json, write_text
-from kinema.evaluation import bootstrap, page, plot, tables
-from kinema.kits import Target
+from kinema.evaluation import page, plot, tables
 from kinema.model.parts import fingerprint
 from kinema.simulation.world import World
 
-Statistic = Callable[..., float]
 PACKAGES = ("kinema", "torch", "numpy")
 
 
@@ -39,28 +37,6 @@ class Row:
     must: float | None = None
     aim: float | None = None
     is_higher_better: bool = False
-
-    @classmethod
-    def measure(
-        cls,
-        key: str,
-        what: str,
-        unit: str,
-        statistic: Statistic,
-        *samples: np.ndarray,
-        rng: np.random.Generator,
-        num_draws: int = 400,
-        target: Target | None = None,
-        is_higher_better: bool = False,
-    ) -> "Row":
-        """Return ``statistic(*samples)`` with its bootstrap interval over the first axis of the samples."""
-        low, high = bootstrap.interval(statistic, *samples, rng=rng, num=num_draws)
-        row = cls(key=key, what=what, value=statistic(*samples), unit=unit, low=low, high=high)
-        return dataclasses.replace(row, is_higher_better=is_higher_better).with_target(target)
-
-    def with_target(self, target: Target | None) -> "Row":
-        """Return the row with a target; without one, the row itself."""
-        return self if target is None else dataclasses.replace(self, must=target.must, aim=target.aim)
 
     @property
     def verdict(self) -> str:
@@ -86,33 +62,6 @@ class Series:
     value: list[float]
     low: list[float]
     high: list[float]
-
-    @classmethod
-    def measure(
-        cls,
-        key: str,
-        what: str,
-        unit: str,
-        panel: str,
-        at: Sequence[int],
-        statistic: Statistic,
-        *samples: Sequence[np.ndarray],
-        rng: np.random.Generator,
-    ) -> "Series":
-        """Return ``statistic`` at each place with its bootstrap interval over the first axis of the
-        samples."""
-        here = list(zip(*samples, strict=True))
-        spans = [bootstrap.interval(statistic, *each, rng=rng) for each in here]
-        return cls(
-            key=key,
-            what=what,
-            unit=unit,
-            panel=panel,
-            at=list(at),
-            value=[statistic(*each) for each in here],
-            low=[low for low, _ in spans],
-            high=[high for _, high in spans],
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,11 +90,11 @@ class Result:
         json_path, html_path = folder / f"{self.name}.json", folder / f"{self.name}.html"
         write_text(json_path, self.to_json())
         drawn = {"": self.plot, **(drawings or {})}
-        pictures = {folder / (f"{self.name}-{key}.png" if key else f"{self.name}.png"): key for key in drawn}
-        for path, key in pictures.items():
+        plots = {folder / (f"{self.name}-{key}.png" if key else f"{self.name}.png"): key for key in drawn}
+        for path, key in plots.items():
             write_png(path, drawn[key](plot.DARK))
         write_text(html_path, page.render(self, drawn))
-        return [json_path, *pictures, html_path]
+        return [json_path, *plots, html_path]
 
     def to_json(self) -> str:
         """Return everything as JSON; numbers that are not finite become null."""
@@ -157,24 +106,26 @@ class Result:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Result":
         """Return the result that ``to_json`` wrote; null becomes NaN."""
+
+        def number(value: float | None) -> float:
+            return math.nan if value is None else value
+
         rows = [{key: value for key, value in row.items() if key != "verdict"} for row in content["rows"]]
-        rows = [{**row, "value": _number(row["value"])} for row in rows]
         series = [
-            {**entry, **{key: list(map(_number, entry[key])) for key in ("value", "low", "high")}}
+            {**entry, **{key: list(map(number, entry[key])) for key in ("value", "low", "high")}}
             for entry in content["series"]
         ]
-        fields = {
-            field.name: content[field.name] for field in dataclasses.fields(cls) if field.name in content
-        }
-        fields |= {"rows": [Row(**row) for row in rows], "series": [Series(**entry) for entry in series]}
-        return cls(**fields)
+        names = {field.name for field in dataclasses.fields(cls)}
+        fields = {key: value for key, value in content.items() if key in names}
+        fields["rows"] = [Row(**{**row, "value": number(row["value"])}) for row in rows]
+        return cls(**{**fields, "series": [Series(**entry) for entry in series]})
 
     def plot(self, theme: plot.Theme = plot.DARK) -> np.ndarray:
         """Draw the series with their intervals, one panel under the other: ``H W 3`` uint8."""
         return plot.draw_series(self.series, axis=self.axis, theme=theme)
 
     def table(self) -> str:
-        """Return the rows, the series at a few places, and the notes as text."""
+        """Return the rows, the series at a few positions, and the notes as text."""
         notes = "\n".join(f"- {note}" for note in self.notes)
         return "\n\n".join([*map(tables.align, tables.cells(self)), notes])
 
@@ -185,17 +136,22 @@ class Result:
 
 def plain(config: Any) -> dict[str, Any]:
     """Return the fields of a configuration with paths as text, for JSON."""
-    return {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in dataclasses.asdict(config).items()
-    }
+    fields = dataclasses.asdict(config)
+    return {key: str(value) if isinstance(value, Path) else value for key, value in fields.items()}
 
 
 def describe_run(world: World) -> dict[str, Any]:
     """Return the command line, the machine, the versions and the hash of the world's weights."""
-    device = torch.device(world.device)
+
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    device, program = torch.device(world.device), Path(sys.argv[0]).name
     return {
-        "command": shlex.join([_program(), *sys.argv[1:]]),
+        "command": shlex.join(["kinema" if program == "__main__.py" else program, *sys.argv[1:]]),
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
             "python": platform.python_version(),
@@ -203,23 +159,6 @@ def describe_run(world: World) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         },
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: installed(name) for name in PACKAGES},
         "world_hash": fingerprint(world, world.heads),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _program() -> str:
-    """Name the program that runs, as a user types it."""
-    name = Path(sys.argv[0]).name
-    return "kinema" if name == "__main__.py" else name

@@ -66,15 +66,19 @@ class Segment:
             trust=None if self.trust is None else self.trust[rows],
         )
 
-    def followed_by(self, other: "Segment") -> "Segment":
-        """Join the observations of two segments, without states and trust."""
-        proprio = None
-        if self.proprio is not None and other.proprio is not None:
-            proprio = np.concatenate([self.proprio, other.proprio])
-        return Segment(
-            frames={key: np.concatenate([self.frames[key], frames]) for key, frames in other.frames.items()},
-            proprio=proprio,
-        )
+
+def concatenate_segments(segments: Sequence[Segment]) -> Segment:
+    """Join the observations of segments one after the other, as far as all have them."""
+
+    def join(parts: Iterable[np.ndarray | None]) -> np.ndarray | None:
+        known = [part for part in parts if part is not None]
+        return np.concatenate(known) if len(known) == len(segments) else None
+
+    return Segment(
+        frames={key: np.concatenate([s.frames[key] for s in segments]) for key in segments[0].frames},
+        proprio=join(segment.proprio for segment in segments),
+        trust=join(segment.trust for segment in segments),
+    )
 
 
 def stack_rows(segments: Sequence[Segment], row: int) -> Segment:
@@ -270,20 +274,10 @@ def simulate_once(
         shown = observe(world, step)
         for row, owner in enumerate(owners):
             parts[owner].append(shown[row : row + 1])
-    joined = []
-    for rows in parts:
-        frames = {key: np.concatenate([row.frames[key] for row in rows]) for key in rows[0].frames}
-        proprio = [row.proprio for row in rows if row.proprio is not None]
-        trust = [row.trust for row in rows if row.trust is not None]
-        joined.append(
-            Segment(
-                frames=frames,
-                proprio=np.concatenate(proprio) if proprio else None,
-                trust=np.concatenate(trust) if trust else None,
-                state=probe.read(frames) if probe is not None else None,
-            )
-        )
-    return joined
+    joined = [concatenate_segments(rows) for rows in parts]
+    if probe is None:
+        return joined
+    return [dataclasses.replace(segment, state=probe.read(segment.frames)) for segment in joined]
 
 
 def observe(world: World, step: Step, probe: Probe | None = None) -> Segment:

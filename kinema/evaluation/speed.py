@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from kinema.evaluation.protocol import RecordingOptions, ResultOptions, Run, WorldOptions, run_protocol
-from kinema.evaluation.result import Row, Series
 from kinema.evaluation.rollout import Segment, session_generator, start_sessions
 from kinema.hardware.packed import can_halve, can_pack
 from kinema.kits import Target
@@ -32,9 +31,6 @@ FEW_STEPS = 1000
 """Memory after the long run is divided by that after so many steps."""
 TARGETS = {1: Target(must=60.0, aim=200.0), 64: Target(must=500.0, aim=2000.0)}
 """Frames a second by the number of streams."""
-
-Span = tuple[float, float, float]
-"""A value, its low and its high end."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,25 +78,20 @@ def measure_throughput(run: Run) -> None:
         for num in tqdm(streams, desc="timing", unit=" batches")
     ]
     fps = [frames_per_second(seconds, num) for seconds, num in zip(latencies, streams, strict=True)]
-    shares: list[Span] = []
+    shares = []
     for num, needed, span in zip(streams, flops, fps, strict=True):
-        what = "one stream" if num == 1 else f"{num} streams together"
-        row = _row(f"fps/{num}", f"{what}, decoded frames a second", "fps", span, is_higher_better=True)
-        run.add(row.with_target(TARGETS.get(num)))
-        value, low, high = (needed * each / num / rate for each in span)
-        shares.append((value, low, high))
-        run.add(_row(f"share/{num}", "  share of the matrix rate", "share", shares[-1]))
-    run.add(Row(key="memory/peak", what="memory of the process at its peak", value=_peak_mb(), unit="MB"))
+        what = f"{'one stream' if num == 1 else f'{num} streams together'}, decoded frames a second"
+        run.number(f"fps/{num}", what, "fps", *span, is_higher_better=True, target=TARGETS.get(num))
+        shares.append([needed * each / num / rate for each in span])
+        run.number(f"share/{num}", "  share of the matrix rate", "share", *shares[-1])
+    run.number("memory/peak", "memory of the process at its peak", "MB", _peak_mb())
     if config.memory_steps:
-        run.add(_memory_growth(start(1), segment, config))
-    run.series = [
-        _series("fps", "all streams together", "fps", "decoded frames a second", streams, fps),
-        *(
-            _series(f"latency/p{p}", f"p{p}", "ms", "latency of one step", streams, _latency(latencies, p))
-            for p in (50, 99)
-        ),
-        _series("share", "of the matrix rate", "share", "arithmetic done", streams, shares),
-    ]
+        _add_memory_growth(run, start(1), segment)
+    run.line("fps", "all streams together", "fps", "decoded frames a second", streams, fps)
+    for percent in (50, 99):
+        spans = [_latency(seconds, percent) for seconds in latencies]
+        run.line(f"latency/p{percent}", f"p{percent}", "ms", "latency of one step", streams, spans)
+    run.line("share", "of the matrix rate", "share", "arithmetic done", streams, shares)
     run.notes = [
         f"On {world.device} with {torch.get_num_threads()} threads; a product of {MATRIX_SIZE} by "
         f"{MATRIX_SIZE} matrices (float32) makes {rate / 1e9:,.0f} GFLOP/s here.",
@@ -149,7 +140,7 @@ def measure_latencies(
     return seconds[WARM_UP:].reshape(repeats, steps)
 
 
-def frames_per_second(seconds: np.ndarray, num: int = 1) -> Span:
+def frames_per_second(seconds: np.ndarray, num: int = 1) -> tuple[float, float, float]:
     """Return frames a second of ``num`` streams at the median latency (seconds ``repeats steps``): the median
     over the repeats, the slowest and the fastest of them."""
     rates = num / np.median(seconds, axis=1)
@@ -191,36 +182,21 @@ def _convolution_flops(
     return 2 * math.prod(out_shape) * math.prod(weight_shape[1:])
 
 
-def _latency(latencies: list[np.ndarray], percent: float) -> list[Span]:
-    """Return a percentile in milliseconds of each batch, with its range over the repeats."""
-    spans = []
-    for seconds in latencies:
-        each = 1e3 * np.percentile(seconds, percent, axis=1)
-        spans.append((1e3 * float(np.percentile(seconds, percent)), float(each.min()), float(each.max())))
-    return spans
+def _latency(seconds: np.ndarray, percent: float) -> list[float]:
+    """Return a percentile in milliseconds, and its range over the repeats."""
+    each = 1e3 * np.percentile(seconds, percent, axis=1)
+    return [1e3 * float(np.percentile(seconds, percent)), each.min(), each.max()]
 
 
-def _row(key: str, what: str, unit: str, span: Span, *, is_higher_better: bool = False) -> Row:
-    value, low, high = span
-    return Row(
-        key=key, what=what, value=value, unit=unit, low=low, high=high, is_higher_better=is_higher_better
-    )
-
-
-def _series(key: str, what: str, unit: str, panel: str, at: list[int], spans: list[Span]) -> Series:
-    value, low, high = (list(part) for part in zip(*spans, strict=True))
-    return Series(key=key, what=what, unit=unit, panel=panel, at=at, value=value, low=low, high=high)
-
-
-def _memory_growth(session: SimulationBatch, segment: Segment, config: SpeedConfig) -> Row:
-    """Return memory after a long simulation over that after 1,000 steps of it."""
-    few = 0.0
-    for step in tqdm(range(config.memory_steps), desc="long run", unit=" steps"):
-        session.step(stream_actions(segment, 1, config.context, step))
+def _add_memory_growth(run: Run, session: SimulationBatch, segment: Segment) -> None:
+    """Add memory after a long simulation over that after 1,000 steps of it."""
+    few, steps = 0.0, run.config.memory_steps
+    for step in tqdm(range(steps), desc="long run", unit=" steps"):
+        session.step(stream_actions(segment, 1, run.config.context, step))
         if step + 1 == FEW_STEPS:
             few = _now_mb()
-    what = f"memory after {config.memory_steps:,} steps over that after {FEW_STEPS:,}"
-    return Row(key="memory/growth", what=what, value=_now_mb() / few, unit="x", must=1.02, aim=1.0)
+    what = f"memory after {steps:,} steps over that after {FEW_STEPS:,}"
+    run.number("memory/growth", what, "x", _now_mb() / few, target=Target(must=1.02, aim=1.0))
 
 
 def _peak_mb() -> float:

@@ -5,9 +5,8 @@
     <!-- table ../results/horizon-*.json valid/10000 floor/block/100 -->
     <!-- /table -->
 
-The path is relative to the document; the keys choose rows, all of them without a key. Several files, one for
-each seed, give their mean and their range. ``--check`` changes nothing and fails where a table is old.
-A result (``.json``) in place of a document is printed as Markdown.
+The path is relative to the document; keys choose rows, by default all. Several files, one for each seed, give
+their mean and their range. A result (``.json``) in place of a document is printed as Markdown.
 """
 
 import argparse
@@ -33,18 +32,16 @@ MARKED = re.compile(r"(<!-- table (\S+)([^>]*?) *-->\n)(.*?)(<!-- /table -->)", 
 
 
 def cells(result: "Result") -> list[Cells]:
-    """Return a table of the rows and, for each panel of the plot, one of its series at a few places."""
-    tables: list[Cells] = []
-    if result.rows:
-        tables.append([HEAD, *map(_row_cells, result.rows)])
+    """Return a table of the rows and, for each panel of the plot, one of its series at a few positions."""
+    tables: list[Cells] = [[HEAD, *map(_row_cells, result.rows)]] if result.rows else []
     for panel in dict.fromkeys(series.panel for series in result.series):
         of_panel = [series for series in result.series if series.panel == panel]
-        shown = _shown(sorted({place for series in of_panel for place in series.at}))
         unit = unit_text(of_panel[0].unit)
-        lines = [[f"{panel}, {unit}" if unit else panel, *(f"{place:,}" for place in shown)]]
+        shown = _shown(sorted({at for series in of_panel for at in series.at}))
+        lines = [[f"{panel}, {unit}" if unit else panel, *(f"{at:,}" for at in shown)]]
         for series in of_panel:
             values = dict(zip(series.at, series.value, strict=True))
-            lines.append([f"  {series.what}", *(text(values.get(place), series.unit) for place in shown)])
+            lines.append([f"  {series.what}", *(text(values.get(at), series.unit) for at in shown)])
         tables.append(lines)
     return tables
 
@@ -98,30 +95,27 @@ def render(document: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Renew or check the tables of documents; returns 1 where ``--check`` met an old one, 2 for a mistake."""
+    """Renew or check the tables of documents; return 1 where ``--check`` met an old one, 2 for a mistake."""
     parser = argparse.ArgumentParser(prog="python -m kinema.evaluation.tables", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--check", action="store_true", help="change nothing, and fail where a table is old")
     arguments = parser.parse_args(argv)
-    old = []
+    has_old = False
     try:
         for path in arguments.files:
             if path.suffix == ".json":
                 print("\n\n".join(map(markdown, cells(read(path)))))
-                continue
-            renewed = render(path)
-            if renewed != path.read_text(encoding="utf-8"):
-                old.append(path)
+            elif (renewed := render(path)) != path.read_text(encoding="utf-8"):
                 if not arguments.check:
                     write_text(path, renewed)
+                    continue
+                has_old = True
+                advice = f"run python -m kinema.evaluation.tables {path}"
+                print(f"{path}: a table is old; {advice}", file=sys.stderr)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if arguments.check:
-        for path in old:
-            print(f"{path}: a table is old; run python -m kinema.evaluation.tables {path}", file=sys.stderr)
-        return int(bool(old))
-    return 0
+    return int(has_old)
 
 
 def read(path: Path) -> "Result":
@@ -135,10 +129,9 @@ def read(path: Path) -> "Result":
 
 
 def _table(document: Path, pattern: str, keys: Sequence[str]) -> str:
-    paths = sorted(document.parent.glob(pattern))
-    if not paths:
+    results = [read(path) for path in sorted(document.parent.glob(pattern))]
+    if not results:
         raise ValueError(f"{document}: no file {pattern} beside it")
-    results = [read(path) for path in paths]
     lines = [HEAD]
     for key in keys or [row.key for row in results[0].rows]:
         rows = [row for result in results for row in result.rows if row.key == key]
@@ -159,21 +152,16 @@ def _mean(rows: "Sequence[Row]") -> "Row":
 def _row_cells(row: "Row") -> list[str]:
     span = "" if row.low is None else f"{text(row.low, row.unit)} to {text(row.high, row.unit)}"
     targets = ["" if number is None else text(number, row.unit) for number in (row.must, row.aim)]
-    return [
-        row.what,
-        f"{text(row.value, row.unit)} {unit_text(row.unit)}".rstrip(),
-        span,
-        *targets,
-        row.verdict,
-    ]
+    value = f"{text(row.value, row.unit)} {unit_text(row.unit)}".rstrip()
+    return [row.what, value, span, *targets, row.verdict]
 
 
-def _shown(places: list[int]) -> list[int]:
-    """Return the powers of ten where there are many places, and the first and the last."""
-    if len(places) <= MAX_COLUMNS:
-        return places
-    chosen = [place for place in places if math.log10(max(place, 1)).is_integer()]
-    return sorted({*chosen[-(MAX_COLUMNS - 2) :], places[0], places[-1]})
+def _shown(at: list[int]) -> list[int]:
+    """Return the powers of ten where there are many positions, and the first and the last."""
+    if len(at) <= MAX_COLUMNS:
+        return at
+    chosen = [each for each in at if math.log10(max(each, 1)).is_integer()]
+    return sorted({*chosen[-(MAX_COLUMNS - 2) :], at[0], at[-1]})
 
 
 if __name__ == "__main__":

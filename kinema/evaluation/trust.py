@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from kinema.evaluation import bootstrap
 from kinema.evaluation.protocol import Run
-from kinema.evaluation.result import Statistic
 from kinema.kits import Quantity
 
 FIFTH = 0.2
@@ -28,7 +28,7 @@ def add_trust(run: Run, quantity: Quantity, trust: np.ndarray, error: np.ndarray
         return float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else float("nan")
 
     unit, label = quantity.unit, quantity.label
-    kinds: list[tuple[str, str, str, Statistic, np.ndarray]] = [
+    kinds: list[tuple[str, str, str, bootstrap.Statistic, np.ndarray]] = [
         ("correlation", f"trust: rank correlation with {label} error", "", rank_correlation, trust),
         ("same-step", "  among frames of the same step", "", at_one_step, trust),
         ("baseline", "  of the number of steps alone", "", rank_correlation, step),

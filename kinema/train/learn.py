@@ -21,7 +21,8 @@ from kinema.data.drawing import read_frame
 from kinema.data.files import write_text
 from kinema.data.lerobot import Dataset
 from kinema.data.options import JsonObject
-from kinema.evaluation.result import Result, Row, Series, describe_run, plain
+from kinema.evaluation import protocol
+from kinema.evaluation.result import Result
 from kinema.hardware.machine import find_device
 from kinema.model.goals import encode_goal, encode_place
 from kinema.model.parts import save_part
@@ -325,12 +326,11 @@ def _write_curve(config: LearnConfig, name: str, curve: dict[int, dict[str, list
 
 def _result(world: World, config: LearnConfig, cloned: Float[np.ndarray, " E"] | None) -> Result:
     """Rows of the returns, and the curves."""
-    rng = np.random.default_rng(config.seed)
-    rows: list[Row] = []
-    series: list[Series] = []
+    run = protocol.Run("imagine", world, config, axis="update")
+    run.source = config.data
 
     def add(key: str, what: str, values: np.ndarray) -> None:
-        rows.append(Row.measure(key, what, "", _mean, values, rng=rng))
+        run.row(key, what, "", _mean, values)
 
     if cloned is not None:
         add("cloned/real", "cloned policy, real return", cloned)
@@ -343,29 +343,18 @@ def _result(world: World, config: LearnConfig, cloned: Float[np.ndarray, " E"] |
             add(f"{name}/{kind}", f"learned policy{trusts}, {kind} return", last[kind])
             values = [np.array(curve[update][kind]) for update in updates]
             what = f"{kind}{trusts}"
-            series.append(
-                Series.measure(f"{name}/{kind}", what, "", "return", updates, _mean, values, rng=rng)
-            )
+            run.curve(f"{name}/{kind}", what, "", "return", updates, _mean, values)
         if cloned is not None:
             gain = last["real"] - cloned
             add(f"{name}/gain", f"learned policy{trusts}, real return over the cloned one's", gain)
     begins = "first observations of the real environment" if config.env else "recorded frames"
-    return Result(
-        name="imagine",
-        world=world.name,
-        data=config.data,
-        axis="update",
-        protocol=plain(config),
-        run=describe_run(world),
-        rows=rows,
-        series=series,
-        notes=[
-            f"{config.episodes} episodes of {config.steps} steps at most, from {begins}, the same for all. "
-            "Intervals are 95%, over episodes. Policies take their likeliest actions.",
-            "At update 0 the learned policy is the cloned one, but observes after each action.",
-            *([] if config.env else ["Real returns were not measured: --env does that."]),
-        ],
-    )
+    run.notes = [
+        f"{config.episodes} episodes of {config.steps} steps at most, from {begins}, the same for all. "
+        "Intervals are 95%, over episodes. Policies take their likeliest actions.",
+        "At update 0 the learned policy is the cloned one, but observes after each action.",
+        *([] if config.env else ["Real returns were not measured: --env does that."]),
+    ]
+    return run.result()
 
 
 def _mean(values: np.ndarray) -> float:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from kinema import cli
+from kinema.evaluation.protocol import Run
 from kinema.evaluation.result import Row, describe_run
+from kinema.evaluation.speed import SpeedConfig
 from kinema.kits import Target
 from kinema.model.parts import fingerprint
 from kinema.simulation.world import World
@@ -27,10 +29,9 @@ def test_a_run_names_command_machine_versions_and_weights(monkeypatch: pytest.Mo
 
 
 def test_a_measured_row_has_its_interval_and_verdict() -> None:
-    values = np.arange(20.0)
-    row = Row.measure(
-        "a", "b", "px", np.mean, values, rng=np.random.default_rng(0), target=Target(must=12.0, aim=5.0)
-    )
+    run = Run("speed", World(tiny_config()), SpeedConfig(world="tiny"))
+    row = run.row("a", "b", "px", np.mean, np.arange(20.0), target=Target(must=12.0, aim=5.0))
+    assert run.rows == [row]
     assert row.low is not None
     assert row.high is not None
     assert row.low < row.value == 9.5 < row.high
