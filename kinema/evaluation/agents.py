@@ -140,11 +140,11 @@ class SimulatorAgent:
 
     def begin(self, task: Task, rng: np.random.Generator) -> None:
         self._task, self._rng = task, rng
-        self._warm_start.forget()
+        self._warm_start.reset()
 
     def act(self, history: History, env: TaskEnvironment) -> Actions:
         self._score.set(env.state, self._task.goal)
-        start = self._warm_start.guess(self._planner.config.horizon, last_action(self._world, history))
-        found = self._planner.plan(self._score, start, self._rng)
-        self._warm_start.keep(found.actions, self._chunk)
-        return restore_actions(self._world, found.actions)[: self._chunk]
+        start = self._warm_start.start(self._planner.config.horizon, last_action(self._world, history))
+        actions = self._planner.plan(self._score, start, self._rng).actions
+        self._warm_start.keep(actions, self._chunk)
+        return restore_actions(self._world, actions)[: self._chunk]

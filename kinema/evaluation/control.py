@@ -14,6 +14,7 @@ from tqdm import tqdm
 from kinema.evaluation import bootstrap
 from kinema.evaluation.protocol import RecordingOptions, ResultOptions, Run, WorldOptions, run_protocol
 from kinema.evaluation.rollout import Segment, concatenate_segments, simulate_once
+from kinema.evaluation.verdict import add_verdict
 from kinema.kits import Quantity
 from kinema.options import at_least
 from kinema.simulation.world import World
@@ -33,9 +34,11 @@ class ControlConfig(WorldOptions, RecordingOptions, ResultOptions):
     """Steps by which the delayed actions are late."""
     batch: int = 64
     """Sessions simulated together."""
+    dimensions: int = 16
+    """Most action dimensions that are shuffled alone, for the verdict; 0 leaves them out."""
 
     def __post_init__(self) -> None:
-        at_least(self, steps=2, rollouts=1, seeds=1, seed=0, context=1, delay=1, batch=1)
+        at_least(self, steps=2, rollouts=1, seeds=1, seed=0, context=1, delay=1, batch=1, dimensions=0)
 
 
 def control(config: ControlConfig) -> int:
@@ -65,6 +68,7 @@ def measure_control(run: Run) -> None:
         "Inverse dynamics: the world's own estimate of the actions between frames; its agreement is the "
         "share of their variance that it explains, 100% at best. That of real frames is the ceiling.",
     ]
+    add_verdict(run, segments, actions["true"], errors)
 
 
 def wrong_actions(true: np.ndarray, delay: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

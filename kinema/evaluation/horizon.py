@@ -285,8 +285,6 @@ class Horizon:
         if self.detector is not None:
             for kind, segment in {"simulated": shown, "codec": codec, "real": real}.items():
                 measured[f"valid/{kind}"] = self.detector.is_valid(segment.frames).astype(float)
-        if shown.trust is not None:
-            measured["trust"] = shown.trust
         if probe is not None and shown.state is not None:
             measured["valid/probe"] = shown.state.is_valid.astype(float)
             measured["valid/probe-real"] = probe.read(real.frames).is_valid.astype(float)

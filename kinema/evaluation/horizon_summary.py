@@ -138,7 +138,7 @@ class _Summary:
     def _add_trust(self) -> None:
         """Add how well trust ranks errors."""
         measured = self._horizon.measured
-        if "trust" not in measured:
+        if "simulated/trust" not in measured:
             return
 
         def by_rollout(key: str) -> np.ndarray:
@@ -146,13 +146,13 @@ class _Summary:
             values = np.moveaxis(measured[key][: len(self._marks)], 1, 0)
             return values.reshape(len(values), -1)
 
-        steps = np.repeat(np.array(self._marks), measured["trust"][0, 0].size)
+        steps = np.repeat(np.array(self._marks), measured["simulated/trust"][0, 0].size)
         for quantity, name in [
             *((q, f"simulated/{q.key}") for q in self._quantities),
             (FRAME, "model/frame"),
         ]:
             if name in measured:
-                add_trust(self._run, quantity, by_rollout("trust"), by_rollout(name), steps)
+                add_trust(self._run, quantity, by_rollout("simulated/trust"), by_rollout(name), steps)
 
     def _add_notes(self) -> None:
         """Add what was compared, and what was left out and why."""

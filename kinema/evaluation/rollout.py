@@ -336,12 +336,18 @@ def repeat_last(
 
 
 def measure_errors(world: World, shown: Segment, real: Segment, probe: Probe | None) -> dict[str, np.ndarray]:
-    """Return the errors ``N`` of observations against real ones by quantity, as far as both have it."""
+    """Return the errors ``N`` of observations against real ones by quantity, as far as both have it; of
+    several cameras also those of each (``frame/CAMERA``), and trust."""
     measured: dict[str, np.ndarray] = {}
     if probe is not None and shown.state is not None and real.state is not None:
         measured |= {q.key: errors(q, shown.state, real.state) for q in probe.quantities}
     if shown.frames:
         measured[FRAME.key] = frame_error(shown.frames, real.frames)
+        for camera in shown.frames if len(shown.frames) > 1 else ():
+            one = {camera: shown.frames[camera]}
+            measured[f"{FRAME.key}/{camera}"] = frame_error(one, real.frames)
+    if shown.trust is not None:
+        measured["trust"] = shown.trust
     if shown.proprio is not None and real.proprio is not None:
         measured[PROPRIO.key] = proprio_error(world, shown.proprio, real.proprio)
     return measured

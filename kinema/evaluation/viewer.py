@@ -103,7 +103,7 @@ class Log:
         Image.fromarray(shown).save(buffer, format="PNG", compress_level=1)
         self._stream.log(path, rerun.EncodedImage(contents=buffer.getvalue(), media_type="image/png"))
 
-    def number(self, path: list[str], value: float) -> None:
+    def number(self, path: list[str], value: Any) -> None:
         """Log a number; one that is not finite leaves a gap."""
         import rerun
 

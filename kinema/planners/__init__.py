@@ -1,4 +1,4 @@
-"""Search for actions: planners propose candidates, a score judges them, and that is all they know of each
+"""Search for actions: planners propose candidates, a score rates them, and neither knows more of the
 other."""
 
 from kinema.planners.choose import (
@@ -14,7 +14,7 @@ from kinema.planners.cross_entropy import CrossEntropy
 from kinema.planners.mppi import MPPI
 from kinema.planners.propose import CheckProposals, ProposeAndCheck, Proposer
 from kinema.planners.scores import Distance, Goal, WorldScore
-from kinema.planners.search import Found, Planner, Score, SearchConfig, check_planner
+from kinema.planners.search import Planner, Score, SearchConfig, Solution, check_planner
 
 __all__ = [
     "MPPI",
@@ -25,7 +25,6 @@ __all__ = [
     "Controller",
     "CrossEntropy",
     "Distance",
-    "Found",
     "Goal",
     "Plan",
     "Planner",
@@ -34,6 +33,7 @@ __all__ = [
     "Proposer",
     "Score",
     "SearchConfig",
+    "Solution",
     "WorldScore",
     "check_planner",
     "find_proposer",

@@ -1,11 +1,12 @@
-"""The cross-entropy method (Rubinstein 1999; for plans: Kobilarov 2012): next, draw as the best ones lie."""
+"""The cross-entropy method (Rubinstein 1999; for plans: Kobilarov 2012): draw the next candidates as the best
+of the last are distributed."""
 
 import dataclasses
 
 import numpy as np
 from jaxtyping import Float
 
-from kinema.planners.search import Found, Score, SearchConfig, search
+from kinema.planners.search import Score, SearchConfig, Solution, search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +15,7 @@ class CrossEntropy:
 
     config: SearchConfig = dataclasses.field(default_factory=SearchConfig)
 
-    def plan(self, score: Score, start: Float[np.ndarray, "H A"], rng: np.random.Generator) -> Found:
+    def plan(self, score: Score, start: Float[np.ndarray, "H A"], rng: np.random.Generator) -> Solution:
         def refit(knots: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             elites = knots[np.argsort(scores)[-self.config.elites :]]
             return elites.mean(axis=0), elites.std(axis=0)

@@ -1,12 +1,12 @@
-"""Model-predictive path integral control (1509.01149), with the elites of TD-MPC2 (2310.16828): next, draw
-around the mean of the best ones, weighed by how good they are."""
+"""Model-predictive path integral control (1509.01149), with the elites of TD-MPC2 (2310.16828): draw the next
+candidates around the mean of the best, weighted by their scores."""
 
 import dataclasses
 
 import numpy as np
 from jaxtyping import Float
 
-from kinema.planners.search import Found, Score, SearchConfig, search
+from kinema.planners.search import Score, SearchConfig, Solution, search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class MPPI:
         if not self.temperature > 0.0:
             raise ValueError(f"temperature={self.temperature}: it must be above 0")
 
-    def plan(self, score: Score, start: Float[np.ndarray, "H A"], rng: np.random.Generator) -> Found:
+    def plan(self, score: Score, start: Float[np.ndarray, "H A"], rng: np.random.Generator) -> Solution:
         def refit(knots: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             chosen = np.argsort(scores)[-self.config.elites :]
             elites, values = knots[chosen], scores[chosen]

@@ -1,4 +1,4 @@
-"""How good candidates are: simulated in a world, in latents, all at once."""
+"""Scores of candidates: all are simulated in a world at once, in latents."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,17 +16,16 @@ from kinema.simulation.step import Step
 Measure = Literal["steps", "codes", "latents"]
 MeasureOrAuto = Literal["auto", "steps", "codes", "latents"]
 Distance = Callable[[SimulationBatch], Float[np.ndarray, " B"]]
-"""How far the present frames of sessions are from what is wanted."""
-Run = Callable[[Callable[[], Any]], Any]
-"""Carries out a piece of work, at a time of its own choosing, and gives what comes of it."""
+"""Measures the distance of the present frames of sessions from a goal."""
+Execute = Callable[[Callable[[], Any]], Any]
+"""Executes a piece of work, at a time of its own choosing, and returns its result."""
 END_SHARE = 0.5
 PROPRIO_WEIGHT = 2.0
-"""How much proprioception counts beside a code, both root mean squares of numbers within [-1, 1]."""
+"""Weight of proprioception beside a code, both root mean squares of numbers within [-1, 1]."""
 
 
 def resolve_measure(world: WorldModel, measure: MeasureOrAuto) -> Measure:
-    """``auto`` is steps where the world has heads to tell them, else codes where it has a manifold, else
-    latents."""
+    """Resolve ``auto``: steps where the world has heads, else codes where it has a manifold, else latents."""
     if measure != "auto":
         return measure
     if world.heads is not None:
@@ -36,23 +35,22 @@ def resolve_measure(world: WorldModel, measure: MeasureOrAuto) -> Measure:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What is wanted: a goal picture, reward, or both."""
+    """A goal frame, a reward, or both."""
 
     target: Float[Tensor, "1 G"] | Distance | None = None
-    """The goal as ``kinema.model.goals.encode_goal`` gives it, or what tells the distance from it."""
+    """The goal as ``kinema.model.goals.encode_goal`` gives it, or a function that measures the distance."""
     measure: Measure = "steps"
-    """How far a frame is from the target: the steps that the heads foretell; or, which needs no heads, the
-    root mean square difference of codes in the manifold, with that of proprioception beside it; or that of
-    latents (of proprioception, in a world without cameras), in which what is small hardly counts. A target
-    that tells the distance itself is asked instead."""
+    """Distance of a frame from the target: the steps that the heads predict; or, without heads, the root mean
+    square difference of codes in the manifold, with that of proprioception beside it; or that of latents (of
+    proprioception, in a world without cameras), in which small things hardly count."""
     reward_weight: float = 0.0
     """Weight of the sum of rewards, beside a weight of one for the distance."""
     end_share: float = END_SHARE
-    """How much of the distance is that of the last step; the rest is the mean over the steps, so that of two
-    plans that arrive the faster one is better."""
+    """Share of the distance at the last step; the rest is the mean over the steps, so that the faster of two
+    plans that arrive is better."""
     min_trust: float | None = None
-    """While trust is under this, a candidate counts as no nearer to the goal than it has been at most, and as
-    without reward."""
+    """While trust is under this, a candidate counts as far from the goal as it ever was, and gets no
+    reward."""
 
     def __post_init__(self) -> None:
         if self.target is None and not self.reward_weight:
@@ -63,23 +61,23 @@ class Goal:
             raise ValueError(f"end_share={self.end_share}: it is a share, from 0 to 1")
 
     def check(self, world: WorldModel) -> None:
-        """Raises WorldError where the world has not what this needs."""
+        """Raise WorldError where the world lacks a part that the goal needs."""
         if self.reward_weight or (isinstance(self.target, Tensor) and self.measure == "steps"):
             world.require_heads()
         if isinstance(self.target, Tensor) and self.measure == "codes" and world.manifold is None:
             raise WorldError(f"world '{world.name}' has no manifold, so no codes: take the measure 'latents'")
         if self.min_trust is not None and world.manifold is None:
-            raise WorldError(f"min_trust={self.min_trust}: world '{world.name}' does not tell trust")
+            raise WorldError(f"min_trust={self.min_trust}: world '{world.name}' does not compute trust")
 
     def distance(self, world: WorldModel, sessions: SimulationBatch) -> Float[np.ndarray, " B"]:
-        """How far the present frames of sessions are from the target."""
+        """Measure the distance of the present frames of sessions from the target."""
         assert self.target is not None
         if not isinstance(self.target, Tensor):
             return self.target(sessions)
         return self.distance_from(world, world.place(sessions.latents, sessions.normalized_proprio))
 
     def distance_from(self, world: WorldModel, here: Float[Tensor, "B G"]) -> Float[np.ndarray, " B"]:
-        """How far places, as ``WorldModel.place`` gives them, are from a target that is one."""
+        """Measure the distance of state features, as ``WorldModel.place`` gives them, from the target."""
         assert isinstance(self.target, Tensor)
         target = self.target.expand(len(here), -1)
         if self.measure != "steps":
@@ -102,38 +100,37 @@ class WorldScore:
         goal: Goal,
         *,
         max_batch: int = 256,
-        run: Run = lambda work: work(),
+        run: Execute = lambda work: work(),
     ):
-        """Candidates will start from where ``session`` is.
+        """Let candidates start at the present state of ``session``.
 
         Args:
-            session: alone, or a batch of one.
-            goal: what is wanted.
-            max_batch: candidates that are simulated together; more are done in parts.
-            run: carries out every piece of the work, which is one step of one part; a server lets others have
-                their turn between.
+            session: one session, or a batch of one.
+            goal: the goal.
+            max_batch: candidates that are simulated together; more are simulated in parts.
+            run: executes every piece of the work, one step of one part; a server serves others between.
 
         Raises:
-            WorldError: the world has not the heads that the goal needs.
+            WorldError: the world lacks the heads that the goal needs.
         """
         goal.check(session.world)
         self.session, self.goal, self.max_batch, self._run = session, goal, max_batch, run
         self.num_steps = 0
-        """Steps simulated so far, those of all candidates together."""
+        """Simulated steps so far, those of all candidates together."""
         self.num_batched_steps = 0
-        """Steps simulated so far, those of a batch counted once."""
+        """Simulated steps so far, those of a batch counted once."""
         self.num_other_calls = 0
-        """Calls of the dynamics so far that simulated nothing, but proposed what to do."""
+        """Calls of the dynamics so far that proposed actions."""
 
     @property
     def num_network_calls(self) -> int:
-        """Calls of the dynamics so far: those that find each frame, one more to keep it where they are
+        """Calls of the dynamics so far: those that denoise each frame, one more to commit it where there are
         several, and those of proposals."""
         calls = self.session.world.config.num_denoising_steps
         return self.num_batched_steps * (calls + (calls > 1)) + self.num_other_calls
 
     def count(self, num: int, horizon: int) -> None:
-        """So many more steps of so many sessions were simulated."""
+        """Count ``horizon`` more steps of ``num`` sessions."""
         self.num_steps += num * horizon
         self.num_batched_steps += horizon
 
@@ -172,11 +169,11 @@ class WorldScore:
         return scores
 
     def fork(self, num: int) -> SimulationBatch:
-        """Futures for so many candidates, from where the session is."""
+        """Fork futures for ``num`` candidates from the session."""
         return self.session.fork(num, max_rewind=0)
 
     def _advance(self, sessions: SimulationBatch, actions: np.ndarray) -> tuple[Step, np.ndarray | None]:
-        """One step of every candidate, and how far from the target it led."""
+        """Simulate one step of every candidate, and measure its distance from the target."""
         step = sessions.step(actions, decode=False, judge=bool(self.goal.reward_weight))
         if self.goal.target is None:
             return step, None
@@ -184,20 +181,20 @@ class WorldScore:
 
 
 def worth(distances: Float[np.ndarray, "*batch T"], end_share: float) -> Float[np.ndarray, "*batch"]:
-    """What coming so near to a goal is worth: minus the distance, of which ``end_share`` is that of the last
-    step and the rest the mean over the steps."""
+    """Return minus the distance from a goal, of which ``end_share`` is that of the last step and the rest the
+    mean over the steps."""
     return -end_share * distances[..., -1] - (1.0 - end_share) * distances.mean(axis=-1)
 
 
 def _size(offsets: Float[Tensor, "B N"]) -> Float[Tensor, " B"]:
-    """Root mean squares; zero of nothing."""
+    """Return root mean squares; zero without numbers."""
     return offsets.square().sum(-1).div(max(1, offsets.shape[-1])).sqrt()
 
 
 def restore_actions(
     world: WorldModel, actions: Float[np.ndarray, "*batch V"]
 ) -> Float[np.ndarray, "*batch A"]:
-    """Normalised actions in the units of the dataset."""
+    """Return normalised actions in the units of the dataset."""
     tensor = torch.from_numpy(np.asarray(actions, dtype=np.float32)).to(world.device)
     return world.action_normalizer.restore(tensor).cpu().numpy()
 
@@ -205,6 +202,6 @@ def restore_actions(
 def normalize_actions(
     world: WorldModel, actions: Float[np.ndarray, "*batch A"]
 ) -> Float[np.ndarray, "*batch V"]:
-    """Actions in the units of the dataset, normalised."""
+    """Return actions in the units of the dataset, normalised."""
     tensor = torch.from_numpy(np.asarray(actions, dtype=np.float32)).to(world.device)
     return world.action_normalizer.normalize(tensor).cpu().double().numpy()

@@ -15,13 +15,13 @@ from kinema.simulation.world import World, load
 from kinema.types import Seen
 
 CONTEXT = 4
-"""Frames that it looks back at, unless told otherwise."""
+"""Frames of the past that it is given by default."""
 DRAW_STEPS = 4
 """Network calls in which proposals are drawn."""
 
 
 class ActingPolicy:
-    """A world that acts: in real environments, and for ``kinema record``."""
+    """Acts by a world's network: in real environments, and for ``kinema record``."""
 
     needs_frame = True
 
@@ -33,13 +33,13 @@ class ActingPolicy:
         goal: Any = None,
         context: int = CONTEXT,
     ):
-        """A policy for one episode after the other.
+        """Make a policy for one episode after the other.
 
         Args:
-            world: one that was taught to act.
-            observation_space: needed for ``act``, which is given observations as an environment makes them.
-            goal: picture ``H W 3``, or several by camera, or none.
-            context: frames that it looks back at.
+            world: a world that was trained to act.
+            observation_space: that of the environment; ``act`` needs it.
+            goal: frame ``H W 3``, or several by camera, or none.
+            context: frames of the past that it is given.
         """
         self.world = world
         self._history = History(world, context)
@@ -47,10 +47,10 @@ class ActingPolicy:
         self.set_goal(goal)
 
     def set_goal(self, goal: Any) -> None:
-        """Act for this goal from now on; None for no goal.
+        """Set the goal; None for no goal.
 
         Raises:
-            WorldError: it does not fit the world.
+            WorldError: the goal does not fit the world.
         """
         self._goal = None if goal is None else encode_goal(self.world, goal)
 
@@ -61,11 +61,11 @@ class ActingPolicy:
         self._last: np.ndarray | None = None
 
     def choose(self, seen: Seen) -> Float[np.ndarray, " A"]:
-        """The action for what is seen, in the units of the dataset. Half of a chunk is done before it looks
-        again.
+        """Return the action for an observation, in the units of the dataset. Half of a chunk is executed
+        before the next is predicted.
 
         Raises:
-            WorldError: the world was not taught to act, or what is seen does not fit it.
+            WorldError: the world was not trained to act, or the observation does not fit it.
         """
         if self._last is None:
             self._history.begin(seen)
@@ -90,14 +90,14 @@ class ActingPolicy:
         key = self.world.config.proprio_key
         return self.choose(
             Seen(
-                frames={camera: pictures[0] for camera, pictures in shown.items()},
+                frames={camera: frames[0] for camera, frames in shown.items()},
                 proprio=None if key is None else vectors.get(key),
             )
         )
 
 
 class ActProposer:
-    """The network as planners use it: what it might do, drawn anew for each session."""
+    """Draws the next actions of each session from the network, for planners."""
 
     name = "act"
     num_network_calls = DRAW_STEPS
@@ -110,12 +110,12 @@ class ActProposer:
 
 
 def make(observation_space: Any, *, world: str, goal: str | None = None) -> ActingPolicy:
-    """The policy from plain arguments, as ``kinema record --policy act --policy-args`` has them: the folder
-    of a world that acts, and the file of a goal picture."""
+    """Make the policy from the arguments of ``kinema record --policy act --policy-args``: the folder of a
+    world that acts, and the file of a goal frame."""
     from kinema.data.drawing import read_frame
 
     loaded = load(world)
     if not loaded.can_act:
         loaded.require_acting()
-    picture = None if goal is None else read_frame(goal)
-    return ActingPolicy(loaded, observation_space=observation_space, goal=picture)
+    frame = None if goal is None else read_frame(goal)
+    return ActingPolicy(loaded, observation_space=observation_space, goal=frame)

@@ -1,8 +1,8 @@
-"""Behaviour cloning: a small policy that does what the recordings did, with or without a goal.
+"""Behaviour cloning: a small policy that acts as the recordings do, with or without a goal.
 
 It reads the latents and the proprioception of the last two frames and gives a mixture of normal distributions
-over the next few actions, since recordings do different things in the same place (as BC-GMM in robomimic,
-2108.03298). Goals are frames that the same episode came to later (hindsight, as in 1903.01973).
+over the next few actions, since recordings act differently in the same state (as BC-GMM in robomimic,
+2108.03298). Goals are later frames of the same episode (relabelled in hindsight, as in 1903.01973).
 """
 
 import dataclasses
@@ -19,12 +19,14 @@ from kinema.model.goals import encode_goal, encode_place
 from kinema.model.heads import PlaceFeatures, PlaceSizes, ResidualMLP, to_device
 from kinema.model.parts import load_part
 from kinema.model.world import WorldError
+from kinema.options import at_least
 from kinema.simulation.session import SimulationBatch
 from kinema.simulation.world import World, load
 from kinema.types import Seen
 
+Mixture = torch.distributions.MixtureSameFamily
 CLONE_FILE = "clone.safetensors"
-"""Where ``kinema train --clone`` leaves the policy in the world's folder."""
+"""File of the policy in the world's folder, written by ``kinema train --clone``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,26 +34,24 @@ class CloneConfig:
     width: int = 384
     """Width of the residual MLP."""
     depth: int = 3
-    """Its blocks."""
+    """Blocks of the residual MLP."""
     chunk: int = 8
-    """Actions that are foretold together."""
+    """Actions that are predicted together."""
     num_modes: int = 5
     """Normal distributions of the mixture."""
     max_steps: int = 100
-    """Goals are up to so many steps away."""
+    """Most steps to a goal."""
     goal_dropout: float = 0.2
-    """Share of the updates' examples without a goal, so that the policy can also act without one."""
+    """Share of the examples without a goal, so that the policy can also act without one."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "chunk", "num_modes", "max_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: at least 1 is needed")
+        at_least(self, width=1, depth=1, chunk=1, num_modes=1, max_steps=1)
         if not 0.0 <= self.goal_dropout <= 1.0:
             raise ValueError(f"goal_dropout={self.goal_dropout}: it is a share, from 0 to 1")
 
 
 class Clone(nn.Module):
-    """The network of the policy."""
+    """Predicts a mixture over the next actions from state features."""
 
     LOWEST_LOG_STD = -4.0
 
@@ -72,38 +72,33 @@ class Clone(nn.Module):
         now: Float[Tensor, "N G"],
         goal: Float[Tensor, "N G"],
         has_goal: Bool[Tensor, " N"],
-    ) -> torch.distributions.MixtureSameFamily:
-        """The distribution of the next actions, normalised and flat (``chunk * A``)."""
-        found = (
-            self.network(self.features.of_aim(before, now, goal, has_goal))
-            .float()
-            .unflatten(-1, (self.config.num_modes, -1))
-        )
-        logits, means, log_stds = found.split((1, self.num_numbers, self.num_numbers), dim=-1)
+    ) -> Mixture:
+        """Return the distribution of the next actions, normalised and flat (``chunk * A``)."""
+        outputs = self.network(self.features.of_aim(before, now, goal, has_goal)).float()
+        outputs = outputs.unflatten(-1, (self.config.num_modes, -1))
+        logits, means, log_stds = outputs.split((1, self.num_numbers, self.num_numbers), dim=-1)
         stds = log_stds.clamp(self.LOWEST_LOG_STD, 1.0).exp()
         parts = torch.distributions.Independent(torch.distributions.Normal(means, stds), 1)
-        return torch.distributions.MixtureSameFamily(
-            torch.distributions.Categorical(logits=logits[..., 0]), parts
-        )
+        return Mixture(torch.distributions.Categorical(logits=logits[..., 0]), parts)
 
 
 @dataclasses.dataclass(frozen=True)
 class CloneBatch:
-    """Moments, their goals, and what was done."""
+    """State features of recorded frames and their goals, and the recorded actions."""
 
     before: Float[Tensor, "N G"]
     now: Float[Tensor, "N G"]
     goal: Float[Tensor, "N G"]
     actions: Float[Tensor, "N C A"]
-    """Normalised actions from this moment on."""
+    """Normalised actions from ``now`` on."""
 
     def to(self, device: torch.device) -> "CloneBatch":
-        """The same on another device."""
+        """Move all to a device."""
         return CloneBatch(**to_device(self, device))
 
 
 class CloneObjective(nn.Module):
-    """``module(batch) -> (loss, metrics)``: the likelihood of what was done."""
+    """``module(batch) -> (loss, metrics)``: the likelihood of the recorded actions."""
 
     def __init__(self, clone: Clone):
         super().__init__()
@@ -115,21 +110,21 @@ class CloneObjective(nn.Module):
         device = batch.goal.device
         draws = torch.rand(len(batch.goal), generator=generator, device=device)
         has_goal = draws >= self.clone.config.goal_dropout
-        found = self.clone(batch.before, batch.now, batch.goal, has_goal)
-        loss = -found.log_prob(batch.actions.flatten(1)).mean() / self.clone.num_numbers
-        error = (most_likely(found) - batch.actions.flatten(1)).abs().mean()
+        mixture = self.clone(batch.before, batch.now, batch.goal, has_goal)
+        loss = -mixture.log_prob(batch.actions.flatten(1)).mean() / self.clone.num_numbers
+        error = (most_likely(mixture) - batch.actions.flatten(1)).abs().mean()
         return loss, {"action_error": error.detach()}
 
 
-def most_likely(found: torch.distributions.MixtureSameFamily) -> Float[Tensor, "N V"]:
-    """The middle of the mode that is chosen most often."""
-    means = found.component_distribution.mean
-    best = found.mixture_distribution.logits.argmax(-1)
+def most_likely(mixture: Mixture) -> Float[Tensor, "N V"]:
+    """Return the mean of the likeliest mode."""
+    means = mixture.component_distribution.mean
+    best = mixture.mixture_distribution.logits.argmax(-1)
     return means[torch.arange(len(means), device=means.device), best]
 
 
 class ClonedPolicy:
-    """A clone that acts: in real environments, in a world, and for ``kinema record``."""
+    """Acts by a clone: in real environments, in a world, and for ``kinema record``."""
 
     needs_frame = True
 
@@ -143,13 +138,13 @@ class ClonedPolicy:
         noise: float = 0.0,
         is_greedy: bool = True,
     ):
-        """A policy for one episode after the other.
+        """Make a policy for one episode after the other.
 
         Args:
-            world: whose latents it reads.
+            world: the world whose latents the clone reads.
             clone: the network.
-            observation_space: needed for ``act``, which is given observations as an environment makes them.
-            goal: picture ``H W 3``, or none.
+            observation_space: that of the environment; ``act`` needs it.
+            goal: frame ``H W 3``, or none.
             noise: deviation of normal noise on every action, in halves of the range of the recorded ones.
             is_greedy: take the most likely actions; else draw them.
         """
@@ -164,14 +159,14 @@ class ClonedPolicy:
 
     @property
     def actions_per_look(self) -> int:
-        """Actions of a chunk that are done."""
+        """Executed actions of a chunk."""
         return self.clone.config.chunk - self.clone.config.chunk // 2
 
     def set_goal(self, goal: Any) -> None:
-        """Act for this goal from now on: a picture ``H W 3``, or several by camera; None for no goal.
+        """Set the goal: a frame ``H W 3``, or several by camera; None for no goal.
 
         Raises:
-            WorldError: the picture does not fit the world.
+            WorldError: the frame does not fit the world.
         """
         self._goal = None if goal is None else encode_goal(self.world, goal)
 
@@ -182,12 +177,12 @@ class ClonedPolicy:
         self._plan: list[np.ndarray] = []
 
     def choose(self, seen: Seen) -> Float[np.ndarray, " A"]:
-        """The action for what is seen, in the units of the dataset. A chunk is half used before the next is
-        made."""
+        """Return the action for an observation, in the units of the dataset. Half of a chunk is executed
+        before the next is predicted."""
         here = encode_place(self.world, seen)
         if len(self._plan) <= self.clone.config.chunk - self.actions_per_look:
             before = here if self._last is None else self._last
-            self._plan = list(self.foretell(before, here, self._goal))
+            self._plan = list(self.predict(before, here, self._goal))
         self._last = here
         return self._plan.pop(0)
 
@@ -203,22 +198,21 @@ class ClonedPolicy:
         return self.choose(Seen(frames=frames, proprio=proprio))
 
     @torch.inference_mode()
-    def foretell(
+    def predict(
         self, before: Float[Tensor, "1 G"], here: Float[Tensor, "1 G"], goal: Float[Tensor, "1 G"] | None
     ) -> Float[np.ndarray, "C A"]:
-        """The next actions, in the units of the dataset, from two frames that follow each other
-        (``World.place``)."""
+        """Predict the next actions, in the units of the dataset, from the state features (``World.place``)
+        of two consecutive frames."""
         has_goal = torch.tensor([goal is not None], device=self.world.device)
-        found = self.clone(before, here, here if goal is None else goal, has_goal)
-        actions = most_likely(found) if self.is_greedy else draw(found, self._rng)
+        mixture = self.clone(before, here, here if goal is None else goal, has_goal)
+        actions = most_likely(mixture) if self.is_greedy else draw(mixture, self._rng)
         actions = actions.unflatten(-1, (-1, self.clone.action_dim))[0]
         actions = actions + self.noise * torch.from_numpy(self._rng.normal(size=actions.shape)).to(actions)
         return self.world.action_normalizer.restore(actions.clamp(-1.0, 1.0)).cpu().numpy()
 
 
 class CloneProposer:
-    """A clone as planners use it: it draws the next chunk of actions, from what the last two frames of each
-    session show."""
+    """Draws the next chunk of actions from a clone, for planners, by the last two frames of each session."""
 
     name = "cloned"
     num_network_calls = 0
@@ -235,15 +229,16 @@ class CloneProposer:
         before = world.place(*sessions.frame_before)
         goal = now if target is None else target.expand(len(now), -1)
         has_goal = torch.full((len(now),), target is not None, device=world.device)
-        found = self.clone(before, now, goal, has_goal)
-        actions = draw(found, rng).unflatten(-1, (-1, self.clone.action_dim))
+        actions = draw(self.clone(before, now, goal, has_goal), rng).unflatten(
+            -1, (-1, self.clone.action_dim)
+        )
         return world.action_normalizer.restore(actions.clamp(-1.0, 1.0)).cpu().numpy()
 
 
-def draw(found: torch.distributions.MixtureSameFamily, rng: np.random.Generator) -> Float[Tensor, "N V"]:
-    """One draw from each of the distributions."""
-    parts = found.component_distribution
-    probabilities = found.mixture_distribution.probs.cpu().double().numpy()
+def draw(mixture: Mixture, rng: np.random.Generator) -> Float[Tensor, "N V"]:
+    """Draw once from each distribution."""
+    parts = mixture.component_distribution
+    probabilities = mixture.mixture_distribution.probs.cpu().double().numpy()
     shares = (probabilities / probabilities.sum(-1, keepdims=True)).cumsum(-1)
     modes = (rng.random((len(shares), 1)) > shares).sum(-1).clip(max=shares.shape[-1] - 1)
     rows = torch.arange(len(modes), device=parts.mean.device)
@@ -253,20 +248,20 @@ def draw(found: torch.distributions.MixtureSameFamily, rng: np.random.Generator)
 
 
 def new_clone(world: World, config: CloneConfig) -> Clone:
-    """A network of the right size for a world, with the weights that networks begin with."""
+    """Make a network of the right size for a world, untrained."""
     return Clone(config, sizes=world.place_sizes, action_dim=world.config.dynamics.action_dim)
 
 
 def find_clone(world: World, folder: str | Path) -> Clone | None:
-    """The cloned policy beside a world, where there is one. Raises PartError where it is corrupt."""
+    """Load the cloned policy beside a world; None without one. Raises PartError where it is corrupt."""
     return load_clone(world, folder) if (Path(folder) / CLONE_FILE).is_file() else None
 
 
 def load_clone(world: World, folder: str | Path) -> Clone:
-    """The policy that ``kinema train --clone`` left in a world's folder.
+    """Load the policy that ``kinema train --clone`` wrote into a world's folder.
 
     Raises:
-        WorldError: there is none; it says how to get it.
+        WorldError: there is none.
         PartError: the file is corrupt or belongs to another world.
     """
     path = Path(folder) / CLONE_FILE
@@ -279,12 +274,12 @@ def load_clone(world: World, folder: str | Path) -> Clone:
 
 
 def make(observation_space: Any, *, world: str, goal: str | None = None, noise: float = 0.0) -> ClonedPolicy:
-    """The policy from plain arguments, as ``kinema record --policy cloned --policy-args`` has them: the
-    folder of a world with a clone, the file of a goal picture, and the deviation of noise on the actions."""
+    """Make the policy from the arguments of ``kinema record --policy cloned --policy-args``: the folder of a
+    world with a clone, the file of a goal frame, and the deviation of noise on the actions."""
     from kinema.data.drawing import read_frame
 
     loaded = load(world)
-    picture = None if goal is None else read_frame(goal)
+    frame = None if goal is None else read_frame(goal)
     return ClonedPolicy(
-        loaded, load_clone(loaded, world), observation_space=observation_space, goal=picture, noise=noise
+        loaded, load_clone(loaded, world), observation_space=observation_space, goal=frame, noise=noise
     )

@@ -1,4 +1,4 @@
-"""Policies that do not look: they need only the space of actions, a ``gymnasium.Space``."""
+"""Policies without observations: they need only the space of actions, a ``gymnasium.Space``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ class RandomPolicy:
 
 
 class ZeroPolicy:
-    """Does nothing, as far as the action space has a nothing: zeros within the bounds, the first choice."""
+    """Always gives the action nearest to nothing: zeros within the bounds, the first choice."""
 
     is_blind = True
 

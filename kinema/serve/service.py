@@ -306,7 +306,7 @@ class Service:
             if wanted is not None:
                 goal = encode_place(self.world, Seen(frames=wanted.frames or {}, proprio=wanted.proprio))
             before, here = session.simulation.last_places(2)
-            return policy.foretell(before, here, goal)
+            return policy.predict(before, here, goal)
 
         return await self.engine.run(act)
 

@@ -19,7 +19,7 @@ from kinema.planners import (
     check_planner,
 )
 from kinema.planners.scores import Measure, normalize_actions, restore_actions
-from kinema.planners.search import WarmStart, between
+from kinema.planners.search import WarmStart, interpolate
 from kinema.simulation.starts import History
 from kinema.simulation.world import World
 from kinema.types import Seen
@@ -93,18 +93,18 @@ def test_a_score_that_is_no_number_is_refused() -> None:
 
 def test_actions_between_knots_are_on_straight_lines() -> None:
     knots = np.array([[[0.0], [1.0], [-1.0]]])
-    np.testing.assert_allclose(between(knots, 5)[0, :, 0], [0.0, 0.5, 1.0, 0.0, -1.0])
-    np.testing.assert_allclose(between(knots[:, :1], 3)[0, :, 0], 0.0)
-    np.testing.assert_allclose(between(knots, 3), knots)
+    np.testing.assert_allclose(interpolate(knots, 5)[0, :, 0], [0.0, 0.5, 1.0, 0.0, -1.0])
+    np.testing.assert_allclose(interpolate(knots[:, :1], 3)[0, :, 0], 0.0)
+    np.testing.assert_allclose(interpolate(knots, 3), knots)
 
 
 def test_a_warm_start_goes_on_with_the_last_plan() -> None:
     warm, last = WarmStart(), np.array([0.3])
-    np.testing.assert_array_equal(warm.guess(3, last)[:, 0], [0.3, 0.3, 0.3])
+    np.testing.assert_array_equal(warm.start(3, last)[:, 0], [0.3, 0.3, 0.3])
     warm.keep(np.array([[0.1], [0.2], [0.4]]), 1)
-    np.testing.assert_array_equal(warm.guess(4, last)[:, 0], [0.2, 0.4, 0.4, 0.4])
-    warm.forget()
-    np.testing.assert_array_equal(warm.guess(2, last)[:, 0], [0.3, 0.3])
+    np.testing.assert_array_equal(warm.start(4, last)[:, 0], [0.2, 0.4, 0.4, 0.4])
+    warm.reset()
+    np.testing.assert_array_equal(warm.start(2, last)[:, 0], [0.3, 0.3])
 
 
 def test_units_of_actions_go_back_and_forth(world: World) -> None:
@@ -193,7 +193,7 @@ def test_the_world_must_have_what_the_goal_needs() -> None:
     start = vectors.start(None, proprio=np.zeros((1, 2)))
     with pytest.raises(WorldError, match="no manifold, so no codes"):
         WorldScore(start, Goal(target=torch.zeros(1, 2), measure="codes"))
-    with pytest.raises(WorldError, match="does not tell trust"):
+    with pytest.raises(WorldError, match="does not compute trust"):
         WorldScore(start, Goal(target=torch.zeros(1, 2), measure="latents", min_trust=0.5))
 
 
@@ -229,7 +229,7 @@ def test_a_controller_plans_from_what_was_seen(world: World) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"horizon": 0}, "horizon=0"),
+        ({"horizon": 0}, "horizon is 0"),
         ({"num_knots": 9, "horizon": 8}, "a plan has only horizon=8"),
         ({"elites": 50}, "there are only candidates=40"),
         ({"min_std": 0.0}, "0 < min_std <= std"),

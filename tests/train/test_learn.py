@@ -170,12 +170,12 @@ def test_a_rollout_is_what_the_sessions_do(world: World) -> None:
     session = world.start(random_frames(3), random_actions(2), proprio=np.zeros((3, 2)))
     sessions = session._batch.select([0, 0], [5, 6])
     batch = imagine(objective_of(world), sessions, num_steps=3, rng=np.random.default_rng(0))
-    assert batch.places.shape == (5, 2, sum(world.place_sizes))
+    assert batch.states.shape == (5, 2, sum(world.place_sizes))
     again = session._batch.select([0, 0], [5, 6])
     for t in range(3):
         done = world.action_normalizer.restore(batch.actions[t].clamp(-1, 1)).numpy()
         step = again.step(done, decode=False)
-        torch.testing.assert_close(batch.places[t + 2], world.place(again.latents, again.normalized_proprio))
+        torch.testing.assert_close(batch.states[t + 2], world.place(again.latents, again.normalized_proprio))
         np.testing.assert_allclose(batch.rewards[t], step.reward, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(batch.continues[t], 1 - step.termination, rtol=1e-4, atol=1e-5)
     assert batch.is_trusted.all()
@@ -219,7 +219,7 @@ def test_a_goal_comes_nearer_by_its_reward(world: World) -> None:
     session = world.start(random_frames(3), random_actions(2), proprio=np.zeros((3, 2)))
     batch = imagine(objective, session._batch.select([0], [1]), num_steps=3, rng=np.random.default_rng(0))
     with torch.inference_mode():
-        first, last = (world.require_heads().distance(batch.places[t], goal) for t in (1, -1))
+        first, last = (world.require_heads().distance(batch.states[t], goal) for t in (1, -1))
     torch.testing.assert_close(batch.rewards.sum(0), first - last, rtol=1e-3, atol=1e-4)
     with pytest.raises(ValueError, match="reward 'goal' needs a goal"):
         Reward(kind="goal")
@@ -347,7 +347,7 @@ def test_mistakes_are_explained(
         config_of(folder, data, reward="goal")
     with pytest.raises(ValueError, match="--compare: it compares with and without --min-trust"):
         config_of(folder, data, compare=True)
-    with pytest.raises(ValueError, match="horizon=0"):
+    with pytest.raises(ValueError, match="horizon is 0"):
         ImaginedConfig(horizon=0)
     with pytest.raises(ValueError, match="discount=1"):
         ImaginedConfig(discount=1.0)
