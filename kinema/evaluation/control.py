@@ -6,20 +6,20 @@ frames: those that it was given, where it obeys.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from tqdm import tqdm
 
 from kinema.evaluation import bootstrap
+from kinema.evaluation.frame_distance import psnr
 from kinema.evaluation.protocol import RecordingOptions, ResultOptions, Run, WorldOptions, run_protocol
-from kinema.evaluation.rollout import Segment, concatenate_segments, simulate_once
+from kinema.evaluation.rollout import FRAME, Segment, concatenate_segments, simulate_once
 from kinema.evaluation.verdict import add_verdict
 from kinema.kits import Quantity
+from kinema.kits import errors as state_errors
 from kinema.options import at_least
 from kinema.simulation.world import World
-
-WRONG = ("shuffled", "delayed", "zero")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,18 +47,12 @@ def control(config: ControlConfig) -> int:
 
 
 def measure_control(run: Run) -> None:
-    """Add errors with true and with wrong actions, and the agreement of inverse dynamics."""
+    """Add errors with true and with wrong actions, the agreement of inverse dynamics, and the verdict."""
     config = run.config
     segments = run.segments(num=config.rollouts, length=config.context + config.steps)
     run.protocol["rollouts"] = len(segments)
     actions = wrong_actions(run.recorded_actions(segments, config.steps), config.delay, run.rng)
-    errors = {
-        kind: run.compare(segments, driven, seeds=config.seeds, batch=config.batch, label=f"{kind} actions")
-        for kind, driven in actions.items()
-    }
-    errors["still"] = run.repeat_last(segments)
-    for quantity in run.quantities(errors["true"]):
-        _add_obedience(run, quantity, {kind: each[quantity.key] for kind, each in errors.items()})
+    errors = add_errors(run, segments, actions, seeds=config.seeds, batch=config.batch)
     _add_agreement(run, segments, actions)
     run.notes += [
         f"{len(segments)} segments of {len(run.compared)} episodes, {config.seeds} seeds, {config.context} "
@@ -72,35 +66,82 @@ def measure_control(run: Run) -> None:
 
 
 def wrong_actions(true: np.ndarray, delay: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Return actions ``B S A`` by kind: ``true``, and those of ``WRONG``."""
+    """Return actions ``B S A`` by kind: ``true``, ``shuffled``, ``delayed`` and ``zero``."""
     late = np.maximum(np.arange(true.shape[1]) - delay, 0)
-    return {
-        "true": true,
-        "shuffled": np.stack([rng.permutation(row) for row in true]),
-        "delayed": true[:, late],
-        "zero": np.zeros_like(true),
+    shuffled = np.stack([rng.permutation(row) for row in true])
+    return {"true": true, "shuffled": shuffled, "delayed": true[:, late], "zero": np.zeros_like(true)}
+
+
+def add_errors(
+    run: Run, segments: Sequence[Segment], actions: Mapping[str, np.ndarray], *, seeds: int, batch: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """Simulate under ``true`` and wrong actions, and add the errors beside those of the last frame repeated.
+
+    Returns:
+        Errors ``B seeds S`` by kind of action (``still`` for the last frame repeated) and quantity.
+    """
+    errors = {
+        kind: run.compare(segments, driven, seeds=seeds, batch=batch, label=f"{kind} actions")
+        for kind, driven in actions.items()
     }
+    errors["still"] = run.repeat_last(segments)
+    quantities = run.quantities(errors["true"])
+    for quantity in quantities:
+        _add_quantity(run, segments, quantity, {kind: each[quantity.key] for kind, each in errors.items()})
+    for quantity in quantities:
+        for kind in [kind for kind in actions if kind != "true"]:
+            what = f"{quantity.label} error with {kind} actions over that with true ones"
+            pair = errors[kind][quantity.key], errors["true"][quantity.key]
+            key, statistic = f"obey/{quantity.key}/{kind}", bootstrap.ratio_of_medians
+            run.row(key, what, "x", statistic, *pair, is_higher_better=True)
+    return errors
 
 
-def _add_obedience(run: Run, quantity: Quantity, errors: dict[str, np.ndarray]) -> None:
-    key, label = quantity.key, quantity.label
-    for kind in WRONG:
-        run.row(
-            f"obey/{key}/{kind}",
-            f"{label} error with {kind} actions over that with true ones",
-            "x",
-            bootstrap.ratio_of_medians,
-            errors[kind],
-            errors["true"],
-            is_higher_better=True,
-            target=f"obey/{key}" if kind == "shuffled" else None,
-        )
-    steps = range(1, run.config.steps + 1)
-    for kind, values in errors.items():
-        what = "last frame repeated" if kind == "still" else f"{kind} actions"
-        columns = list(np.moveaxis(values, -1, 0))
-        panel = f"{label} error, median"
-        run.curve(f"{kind}/{key}", what, quantity.unit, panel, steps, bootstrap.median, columns)
+def _add_quantity(
+    run: Run, segments: Sequence[Segment], quantity: Quantity, errors: Mapping[str, np.ndarray]
+) -> None:
+    """Add rows and curves of the errors ``B seeds S`` of one quantity by kind of action."""
+    key, label, unit, true = f"simulate/{quantity.key}", quantity.label, quantity.unit, errors["true"]
+    steps = true.shape[-1]
+    others = {kind: f"{kind} actions" for kind in errors if kind not in ("true", "still")}
+    others = {"still": "last frame repeated", **others}
+    if quantity is FRAME:
+        add_psnr(run, key, f"simulate {steps} steps: PSNR", true)
+        for kind, what in others.items():
+            add_psnr(run, f"{key}/{kind}", f"  {what}", errors[kind])
+    else:
+        run.row(key, f"simulate {steps} steps: {label} error", unit, bootstrap.median, true)
+        last = true[:, :, -1]
+        run.row(f"{key}/last", f"  at step {steps}", unit, bootstrap.median, last, target=key)
+        has_moved = _has_moved(quantity, segments, run.config.context)
+        if has_moved.any():
+            where = f"in the {int(has_moved.sum())} of {len(has_moved)} segments where it moved"
+            run.row(f"{key}/moved", f"  at step {steps}, {where}", unit, bootstrap.median, last[has_moved])
+        for kind, what in others.items():
+            run.row(f"{key}/{kind}", f"  {what}", unit, bootstrap.median, errors[kind])
+    panel, at = f"{label}: median, shaded up to the 90th percentile", range(1, steps + 1)
+    for kind, what in {"true": "", **others}.items():
+        columns = errors[kind].reshape(-1, steps).T
+        spans = [[middle := bootstrap.median(c), middle, bootstrap.percentile(c, 90.0)] for c in columns]
+        run.line(f"{kind}/{quantity.key}", ", ".join(filter(None, [label, what])), unit, panel, at, spans)
+
+
+def _has_moved(quantity: Quantity, segments: Sequence[Segment], context: int) -> np.ndarray:
+    """Tell, ``B`` bool, whether a thing that mostly rests moved; False for one that always moves."""
+    flags = np.zeros(len(segments), dtype=bool)
+    for index, segment in enumerate(segments if quantity.moved is not None else ()):
+        assert segment.state is not None
+        last = np.full(len(segment) - context, context - 1)
+        distance = state_errors(quantity, segment.state[last], segment.state[context:])
+        flags[index] = bool((distance > quantity.moved).any())
+    return flags
+
+
+def add_psnr(run: Run, key: str, what: str, differences: np.ndarray) -> None:
+    """Add the median PSNR of root mean square differences, which is the PSNR of their median."""
+    low, high = bootstrap.interval(bootstrap.median, differences, rng=run.rng)
+    middle = bootstrap.median(differences)
+    run.number(key, what, "dB", psnr(middle), psnr(high), psnr(low), is_higher_better=True)
 
 
 def _add_agreement(run: Run, segments: Sequence[Segment], actions: dict[str, np.ndarray]) -> None:

@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 
 from kinema.data.lerobot import DataError, Dataset
-from kinema.evaluation.rollout import Segment, check_dataset, concatenate_segments, reconstruct
+from kinema.evaluation.rollout import Segment, concatenate_segments, reconstruct
 from kinema.simulation.world import World
 from kinema.types import Frames
 
@@ -178,7 +178,11 @@ class Detector:
 
 def _draw(world: World, dataset: Dataset, chosen: np.ndarray) -> list[Segment]:
     """Read rows of the chosen episodes, evenly spaced in each."""
-    check_dataset(world, dataset)
+    missing = [camera for camera in world.cameras if camera not in dataset.cameras]
+    if missing:
+        shown = ", ".join(dataset.cameras) or "none"
+        message = f"world '{world.name}' needs camera {', '.join(missing)}; the dataset has {shown}"
+        raise DataError(message, path=dataset.root)
     spacing = max(1, -(-int(dataset.lengths()[chosen].sum()) // NUM_FRAMES))
     segments = []
     for index in chosen:

@@ -17,7 +17,7 @@ from kinema.evaluation.floor import Floor, find_floor
 from kinema.evaluation.frame_distance import Slices, ssim
 from kinema.evaluation.horizon_summary import summarize
 from kinema.evaluation.protocol import RecordingOptions, ResultOptions, Run, WorldOptions, run_protocol
-from kinema.evaluation.reality import Reality, RecordedEpisodes
+from kinema.evaluation.reality import LiveEnvironments, Reality, RecordedEpisodes
 from kinema.evaluation.rollout import (
     Segment,
     measure_errors,
@@ -127,7 +127,6 @@ def find_reality(run: Run, schedule: "Schedule") -> Reality:
     # Recorded episodes need no simulator installed.
     from kinema.data.environment import find_policy, parse_policy
     from kinema.data.record import RecordConfig
-    from kinema.evaluation.reality import LiveEnvironments
 
     arguments, num_steps = dict(config.policy_args), config.context + config.steps + 1
     if "steps" in find_policy(parse_policy(config.policy)[0])[1]:

@@ -1,7 +1,7 @@
 """``kinema plan``: plan in a world towards a goal frame, or for reward, and do it in the real environment.
 
-Every few steps a new plan is made from the real frames. What each plan predicted stands beside what then
-happened, in a video and a contact sheet.
+Every few steps a new plan is made from the real frames. The predictions of each plan stand beside the real
+frames, in a video and a contact sheet.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ class PlanConfig(WorldOptions, PlannerOptions):
             raise ValueError(f"planner '{self.planner}': choose one of {', '.join(PLANNER_NAMES)}")
         at_least(self, steps=1, chunk=1, context=1)
         if self.goal is None and not self.reward_weight:
-            raise ValueError("nothing to plan for: give a picture as --goal, or a --reward-weight, or both")
+            raise ValueError("nothing to plan for: give a frame as --goal, or a --reward-weight, or both")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

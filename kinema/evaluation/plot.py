@@ -62,7 +62,7 @@ def draw_series(series: "Sequence[Series]", *, axis: str, theme: Theme = DARK) -
     figure = _figure(WIDTH, PANEL_HEIGHT * max(1, len(panels)), theme)
     if not panels:
         return _pixels(figure)
-    places = np.array([place for one in series for place in one.at], dtype=float)
+    every = np.array([at for one in series for at in one.at], dtype=float)
     axes = figure.subplots(len(panels), squeeze=False)[:, 0]
     for each, (title, shown) in zip(axes, panels.items(), strict=True):
         unit, factor = ("%", 100.0) if shown[0].unit == "share" else (shown[0].unit, 1.0)
@@ -74,7 +74,7 @@ def draw_series(series: "Sequence[Series]", *, axis: str, theme: Theme = DARK) -
             known = np.isfinite(value)
             each.plot(np.array(one.at)[known], value[known], color=colour, marker=".", label=one.what)
             values += [value, low, high]
-        if not _scale(each.set_xscale, places):
+        if not _scale(each.set_xscale, every):
             each.xaxis.get_major_locator().set_params(integer=True)
         _scale(each.set_yscale, np.concatenate(values))
         each.legend(

@@ -6,7 +6,7 @@ take no more memory than a hundred.
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
@@ -18,26 +18,12 @@ from kinema.simulation.world import World
 from kinema.types import Episode, Frames
 
 
-@runtime_checkable
-class Reality(Protocol):
-    """Real rollouts, all at once."""
-
-    num_rollouts: int
-    source: str
-    """Name for results."""
-
-    def steps(self) -> Iterator[Segment]:
-        """Yield the observations of all rollouts at each time, first those to start from, then those to
-        compare with. All have ``columns`` and ``is_running``; frames and state only where they are needed."""
-        ...
-
-    def close(self) -> None:
-        """Free resources."""
-        ...
-
-
 class RecordedEpisodes:
-    """Segments of recorded episodes: the beginnings of all first, then later ones of the longer episodes."""
+    """Segments of recorded episodes: the beginnings of all first, then later ones of the longer episodes.
+
+    ``steps`` yields the observations of all rollouts at each time, first those to start from, then those to
+    compare with. All have ``columns`` and ``is_running``; frames and state only where they are needed.
+    """
 
     def __init__(
         self, world: World, dataset: Dataset, *, num: int, is_needed: np.ndarray, probe: Probe | None
@@ -49,7 +35,7 @@ class RecordedEpisodes:
         """
         self.source = str(dataset.root)
         self._world, self._probe, self._is_needed = world, probe, is_needed
-        advice = "ask for fewer --steps, or drive a live environment with --env"
+        advice = "drive a live environment with --env"
         rows = read_rows(world, dataset, num=num, length=len(is_needed), advice=advice)
         self._segments = [self._cut(episode, part) for episode, part in rows]
         self.num_rollouts = len(self._segments)
@@ -86,7 +72,10 @@ class RecordedEpisodes:
 
 
 class LiveEnvironments:
-    """Environments that a policy acts in, as ``kinema record`` runs them; rollout ``i`` is episode ``i``."""
+    """Environments that a policy acts in, as ``kinema record`` runs them; rollout ``i`` is episode ``i``.
+
+    ``steps`` is as that of ``RecordedEpisodes``.
+    """
 
     def __init__(
         self, world: World, config: RecordConfig, *, num: int, is_needed: np.ndarray, probe: Probe | None
@@ -164,3 +153,7 @@ class LiveEnvironments:
             problem = f"takes actions of {world.action_dim} numbers; these have {row['action'].size}"
         if problem:
             raise DataError(f"world '{world.name}' {problem}", path=self.source)
+
+
+Reality = RecordedEpisodes | LiveEnvironments
+"""Real rollouts, all at once."""

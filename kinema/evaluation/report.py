@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from kinema.evaluation import bootstrap
-from kinema.evaluation.frame_distance import frame_error, psnr
+from kinema.evaluation.control import add_errors, add_psnr
+from kinema.evaluation.frame_distance import frame_error
 from kinema.evaluation.protocol import Run
 from kinema.evaluation.result import plain
 from kinema.evaluation.rollout import (
@@ -22,7 +23,7 @@ from kinema.evaluation.rollout import (
     simulate,
 )
 from kinema.evaluation.speed import frames_per_second, measure_latencies, start_streams
-from kinema.kits import Probe, Quantity, errors
+from kinema.kits import Probe, errors
 from kinema.model.world import CONFIG_FILE, WEIGHTS_FILE
 from kinema.options import at_least
 from kinema.simulation.world import BUNDLED_WORLDS
@@ -66,7 +67,9 @@ def measure_report(run: Run) -> None:
     _describe(run, segments)
     if run.world.cameras:
         _add_codec(run, segments)
-    _add_simulation(run, segments)
+    true = run.recorded_actions(segments, report.steps)
+    actions = {"true": true, "shuffled": np.stack([run.rng.permutation(row) for row in true])}
+    add_errors(run, segments, actions, seeds=report.seeds, batch=report.batch)
     if run.probe is not None and report.long_steps:
         _add_validity(run, segments, run.probe)
     if report.speed_steps:
@@ -79,15 +82,15 @@ def _describe(run: Run, segments: Sequence[Segment]) -> None:
     config, report = run.config, run.config.protocol
     length = config.context + report.steps
     run.notes += [
-        f"{len(segments)} clips from {len(run.compared)} episodes, {report.seeds} seeds, {config.context} "
-        "frames given. Intervals are 95%, over clips.",
+        f"{len(segments)} segments from {len(run.compared)} episodes, {report.seeds} seeds, {config.context} "
+        "frames given. Intervals are 95%, over segments.",
         "Shuffled actions are the same actions in another order.",
     ]
     num_short = int((run.dataset.lengths() < length).sum())
     if num_short:
         run.notes.append(f"{num_short} episodes are shorter than {length} frames and were left out.")
     if len(segments) < report.episodes:
-        run.notes.append(f"{report.episodes} clips were asked for, but the data holds no more.")
+        run.notes.append(f"{report.episodes} segments were asked for, but the data holds no more.")
     if run.probe is None:
         return
     if segments[0].is_recorded:
@@ -135,68 +138,7 @@ def _add_codec(run: Run, segments: Sequence[Segment]) -> None:
                 values = np.stack(measured[quantity.key + name])
                 target = key if name == "/detector" else target
                 run.row(key, what, quantity.unit, bootstrap.median, values, target=target)
-    _add_psnr(run, "tokenizer/psnr", "tokenizer: PSNR", np.stack(measured[FRAME.key]))
-
-
-def _add_simulation(run: Run, segments: Sequence[Segment]) -> None:
-    """Add errors of a short simulation beside its baselines, and how far it obeys."""
-    report = run.config.protocol
-    options = {"seeds": report.seeds, "batch": report.batch}
-    actions = run.recorded_actions(segments, report.steps)
-    shuffled = np.stack([run.rng.permutation(row) for row in actions])
-    by_kind = {
-        "": run.compare(segments, actions, label=f"{report.steps} steps", **options),
-        "shuffled": run.compare(segments, shuffled, label="shuffled actions", **options),
-        "still": run.repeat_last(segments),
-    }
-    quantities = run.quantities(by_kind[""])
-    for quantity in quantities:
-        values = {kind: measured[quantity.key] for kind, measured in by_kind.items()}
-        _add_errors(run, quantity, values, segments)
-        for kind, name in (("", ""), ("shuffled", ", shuffled actions"), ("still", ", last frame repeated")):
-            _add_curve(run, quantity, name, values[kind])
-    for quantity in quantities:
-        run.row(
-            f"obey/{quantity.key}",
-            f"obedience: {quantity.label} error, shuffled over true actions",
-            "x",
-            bootstrap.ratio_of_medians,
-            by_kind["shuffled"][quantity.key],
-            by_kind[""][quantity.key],
-            is_higher_better=True,
-        )
-
-
-def _add_errors(
-    run: Run, quantity: Quantity, values: dict[str, np.ndarray], segments: Sequence[Segment]
-) -> None:
-    key, unit, steps, true = f"simulate/{quantity.key}", quantity.unit, run.config.protocol.steps, values[""]
-    kinds = {"still": "  last frame repeated", "shuffled": "  shuffled actions"}
-    if quantity is FRAME:
-        _add_psnr(run, key, f"simulate {steps} steps: PSNR", true)
-        for kind, what in kinds.items():
-            _add_psnr(run, f"{key}/{kind}", what, values[kind])
-        return
-    last = true[:, :, -1]
-    run.row(key, f"simulate {steps} steps: {quantity.label} error", unit, bootstrap.median, true)
-    run.row(f"{key}/last", f"  at step {steps}", unit, bootstrap.median, last, target=key)
-    has_moved = _has_moved(quantity, segments, run.config.context)
-    if has_moved.any():
-        what = f"  at step {steps}, in the {int(has_moved.sum())} of {len(has_moved)} clips where it moved"
-        run.row(f"{key}/moved", what, unit, bootstrap.median, last[has_moved])
-    for kind, what in kinds.items():
-        run.row(f"{key}/{kind}", what, unit, bootstrap.median, values[kind])
-
-
-def _has_moved(quantity: Quantity, segments: Sequence[Segment], context: int) -> np.ndarray:
-    """Tell, ``B`` bool, whether a thing that mostly rests moved; False for one that always moves."""
-    flags = np.zeros(len(segments), dtype=bool)
-    for index, segment in enumerate(segments if quantity.moved is not None else ()):
-        assert segment.state is not None
-        last = np.full(len(segment) - context, context - 1)
-        distance = errors(quantity, segment.state[last], segment.state[context:])
-        flags[index] = bool((distance > quantity.moved).any())
-    return flags
+    add_psnr(run, "tokenizer/psnr", "tokenizer: PSNR", np.stack(measured[FRAME.key]))
 
 
 def _add_validity(run: Run, segments: Sequence[Segment], probe: Probe) -> None:
@@ -206,8 +148,8 @@ def _add_validity(run: Run, segments: Sequence[Segment], probe: Probe) -> None:
     actions, num_chained = long_actions(segments, context=run.config.context, num_steps=num_steps)
     if num_chained:
         run.notes.append(
-            f"{num_chained} of {len(segments)} clips have fewer than {num_steps:,} actions: after their own "
-            "they were driven with those of the next clips, which nobody tried in that state."
+            f"{num_chained} of {len(segments)} segments have fewer than {num_steps:,} actions: after their "
+            "own they were driven with those of the next segments, which nobody tried in that state."
         )
     steps, marks = np.arange(1, num_steps + 1), milestones(num_steps)
     windows = {mark: (steps > mark - WINDOW) & (steps <= mark) for mark in marks}
@@ -273,19 +215,3 @@ def _add_size(run: Run) -> None:
         files = [folder / CONFIG_FILE, folder / WEIGHTS_FILE, *(folder / "recording").rglob("*")]
         size = sum(path.stat().st_size for path in files if path.is_file()) / 1e6
         run.number("size", "size of the world, its recording included", "MB", size)
-
-
-def _add_psnr(run: Run, key: str, what: str, differences: np.ndarray) -> None:
-    """Add the median PSNR of root mean square differences, which is the PSNR of their median."""
-    low, high = bootstrap.interval(bootstrap.median, differences, rng=run.rng)
-    middle = bootstrap.median(differences)
-    run.number(key, what, "dB", psnr(middle), psnr(high), psnr(low), is_higher_better=True)
-
-
-def _add_curve(run: Run, quantity: Quantity, name: str, values: np.ndarray) -> None:
-    """Add medians over clips and seeds, with the 90th percentile as their upper end."""
-    columns = values.reshape(-1, values.shape[-1]).T
-    spans = [[middle := bootstrap.median(c), middle, bootstrap.percentile(c, 90.0)] for c in columns]
-    panel = f"{quantity.label}: median, shaded up to the 90th percentile"
-    key, at = f"{quantity.key}{name.replace(', ', '/')}", range(1, len(columns) + 1)
-    run.line(key, f"{quantity.label}{name}", quantity.unit, panel, at, spans)

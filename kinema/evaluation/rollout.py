@@ -145,7 +145,8 @@ def read_rows(
     if not chosen:
         longest = max(dataset.lengths(), default=0)
         raise DataError(
-            f"{length:,} frames in a row are needed, but the longest episode has {longest:,}; {advice}",
+            f"{length:,} frames in a row are needed, but the longest episode has {longest:,}; ask for "
+            f"fewer --steps, or {advice}",
             path=dataset.root,
         )
     episode: Episode | None = None
@@ -160,8 +161,7 @@ def load_segments(
     world: World, dataset: Dataset, *, num: int, length: int, probe: Probe | None
 ) -> list[Segment]:
     """Read up to ``num`` segments of ``length`` rows. Raises DataError, as ``read_rows`` does."""
-    advice = "ask for fewer --steps, or record longer episodes"
-    rows = read_rows(world, dataset, num=num, length=length, advice=advice)
+    rows = read_rows(world, dataset, num=num, length=length, advice="record longer episodes")
     return [cut_segment(world, episode, part, probe) for episode, part in rows]
 
 

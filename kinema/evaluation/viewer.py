@@ -5,14 +5,12 @@ Everything stands on two timelines: ``row``, the row of the episode, and ``time`
 
 import contextlib
 import dataclasses
-import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from PIL import Image
 from tqdm import tqdm
 
 from kinema.data import drawing
@@ -84,43 +82,37 @@ def show(config: ViewConfig) -> int:
 
 
 class Log:
-    """Writes into a recording of Rerun."""
+    """A recording of Rerun, written row by row."""
 
     def __init__(self, stream: Any, fps: float):
-        self._stream, self._fps = stream, fps
+        self.stream, self._fps = stream, fps
 
     def at(self, row: int) -> None:
         """Set the row of the episode for the entries that follow."""
-        self._stream.set_time("row", sequence=row)
-        self._stream.set_time("time", duration=row / self._fps)
+        self.stream.set_time("row", sequence=row)
+        self.stream.set_time("time", duration=row / self._fps)
 
     def frame(self, path: list[str], frame: np.ndarray) -> None:
         """Log a frame ``H W C`` uint8, without loss."""
         import rerun
 
-        buffer = io.BytesIO()
-        shown = frame[..., 0] if frame.shape[-1] == 1 else frame
-        Image.fromarray(shown).save(buffer, format="PNG", compress_level=1)
-        self._stream.log(path, rerun.EncodedImage(contents=buffer.getvalue(), media_type="image/png"))
+        contents = drawing.encode_png(frame)
+        self.stream.log(path, rerun.EncodedImage(contents=contents, media_type="image/png"))
 
     def number(self, path: list[str], value: Any) -> None:
         """Log a number; one that is not finite leaves a gap."""
         import rerun
 
         if np.isfinite(value):
-            self._stream.log(path, rerun.Scalars(float(value)))
-
-    def text(self, path: list[str], text: str) -> None:
-        """Log a text that holds for the whole recording."""
-        import rerun
-
-        self._stream.log(path, rerun.TextDocument(text), static=True)
+            self.stream.log(path, rerun.Scalars(float(value)))
 
 
 def log_episode(log: Log, dataset: Dataset, episode: Episode) -> None:
     """Log the recording: frames by camera, and every column of numbers by its names."""
+    import rerun
+
     if episode.task is not None:
-        log.text(["task"], episode.task)
+        log.stream.log(["task"], rerun.TextDocument(episode.task), static=True)
     columns = {
         key: np.asarray(values).reshape(len(episode), -1)
         for key, values in episode.columns.items()

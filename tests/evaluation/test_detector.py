@@ -88,5 +88,5 @@ def test_mistakes_are_explained(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"needs camera observation\.images\.pixels; the dataset has"):
         Detector.train(load("pusht"), small)
     world = DrawnWorld(Recording(dataset=small, actions=[], blocks=[]))
-    with pytest.raises(DataError, match="at least 100 real pictures, there are 20; give more recordings"):
+    with pytest.raises(DataError, match="at least 100 real frames, there are 20; give more recordings"):
         Detector.train(world, small)

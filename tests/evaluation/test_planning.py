@@ -208,7 +208,7 @@ def test_plan_as_a_command(
     assert "none.png: cannot be read as an image" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(words)
-    assert "nothing to plan for: give a picture as --goal" in capsys.readouterr().err
+    assert "nothing to plan for: give a frame as --goal" in capsys.readouterr().err
     Image.fromarray(frame[:30]).save(tmp_path / "goal.png")
     assert cli.main([*words, "--goal", str(tmp_path / "goal.png")]) == 2
     assert "frames are 30x64" in capsys.readouterr().err

@@ -45,9 +45,9 @@ def test_a_perfect_world_reaches_every_aim(recording: Recording) -> None:
     assert measured["simulate/angle"] < 1.0
     # The agent is at the action, so shuffled actions put it anywhere.
     assert measured["simulate/agent/shuffled"] > 10
-    assert measured["obey/agent"] > 50
+    assert measured["obey/agent/shuffled"] > 50
     # This block does not listen to the agent.
-    assert measured["obey/block"] == pytest.approx(1.0, abs=0.3)
+    assert measured["obey/block/shuffled"] == pytest.approx(1.0, abs=0.3)
     assert set(verdicts(report).values()) == {"aim"}
 
 
@@ -59,7 +59,7 @@ def test_known_mistakes_are_measured_as_such(recording: Recording) -> None:
     assert measured["simulate/block/last"] == pytest.approx(2.0, abs=0.15)
     assert measured["simulate/block"] == pytest.approx(1.1, abs=0.15)
     assert measured["simulate/angle"] == pytest.approx(15.0, abs=1.0)
-    assert measured["simulate/agent/shuffled"] / measured["simulate/agent"] == measured["obey/agent"]
+    assert measured["simulate/agent/shuffled"] / measured["simulate/agent"] == measured["obey/agent/shuffled"]
     assert measured["tokenizer/found"] == 1.0
 
 
@@ -68,14 +68,14 @@ def test_a_frozen_world_is_no_better_than_its_last_frame(recording: Recording) -
     measured = values(report)
     assert measured["simulate/agent"] == pytest.approx(measured["simulate/agent/still"], abs=0.1)
     assert measured["simulate/frame"] == pytest.approx(measured["simulate/frame/still"])
-    assert measured["obey/agent"] == measured["obey/frame"] == 1.0
-    assert verdicts(report)["obey/agent"] == verdicts(report)["simulate/agent"] == "missed"
+    assert measured["obey/agent/shuffled"] == measured["obey/frame/shuffled"] == 1.0
+    assert verdicts(report)["obey/agent/shuffled"] == verdicts(report)["simulate/agent"] == "missed"
 
 
 def test_only_moving_blocks_count_where_it_moved(recording: Recording) -> None:
     report = run(recording, Mistakes(drift=0.2))
     moved = next(row for row in report.rows if row.key == "simulate/block/moved")
-    assert "in the 3 of 4 clips where it moved" in moved.what
+    assert "in the 3 of 4 segments where it moved" in moved.what
     assert moved.value == pytest.approx(2.0, abs=0.15)
 
 
@@ -96,7 +96,7 @@ def test_validity_is_told_over_the_steps(recording: Recording) -> None:
     assert measured["valid/10"] == measured["valid/100"] == 1.0
     assert measured["valid"] == 0.0
     assert verdicts(report)["valid"] == "missed"
-    assert any("4 of 4 clips have fewer than 230 actions" in note for note in report.notes)
+    assert any("4 of 4 segments have fewer than 230 actions" in note for note in report.notes)
 
 
 def test_seeds_differ_and_the_same_seed_repeats(recording: Recording) -> None:
@@ -124,7 +124,7 @@ def test_without_recorded_state_the_detector_is_the_reference(tmp_path: Path) ->
     assert measured["simulate/agent"] == pytest.approx(1.0, abs=0.05)
     assert "tokenizer/agent/recorded" not in measured
     assert any("No state was recorded" in note for note in report.notes)
-    assert any("4 clips were asked for" in note for note in report.notes)
+    assert any("4 segments were asked for" in note for note in report.notes)
 
 
 def test_long_episodes_give_several_clips(recording: Recording) -> None:
@@ -158,7 +158,7 @@ def test_any_world_is_measured_by_its_frames(recording: Recording) -> None:
         "simulate/frame",
         "simulate/frame/still",
         "simulate/frame/shuffled",
-        "obey/frame",
+        "obey/frame/shuffled",
         "speed",
     }
     assert measured["speed"] > 0

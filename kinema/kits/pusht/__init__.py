@@ -61,7 +61,7 @@ KIT = Kit(
         "simulate/agent": Target(must=1.0, aim=0.5),
         "simulate/block": Target(must=3.0, aim=1.5),
         "simulate/angle": Target(must=20.0, aim=8.0),
-        "obey/agent": Target(must=5.0, aim=15.0),
+        "obey/agent/shuffled": Target(must=5.0, aim=15.0),
         "valid": Target(must=0.97, aim=0.999),
         "speed": Target(must=30.0, aim=100.0),
         "size": Target(must=20.0, aim=8.0),
