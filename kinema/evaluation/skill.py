@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kinema.evaluation.bootstrap import share
+from kinema.evaluation import bootstrap
 from kinema.evaluation.forecast import (
     FRAME,
     UNITS,
@@ -247,12 +247,12 @@ def ratio_of_roots(error: np.ndarray, other: np.ndarray) -> float:
 
 def root(error: np.ndarray) -> float:
     """Return the root of the mean of squared errors."""
-    return float(np.sqrt(share(error)))
+    return float(np.sqrt(bootstrap.mean(error)))
 
 
 def decibels(error: np.ndarray) -> float:
     """Return the PSNR of the mean of squared errors in squared levels."""
-    return float(psnr(np.array(share(error))))
+    return psnr(root(error))
 
 
 def useful_steps(steps: Sequence[int], error: np.ndarray, unrelated: np.ndarray) -> float:
@@ -316,7 +316,7 @@ def _add_codec(run: Run, truth: Truth, measured: _Errors) -> None:
         what = f"PSNR at step {step}, against the real frame"
         run.row(f"psnr/{step}", what, "dB", decibels, measured.at("psnr", step), is_higher_better=True)
         what = f"SSIM at step {step}, against the real frame"
-        run.row(f"ssim/{step}", what, "", share, measured.at("ssim", step), is_higher_better=True)
+        run.row(f"ssim/{step}", what, "", bootstrap.mean, measured.at("ssim", step), is_higher_better=True)
 
 
 def _decibels_of_sums(total: np.ndarray, count: np.ndarray) -> float:
