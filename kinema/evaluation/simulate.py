@@ -98,19 +98,13 @@ def simulate(config: SimulateConfig) -> int:
 def compare_episode(world: World, dataset: Dataset, config: SimulateConfig) -> Comparison:
     """Simulate an episode from its first frames under its own actions. Raises DataError, WorldError."""
     check_dataset(world, dataset)
-    if config.episode >= dataset.num_episodes:
-        raise DataError(
-            f"no such episode; there are {dataset.num_episodes}, counted from 0",
-            path=dataset.root,
-            episode=config.episode,
-        )
-    context, recorded = config.context, int(dataset.lengths()[config.episode])
+    context, lengths = config.context, dataset.lengths().tolist()
+    recorded = lengths[config.episode] if config.episode < len(lengths) else 0
     if recorded <= context:
-        raise DataError(
-            f"has {recorded} frames, too few for --context {context} and one to simulate",
-            path=dataset.root,
-            episode=config.episode,
-        )
+        problem = f"has {recorded} frames, too few for --context {context} and one to simulate"
+        if not recorded:
+            problem = f"no such episode; there are {len(lengths)}, counted from 0"
+        raise DataError(problem, path=dataset.root, episode=config.episode)
     steps = min(config.steps, recorded - context)
     probe = find_probe(world.name, world.cameras, dataset.features)
     episode = dataset.episode(config.episode, cameras=world.cameras)
@@ -128,12 +122,13 @@ def compare_episode(world: World, dataset: Dataset, config: SimulateConfig) -> C
     measured = measure_errors(world, simulated, real[context:], probe)
     still = repeat_last(world, [real], context=context, probe=probe)
     known = (*(probe.quantities if probe is not None else ()), FRAME, PROPRIO)
+    quantities = tuple(quantity for quantity in known if quantity.key in measured)
     return Comparison(
         real=real,
         simulated=simulated,
-        errors=measured,
-        still={key: values[0, 0] for key, values in still.items()},
-        quantities=tuple(quantity for quantity in known if quantity.key in measured),
+        errors={quantity.key: measured[quantity.key] for quantity in quantities},
+        still={quantity.key: still[quantity.key][0, 0] for quantity in quantities},
+        quantities=quantities,
     )
 
 

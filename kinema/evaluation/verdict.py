@@ -1,8 +1,9 @@
 """The verdict at the end of ``kinema evaluate control``, for any world: how many steps to trust, in which
 cameras and action dimensions, and what to record next.
 
-A simulation is about *this* future while its error is less than half of that between unrelated rollouts.
-Action dimensions are judged by shuffling each alone; ranges of them by the growth of errors within.
+A simulation is about *this* future while its squared error is less than half of that between unrelated
+rollouts. Action dimensions are judged by shuffling each alone; ranges of them by the growth of errors
+within.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,10 @@ import numpy as np
 from kinema.evaluation import bootstrap
 from kinema.evaluation.protocol import Run
 from kinema.evaluation.rollout import FRAME, PROPRIO, Segment, measure_errors
+from kinema.evaluation.skill import useful_steps
 
 USEFUL = 0.5
-"""Share of the error between unrelated rollouts under which a simulation is about this future."""
+"""Share of the squared error between unrelated rollouts under which a simulation is about this future."""
 SURE = 0.9
 """Share of the steps above the trust threshold that are about this future."""
 OBEYED = 1.05
@@ -55,32 +57,28 @@ def add_verdict(
 
 
 def unrelated_errors(run: Run, segments: Sequence[Segment]) -> dict[str, np.ndarray]:
-    """Return the errors ``B 1 S`` by quantity between each segment and another one; empty for a single
+    """Return the errors ``B S`` by quantity between each segment and another one; empty for a single
     one."""
     if len(segments) < 2:
         return {}
     later = [segment[run.config.context :] for segment in segments]
     others = np.roll(np.arange(len(later)), len(later) // 2)
     measured = [measure_errors(run.world, a, later[b], run.probe) for a, b in zip(later, others, strict=True)]
-    return {key: np.stack([each[key] for each in measured])[:, None] for key in measured[0]}
-
-
-def useful_steps(errors: np.ndarray, unrelated: np.ndarray) -> float:
-    """Return the number of steps before the median error (``B seeds S``) reaches half of the unrelated
-    one."""
-    limit = USEFUL * np.nanmedian(unrelated, axis=(0, 1))
-    is_lost = np.nanmedian(errors, axis=(0, 1)) >= limit
-    return float(is_lost.argmax() if is_lost.any() else len(is_lost))
+    return {key: np.stack([each[key] for each in measured]) for key in measured[0]}
 
 
 def _add_horizon(
     run: Run, name: str, errors: Mapping[str, Mapping[str, np.ndarray]], unrelated: np.ndarray
 ) -> list[str]:
     label = f"camera {name.removeprefix('frame/')}" if "/" in name else {"frame": "frames"}.get(name, name)
-    what = f"useful horizon of {label}: steps with less than half of an unrelated rollout's error"
-    pair = errors["true"][name], unrelated
-    row = run.row(f"horizon/{name}", what, "steps", useful_steps, *pair, is_higher_better=True, num_draws=100)
-    still = useful_steps(errors["still"][name], unrelated)
+    steps = range(1, run.config.steps + 1)
+
+    def horizon(errors: np.ndarray, unrelated: np.ndarray) -> float:
+        return useful_steps(steps, (errors**2).mean(axis=1), unrelated**2)
+
+    what, pair = f"useful horizon of {label}", (errors["true"][name], unrelated)
+    row = run.row(f"horizon/{name}", what, "steps", horizon, *pair, is_higher_better=True, num_draws=100)
+    still = horizon(errors["still"][name], unrelated)
     run.number(f"horizon/{name}/still", "  last frame repeated", "steps", still)
     least = "at least " if row.value == run.config.steps else ""
     return [
@@ -95,11 +93,11 @@ def _add_threshold(
     """Add the trust above which most steps are about this future, where the world computes trust."""
     if trust is None or not np.isfinite(trust).all():
         return []
-    is_useful = (errors < USEFUL * np.nanmedian(unrelated, axis=(0, 1))).ravel()
+    is_useful = (errors**2 < USEFUL * (unrelated**2).mean()).ravel()
     order = np.argsort(-trust.ravel(), kind="stable")
     share = np.cumsum(is_useful[order]) / np.arange(1, len(order) + 1)
     if not (share >= SURE).any():
-        return ["no threshold of trust tells the steps that are about this future."]
+        return ["no threshold of trust separates the steps that are about this future."]
     threshold = float(trust.ravel()[order[np.flatnonzero(share >= SURE)[-1]]])
     what = f"trust above which {SURE:.0%} of the steps are about this future"
     run.number("trust/threshold", what, "", threshold)

