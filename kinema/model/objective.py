@@ -156,8 +156,10 @@ class DynamicsObjective(nn.Module):
         past = values.map(lambda x: x[:, :-1])
         context = self.add_noise(past, context_tau[:, :-1], generator)
         if is_own.any():
+            own = [x.map(lambda part: part[is_own]) for x in (context, past)]
             for _ in range(self_forcing_steps):
-                context = self._simulated_context(context, context_tau[:, :-1], past, is_own, generator)
+                own[0] = self._simulated_context(own[0], context_tau[is_own, :-1], own[1], generator)
+            context = context.zip(own[0], lambda all_of, simulated: _put(all_of, is_own, simulated))
         if is_mixed:
             target_of = self._draw_targets(random(num_segments, time), has_action)
             tau = sample_tau(
@@ -369,12 +371,11 @@ class DynamicsObjective(nn.Module):
         context: Values,
         tau: Float[Tensor, "B S M"],
         past: Values,
-        is_own: Bool[Tensor, " B"],
         generator: torch.Generator | None,
     ) -> Values:
-        """Replace the context of some segments by a simulation of one step from it; each call simulates one
-        step more. A frame that took another turn than the recorded one stays as it is."""
-        frames, chosen = context, None
+        """Replace a context by a simulation of one step from it; each call simulates one step more. A frame
+        that took another turn than the recorded one stays as it is."""
+        frames = context
         if self.has_proprio and self.num_cameras:
             proprio = self._simulated_proprio(context, tau, past, generator)
             frames = dataclasses.replace(context, proprio=torch.cat([context.proprio[:, :1], proprio], dim=1))
@@ -384,7 +385,7 @@ class DynamicsObjective(nn.Module):
         is_nearer = (own - true).square().sum(-1) <= (other - true).square().sum(-1)
         nearest = torch.where(is_nearer.unsqueeze(-1), own, other)
         farther = torch.where(is_nearer.unsqueeze(-1), other, own)
-        chosen = is_plausible(nearest, farther, true, PLAUSIBLE_SPREADS) & is_own[:, None]
+        chosen = is_plausible(nearest, farther, true, PLAUSIBLE_SPREADS)
         name = "latents" if self.num_cameras else "proprio"
         given = getattr(context, name)
         simulated = torch.where(chosen.unsqueeze(-1), nearest, given[:, 1:].flatten(2))
@@ -414,6 +415,13 @@ class DynamicsObjective(nn.Module):
             )
             after = dataclasses.replace(after, proprio=found.proprio)
         return self.add_noise(after, tau[:, 1:], generator).proprio
+
+
+def _put(into: Tensor, rows: Bool[Tensor, " B"], values: Tensor) -> Tensor:
+    """A copy with other values in some rows."""
+    copy = into.clone()
+    copy[rows] = values
+    return copy
 
 
 @dataclasses.dataclass(frozen=True)

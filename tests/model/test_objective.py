@@ -279,30 +279,38 @@ def test_noise_goes_to_the_part_that_it_is_meant_for() -> None:
 @torch.no_grad()
 @EVERY_CONFIG
 def test_simulated_context_is_a_step_of_the_network(config: DynamicsConfig) -> None:
-    """A frame that is simulated is neither the recorded one nor that with noise added; the first frame,
-    the actions and the segments that are not simulated stay."""
-    objective = objective_of(config)
+    """The first frame, the actions and the segments that are not simulated stay."""
+    objective = constant_objective(config, 0.0)
     past = random_values(config, 2, 5)
-    tau = torch.ones(2, 5, config.num_modalities)
-    is_own = torch.tensor([True, False])
-    own = objective._simulated_context(past, tau, past, is_own, seeded(3))
-    for part, given in ((own.latents, past.latents), (own.proprio, past.proprio)):
-        assert torch.equal(part[1], given[1])
-        assert torch.equal(part[:, 0], given[:, 0])
+    zeros = past.map(torch.zeros_like)
+    own = objective._simulated_context(past, torch.ones(2, 5, config.num_modalities), zeros, seeded(3))
+    observed, given = (x.latents if config.grids else x.proprio for x in (own, past))
+    assert torch.equal(observed[:, 0], given[:, 0])
+    assert torch.equal(observed[:, 1:], torch.zeros_like(observed[:, 1:]))
     assert torch.equal(own.action, past.action)
 
 
 @torch.no_grad()
 def test_a_frame_that_took_another_turn_is_not_simulated() -> None:
     """Two samples that agree, and are far from what was recorded, are no context for it."""
-    config = dynamics_config(noise_dim=0)
-    values = random_values(config, 2, 5)
-    tau, is_own = torch.ones(2, 5, config.num_modalities), torch.tensor([True, True])
-    far = constant_objective(config, 3.0)._simulated_context(values, tau, values, is_own, seeded())
+    config = dynamics_config()
+    values, tau = random_values(config, 2, 5), torch.ones(2, 5, config.num_modalities)
+    far = constant_objective(config, 3.0)._simulated_context(values, tau, values, seeded())
     assert torch.equal(far.latents, values.latents)
-    zeros = values.map(torch.zeros_like)
-    exact = constant_objective(config, 0.0)._simulated_context(values, tau, zeros, is_own, seeded())
-    assert torch.equal(exact.latents[:, 1:], zeros.latents[:, 1:])
+
+
+@torch.no_grad()
+def test_segments_that_are_not_simulated_keep_their_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dynamics_config()
+    contexts: list[Values] = []
+    for prob in (0.0, 0.5, 1.0):
+        objective = objective_of(config, mixed_share=1.0, max_context_noise=0.0, hidden_prob=0.0)
+        objective.dynamics.register_forward_pre_hook(lambda module, given: contexts.append(given[0]))
+        objective(DynamicsBatch(random_values(config, 8, 5), known(8, 5) | True, prob), generator=seeded())
+    none, some, everything = (context.latents for context in contexts)
+    is_own = (some != none).flatten(1).any(1)
+    assert 0 < is_own.sum() < 8
+    assert (everything != none).flatten(1).any(1).sum() >= is_own.sum()
 
 
 def test_two_frames_are_enough() -> None:
