@@ -21,9 +21,10 @@ LEAST_HEIGHT = 64
 """Pixels; frames of lower cameras are enlarged to it, since a latent stands for 16 by 16 pixels."""
 MAX_ASPECT = 4.0
 """Width over height from which the area of frames grows no more."""
-LENGTHS = (6, 12, 17)
+LENGTHS = (6, 12, 40)
 """Frames in a segment, by phase of the dynamics: most updates see short segments, the last ones the network's
-own predictions."""
+own predictions, and as far back as its registers do."""
+NUM_REGISTERS = 4
 SHORTEST = 3
 """Frames in the shortest segment that shows where something is and how fast it moves."""
 KEPT_SHARE = 0.9
@@ -164,6 +165,9 @@ def sized(dataset: Dataset, scale: Scale) -> Recipe:
             width=size.width,
             depth=size.depth,
             num_heads=size.width // 64,
+            num_registers=NUM_REGISTERS,
+            memory=min(LENGTHS[-1], _longest(dataset.lengths())),
+            has_goals=True,
         ),
         dynamics_objective=DynamicsObjectiveConfig(),
         dynamics_schedule=_schedule(
@@ -239,11 +243,11 @@ def _longest(lengths: np.ndarray) -> int:
 
 def _phases(scale: Scale, longest: int) -> list[Phase]:
     short, middle, long = (min(length, longest) for length in LENGTHS)
-    updates, half = scale.phase_updates, max(1, scale.batch // 2)
+    updates, half, few = scale.phase_updates, max(1, scale.batch // 2), max(1, scale.batch // 5)
     return [
         Phase(updates=updates[0], batch=scale.batch, length=short),
         Phase(updates=updates[1], batch=half, length=middle),
-        Phase(updates=updates[2], batch=half, length=long, own_context_share=0.8, own_context_steps=3),
+        Phase(updates=updates[2], batch=few, length=long, own_context_share=0.6, own_context_steps=3),
     ]
 
 
