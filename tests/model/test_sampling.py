@@ -56,7 +56,8 @@ def dynamics() -> Dynamics:
         loss.backward()
         optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(average, list(dynamics.parameters()), 0.01)
+            for mean, parameter in zip(average, dynamics.parameters(), strict=True):
+                mean.lerp_(parameter, 0.01)
     with torch.no_grad():
         for parameter, mean in zip(dynamics.parameters(), average, strict=True):
             parameter.copy_(mean)
