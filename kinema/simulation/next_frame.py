@@ -57,7 +57,7 @@ def foreseen_frame(
     the last two are None where the world has no manifold or no camera."""
     size = world.config.dynamics.proprio_dim
     frame = _noisy_frame(world, noise, num_denoising_steps, action)
-    frame = dataclasses.replace(frame, proprio=torch.zeros(len(action), 1, size, device=action.device))
+    frame = dataclasses.replace(frame, proprio=torch.zeros(action.shape[0], 1, size, device=action.device))
     for step in _steps(world, "simulate"):
         if step.proprio is Role.DENOISE:
             frame = with_proprio(world, cache, frame, noise, num_denoising_steps, step)
@@ -172,7 +172,7 @@ def _noisy_frame(
     latents = _start_noise(world, noise, "observations", num_calls)
     latents = latents.unflatten(-1, (config.num_latents, config.latent_dim))
     if action is not None:
-        return Values(latents, latents.new_zeros(len(latents), 1, config.proprio_dim), action)
+        return Values(latents, latents.new_zeros(latents.shape[0], 1, config.proprio_dim), action)
     proprio, action = (_start_noise(world, noise, part, num_calls) for part in ("proprio", "action"))
     return Values(latents, proprio, action)
 

@@ -26,11 +26,13 @@ def exact_recipe(dataset: Dataset) -> Recipe:
     return dataclasses.replace(
         recipe,
         num_held_out=4,
+        # Registers see no farther than segments are long; one token holds all that there is to see.
+        dynamics=dataclasses.replace(recipe.dynamics, memory=8, patch=2),
         tokenizer_schedule=Schedule(phases=(Phase(updates=200, batch=16),), learning_rate=4e-3, warmup=10),
         dynamics_schedule=Schedule(
             phases=(Phase(updates=300, batch=16, length=9),), learning_rate=4e-3, warmup=10
         ),
-        dynamics_objective=DynamicsObjectiveConfig(infer_prob=0.3, action_weight=1.0),
+        dynamics_objective=DynamicsObjectiveConfig(mixed_share=1.0, infer_prob=0.3, action_weight=1.0),
     )
 
 
