@@ -13,10 +13,10 @@ from kinema.evaluation.simulate import (
     SimulateConfig,
     compare_episode,
     same_unit,
+    table,
     write_comparison,
 )
 from kinema.evaluation.speed import frames_per_second, measure_latencies, start_streams
-from kinema.evaluation.tables import align
 from kinema.kits import Quantity, find_probe
 from kinema.simulation.world import BUNDLED_WORLDS, default_world, load
 
@@ -59,13 +59,11 @@ def demo(config: DemoConfig) -> None:
     seconds = measure_latencies(sessions, comparison.real, settings.context, steps=50, repeats=5)
     probe = find_probe(world.name, world.cameras, dataset.features)
     quantities = comparison.quantities if probe is None else probe.quantities
-    state = comparison.simulated.state
-    is_valid = None if state is None else state.is_valid
     video, sheet = config.out / f"{name}.mp4", config.out / f"{name}.png"
     write_frames(comparison, quantities, video=video, sheet=sheet, fps=SPEED * world.fps)
     num_steps = len(next(iter(comparison.errors.values())))
     print(f"\n{name}, {num_steps:,} steps that the world was not trained on, from its first frames:\n")
-    print(table(comparison, quantities, num_steps, is_valid))
+    print(table(comparison, quantities, ROWS))
     print(
         "\nErrors, in brackets those of a frame that stands still; what was not found counts as far off as"
         "\ncan be. No model follows contacts for ever: tiny errors grow with each, in the real simulator too."
@@ -77,22 +75,6 @@ def demo(config: DemoConfig) -> None:
     print(f"sheet  {sheet}")
     print("\nYour own recordings, a folder in the LeRobot v3 format, take one line:\n")
     print("  kinema train DATA --out world && kinema simulate world --data DATA --episode 0 --steps 200")
-
-
-def table(
-    comparison: Comparison, quantities: Sequence[Quantity], num_steps: int, is_valid: np.ndarray | None
-) -> str:
-    """Errors at a few steps, those of standing still in brackets, and the share of valid frames so far."""
-    lines = [["step", *(f"{q.label}, {q.unit}" for q in quantities)]]
-    lines[0] += [] if is_valid is None else ["valid so far"]
-    for step in [*(row for row in ROWS if row < num_steps), num_steps]:
-        cells = [
-            f"{comparison.errors[q.key][step - 1]:.1f} ({comparison.still[q.key][step - 1]:.1f})"
-            for q in quantities
-        ]
-        cells += [] if is_valid is None else [f"{is_valid[:step].mean():.1%}"]
-        lines.append([f"{step:,}", *cells])
-    return align(lines).replace("nan", "-")
 
 
 def write_frames(

@@ -88,7 +88,8 @@ def simulate(config: SimulateConfig) -> int:
     if config.json:
         print(numbers)
         return 0
-    print(f"\n{_headline(comparison, dataset, config)}\n\n{_table(comparison)}\n")
+    print(f"\n{_headline(comparison, dataset, config)}\n")
+    print(f"{table(comparison, comparison.quantities, ROWS)}\n\nin brackets: the last frame repeated\n")
     for note in note_on_training(config.world, dataset, [config.episode]):
         print(f"{note}\n")
     print("\n".join(f"{what:<8} {file}" for what, file in [*written, ("numbers", path)]))
@@ -193,26 +194,26 @@ def _headline(comparison: Comparison, dataset: Dataset, config: SimulateConfig) 
     return text
 
 
-def _table(comparison: Comparison) -> str:
-    steps = len(next(iter(comparison.errors.values())))
-    lines = [[""], ["step"]]
-    for quantity in comparison.quantities:
-        unit = "dB" if quantity is FRAME else quantity.unit
-        lines[0] += [f"{quantity.label}, {unit}", ""]
-        lines[1] += ["simulated", "still"]
-    for row in [*(row for row in ROWS if row < steps), steps]:
-        line = [f"{row:,}"]
-        for quantity in comparison.quantities:
-            pair = comparison.errors[quantity.key][row - 1], comparison.still[quantity.key][row - 1]
-            line += [_cell(float(value), quantity) for value in pair]
-        lines.append(line)
-    return f"{align(lines)}\n\nstill: if the last frame given were repeated"
+def table(comparison: Comparison, quantities: Sequence[Quantity], rows: Sequence[int]) -> str:
+    """Align the errors at a few steps and the last one, those of the last frame repeated in brackets, and the
+    share of valid frames so far where a probe reads it."""
+    state = comparison.simulated.state
+    steps = len(comparison.errors[quantities[0].key])
+    lines = [["step", *(f"{q.label}, {'dB' if q is FRAME else q.unit}" for q in quantities)]]
+    lines[0] += [] if state is None else ["valid so far"]
+    for step in [*(row for row in rows if row < steps), steps]:
+        simulated, still = (
+            [_cell(float(errors[q.key][step - 1]), q) for q in quantities]
+            for errors in (comparison.errors, comparison.still)
+        )
+        cells = [f"{error} ({other})" for error, other in zip(simulated, still, strict=True)]
+        cells += [] if state is None else [f"{state.is_valid[:step].mean():.1%}"]
+        lines.append([f"{step:,}", *cells])
+    return align(lines)
 
 
 def _cell(value: float, quantity: Quantity) -> str:
-    if not np.isfinite(value):
-        return "-"
-    return f"{psnr(value):.1f}" if quantity is FRAME else f"{value:.2f}"
+    return f"{psnr(value) if quantity is FRAME else value:.1f}" if np.isfinite(value) else "-"
 
 
 def _numbers(

@@ -57,7 +57,7 @@ def test_film_sheet_numbers_and_table(
     printed = capsys.readouterr().out
     assert "episode 2 of" in printed
     assert "9 steps from 4 recorded frames" in printed
-    assert "still: if the last frame given were repeated" in printed
+    assert "in brackets: the last frame repeated" in printed
     for name in ("episode_0002.mp4", "episode_0002.png", "simulation.json"):
         assert str(out / name) in printed
 
