@@ -159,7 +159,7 @@ def test_a_world_without_cameras_has_a_curve(tmp_path: Path, capsys: pytest.Capt
     config = SimulateConfig(world=world, data=str(tmp_path / "data"), out=out, report=True, protocol=small)
     assert simulate(config) == 0
     rows = {row["key"] for row in json.loads((out / "report.json").read_text())["rows"]}
-    assert {"simulate/proprio", "obey/proprio", "speed"} <= rows
+    assert {"simulate/proprio", "obey/proprio/shuffled", "speed"} <= rows
 
 
 def test_mistakes_are_explained(tiny: str, recording: Recording, tmp_path: Path) -> None:
