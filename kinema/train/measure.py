@@ -29,7 +29,7 @@ from kinema.train.stages import Job, Recording, dynamics_stage, tokenizer_stage
 
 SKETCH_ROWS = 64
 """Rows of noise; no segment of a recipe is longer."""
-NUM_WARM, FEWEST_TIMED, MOST_TIMED = 2, 1, 40
+NUM_WARM, FEWEST_TIMED, MOST_TIMED = 3, 4, 40
 """Updates that are not timed, since the first ones prepare much; least and largest number of timed ones."""
 OUTLIER = 3.0
 """Updates that take so many times the median were disturbed, and do not count."""

@@ -27,7 +27,7 @@ FEWEST_UPDATES = 50
 """Stages with fewer updates are not timed."""
 SECONDS = 0.3
 """Time for which updates of a phase are timed."""
-MEASURED_SHARE, MEASURED_SECONDS = 0.001, (0.1, 5.0)
+MEASURED_SHARE, MEASURED_SECONDS = 0.002, (0.3, 5.0)
 """Share of a budget for which updates of a phase are timed, and least and most seconds of it."""
 SUITE = Path(__file__).parents[2] / "results" / "suite"
 """Measured results of trainings, in a checkout of the repository."""

@@ -27,6 +27,7 @@ from ..worlds import write_exact_world
 def measured_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "MEASURED_SECONDS", (0.0, 0.0))
     monkeypatch.setattr(measure, "MATRIX_SECONDS", 0.01)
+    monkeypatch.setattr(measure, "FEWEST_TIMED", 1)
 
 
 @pytest.fixture(scope="module")
