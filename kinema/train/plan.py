@@ -104,6 +104,9 @@ def make_plan(
             f"the budget is short: {sum(made.scale.phase_updates):,} updates of the dynamics are planned, "
             f"{wanted:,} are wanted at least; expect a world that follows its actions poorly"
         )
+    left = seconds - (time.monotonic() - run.started)
+    if made.seconds > 1.1 * left:
+        print(f"the budget cannot be kept: single updates alone take {duration(made.seconds)}")
     return made
 
 
