@@ -13,7 +13,7 @@ from kinema.evaluation.protocol import (
 )
 from kinema.evaluation.report import ReportConfig
 from kinema.evaluation.result import Result, Row, Series
-from kinema.evaluation.rollout import Segment, compare, load_segments, open_recordings, repeat_last, simulate
+from kinema.evaluation.rollout import Segment, load_segments, open_recordings, simulate
 
 __all__ = [
     "RecordingOptions",
@@ -25,10 +25,8 @@ __all__ = [
     "Segment",
     "Series",
     "WorldOptions",
-    "compare",
     "load_segments",
     "open_recordings",
-    "repeat_last",
     "run_protocol",
     "simulate",
 ]

@@ -127,7 +127,7 @@ class _Summary:
             at = marks.index(near)
             samples = simulated[len(marks) - 1], real[len(marks) - 1], simulated[at], real[at]
             what = f"sliced Frechet distance at step {last:,} over step {near}"
-            target = "frechet/ratio" if last >= LONG else ""
+            target = "frechet/ratio" if last >= LONG else "frechet/early"
             self._run.row("frechet/ratio", what, "x", _frechet_growth, *samples, target=target)
 
     def _add_row(self, key: str, what: str, series: Series, index: int) -> None:

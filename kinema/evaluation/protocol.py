@@ -38,11 +38,13 @@ from kinema.evaluation.rollout import (
     FRAME,
     PROPRIO,
     Segment,
-    compare,
     load_segments,
+    measure_errors,
     note_on_training,
+    observe,
     open_recordings,
-    repeat_last,
+    simulate,
+    stack_rows,
 )
 from kinema.kits import Quantity, Target, find_kit
 from kinema.model.parts import fingerprint
@@ -194,13 +196,26 @@ class Run:
     def compare(
         self, segments: Sequence[Segment], actions: np.ndarray, *, seeds: int, **options: Any
     ) -> dict[str, np.ndarray]:
-        """Return the errors ``B seeds S`` by quantity of simulations under ``actions`` (``B S A``)."""
+        """Simulate under ``actions`` (``B S A``) and return the errors ``B seeds S`` by quantity."""
+        shape = len(segments), seeds, actions.shape[1]
+        measured: dict[str, np.ndarray] = {}
         options |= self.simulation(seeds)
-        return compare(self.world, segments, actions, probe=self.probe, **options)
+        for owners, seed, index, step in simulate(self.world, segments, actions, **options):
+            real = stack_rows([segments[owner] for owner in owners], self.config.context + index)
+            shown = observe(self.world, step, self.probe)
+            for key, values in measure_errors(self.world, shown, real, self.probe).items():
+                measured.setdefault(key, np.full(shape, np.nan))[owners, seed, index] = values
+        return measured
 
     def repeat_last(self, segments: Sequence[Segment]) -> dict[str, np.ndarray]:
-        """Return the errors ``B 1 S`` by quantity of the last given observation, repeated."""
-        return repeat_last(self.world, segments, context=self.config.context, probe=self.probe)
+        """Return the errors ``B 1 S`` by quantity of repeating the last observation of the context."""
+        measured: dict[str, list[np.ndarray]] = {}
+        context = self.config.context
+        for segment in segments:
+            still = segment[np.full(len(segment) - context, context - 1)]
+            for key, values in measure_errors(self.world, still, segment[context:], self.probe).items():
+                measured.setdefault(key, []).append(values)
+        return {key: np.stack(values)[:, None] for key, values in measured.items()}
 
     def quantities(self, errors: Mapping[str, Any]) -> list[Quantity]:
         """List the quantities that were measured: those of the probe, then frame and proprioception."""
@@ -221,11 +236,14 @@ class Run:
     ) -> Row:
         """Add a number with its interval; its target, by default that which the kit sets for the key, may be
         given itself or by the key of another row."""
+        row = Row(key=key, what=what, value=value, unit=unit, low=low, high=high)
+        return self.add(dataclasses.replace(row, is_higher_better=is_higher_better), target)
+
+    def add(self, row: Row, target: Target | str | None = None) -> Row:
+        """Add a row with its target, as ``number`` does."""
         if not isinstance(target, Target):
-            target = None if self.kit is None else self.kit.targets.get(key if target is None else target)
-        must, aim = (None, None) if target is None else (target.must, target.aim)
-        row = Row(key=key, what=what, value=value, unit=unit, low=low, high=high, must=must, aim=aim)
-        self.rows.append(dataclasses.replace(row, is_higher_better=is_higher_better))
+            target = None if self.kit is None else self.kit.targets.get(target or row.key)
+        self.rows.append(row.with_target(target))
         return self.rows[-1]
 
     def row(
@@ -241,10 +259,9 @@ class Run:
     ) -> Row:
         """Add ``statistic(*samples)`` with its bootstrap interval over the first axis of the samples; shares
         are better the higher they are."""
-        ends = bootstrap.interval(statistic, *samples, rng=self.rng, num=num_draws)
         better = unit == "share" if is_higher_better is None else is_higher_better
-        value = statistic(*samples)
-        return self.number(key, what, unit, value, *ends, is_higher_better=better, target=target)
+        options = {"rng": self.rng, "num_draws": num_draws, "is_higher_better": better}
+        return self.add(Row.measure(key, what, unit, statistic, *samples, **options), target)
 
     def line(
         self, key: str, what: str, unit: str, panel: str, at: Sequence[int], spans: Sequence[Sequence[float]]

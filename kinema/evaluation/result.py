@@ -16,7 +16,8 @@ import torch
 
 from kinema.data.drawing import write_png
 from kinema.data.files import to_json, write_text
-from kinema.evaluation import page, plot, tables
+from kinema.evaluation import bootstrap, page, plot, tables
+from kinema.kits import Target
 from kinema.model.parts import fingerprint
 from kinema.simulation.world import World
 
@@ -37,6 +38,28 @@ class Row:
     must: float | None = None
     aim: float | None = None
     is_higher_better: bool = False
+
+    @classmethod
+    def measure(
+        cls,
+        key: str,
+        what: str,
+        unit: str,
+        statistic: bootstrap.Statistic,
+        *samples: np.ndarray,
+        rng: np.random.Generator,
+        num_draws: int = 400,
+        is_higher_better: bool = False,
+        target: Target | None = None,
+    ) -> "Row":
+        """Compute ``statistic(*samples)`` with its bootstrap interval over the first axis of the samples."""
+        low, high = bootstrap.interval(statistic, *samples, rng=rng, num=num_draws)
+        row = cls(key=key, what=what, value=statistic(*samples), unit=unit, low=low, high=high)
+        return dataclasses.replace(row, is_higher_better=is_higher_better).with_target(target)
+
+    def with_target(self, target: Target | None) -> "Row":
+        """Return the row with a target; without one, the row itself."""
+        return self if target is None else dataclasses.replace(self, must=target.must, aim=target.aim)
 
     @property
     def verdict(self) -> str:

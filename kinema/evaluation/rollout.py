@@ -300,41 +300,6 @@ def reconstruct(world: World, frames: Frames, *, proprio: np.ndarray | None = No
     return by_camera(world, world.reconstruct(frames, proprio=proprio))
 
 
-def compare(
-    world: World,
-    segments: Sequence[Segment],
-    actions: np.ndarray,
-    *,
-    probe: Probe | None,
-    context: int,
-    seeds: Sequence[int],
-    **options: Any,
-) -> dict[str, np.ndarray]:
-    """Simulate, as ``simulate`` does, and return the errors ``B seeds S`` against the segments by quantity:
-    those of the probe, of the frame and of proprioception."""
-    shape = len(segments), len(seeds), actions.shape[1]
-    measured: dict[str, np.ndarray] = {}
-    for owners, seed, index, step in simulate(
-        world, segments, actions, context=context, seeds=seeds, **options
-    ):
-        real = stack_rows([segments[owner] for owner in owners], context + index)
-        for key, values in measure_errors(world, observe(world, step, probe), real, probe).items():
-            measured.setdefault(key, np.full(shape, np.nan))[owners, seed, index] = values
-    return measured
-
-
-def repeat_last(
-    world: World, segments: Sequence[Segment], *, context: int, probe: Probe | None
-) -> dict[str, np.ndarray]:
-    """Return the errors ``B 1 S``, as ``compare`` does, of repeating the last observation of the context."""
-    measured: dict[str, list[np.ndarray]] = {}
-    for segment in segments:
-        last = np.full(len(segment) - context, context - 1)
-        for key, values in measure_errors(world, segment[last], segment[context:], probe).items():
-            measured.setdefault(key, []).append(values)
-    return {key: np.stack(values)[:, None] for key, values in measured.items()}
-
-
 def measure_errors(world: World, shown: Segment, real: Segment, probe: Probe | None) -> dict[str, np.ndarray]:
     """Return the errors ``N`` of observations against real ones by quantity, as far as both have it; of
     several cameras also those of each (``frame/CAMERA``), and trust."""

@@ -13,22 +13,20 @@ from kinema.data.frames import join_cameras
 from kinema.data.lerobot import DataError, Dataset
 from kinema.evaluation.frame_distance import psnr
 from kinema.evaluation.plot import error_video
-from kinema.evaluation.protocol import RecordingOptions, ResultOptions, WorldOptions, run_protocol
+from kinema.evaluation.protocol import RecordingOptions, ResultOptions, Run, WorldOptions, run_protocol
 from kinema.evaluation.report import ReportConfig, measure_report
 from kinema.evaluation.rollout import (
     FRAME,
-    PROPRIO,
     Segment,
     check_dataset,
     cut_segment,
     measure_errors,
     note_on_training,
     open_recordings,
-    repeat_last,
     simulate_once,
 )
 from kinema.evaluation.tables import align
-from kinema.kits import Quantity, find_probe
+from kinema.kits import Quantity
 from kinema.options import at_least
 from kinema.simulation.world import World, load
 
@@ -107,23 +105,13 @@ def compare_episode(world: World, dataset: Dataset, config: SimulateConfig) -> C
             problem = f"no such episode; there are {len(lengths)}, counted from 0"
         raise DataError(problem, path=dataset.root, episode=config.episode)
     steps = min(config.steps, recorded - context)
-    probe = find_probe(world.name, world.cameras, dataset.features)
+    run = Run("simulation", world, config, dataset=dataset)
     episode = dataset.episode(config.episode, cameras=world.cameras)
-    real = cut_segment(world, episode, slice(0, context + steps), probe)
-    (simulated,) = simulate_once(
-        world,
-        [real],
-        real.actions[None, context - 1 : context - 1 + steps],
-        context=context,
-        seeds=[config.seed],
-        num_denoising_steps=config.num_denoising_steps,
-        label="simulating",
-        probe=probe,
-    )
-    measured = measure_errors(world, simulated, real[context:], probe)
-    still = repeat_last(world, [real], context=context, probe=probe)
-    known = (*(probe.quantities if probe is not None else ()), FRAME, PROPRIO)
-    quantities = tuple(quantity for quantity in known if quantity.key in measured)
+    real = cut_segment(world, episode, slice(0, context + steps), run.probe)
+    actions, options = run.recorded_actions([real], steps), run.simulation(1)
+    (simulated,) = simulate_once(world, [real], actions, label="simulating", probe=run.probe, **options)
+    measured, still = measure_errors(world, simulated, real[context:], run.probe), run.repeat_last([real])
+    quantities = tuple(run.quantities(measured))
     return Comparison(
         real=real,
         simulated=simulated,

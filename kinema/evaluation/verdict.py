@@ -119,7 +119,7 @@ def _add_dimensions(
         measured = run.compare(segments, wrong, seeds=1, batch=run.config.batch, label=f"{name} shuffled")
         what = f"error with {name} alone shuffled over that with true actions"
         pair = measured[key], true[:, :1]
-        row = run.row(f"obey/{name}", what, "x", error_ratio, *pair, is_higher_better=True, target="")
+        row = run.row(f"obey/{name}", what, "x", error_ratio, *pair, is_higher_better=True)
         names[row.low is not None and row.low > OBEYED].append(name)
     return names
 

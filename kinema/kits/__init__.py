@@ -11,6 +11,7 @@ How to add a kit, here in ``kinema/kits/NAME/`` or in a package of your own:
      Physical floors and the real simulator beside a served session need it.
    - ``success``: when a state counts as a goal that was reached. With ``simulator`` it gives tasks to
      ``kinema evaluate planning``.
+   - ``targets``: values that rows of ``kinema evaluate`` must reach, by the key of the row.
    - ``named_goals`` and ``pointer``: what the page and the tools of the server offer.
 
    The module of the kit is imported by every command: import simulators inside of functions.

@@ -258,18 +258,20 @@ def find_clone(world: World, folder: str | Path) -> Clone | None:
 
 
 def load_clone(world: World, folder: str | Path) -> Clone:
-    """Load the policy that ``kinema train --clone`` wrote into a world's folder.
+    """Load the policy that ``kinema train --clone`` wrote into a folder. Raises as ``load_policy``."""
+    learn = f"learn one from recordings: kinema train DATA --out {folder} --clone"
+    return load_policy(world, Path(folder) / CLONE_FILE, f"there is no cloned policy; {learn}")
+
+
+def load_policy(world: World, path: Path, advice: str) -> Clone:
+    """Load the network of a policy.
 
     Raises:
-        WorldError: there is none.
+        WorldError: there is no file; it gives ``advice``.
         PartError: the file is corrupt or belongs to another world.
     """
-    path = Path(folder) / CLONE_FILE
     if not path.is_file():
-        raise WorldError(
-            f"{path}: there is no cloned policy; learn one from recordings: kinema train DATA --out {folder} "
-            "--clone"
-        )
+        raise WorldError(f"{path}: {advice}")
     return load_part(path, CloneConfig, lambda config: new_clone(world, config)).to(world.device)
 
 

@@ -18,17 +18,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kinema.model.heads import PlaceFeatures, ResidualMLP, TwoHot, to_device
-from kinema.model.parts import load_part
 from kinema.model.world import WorldError
 from kinema.options import at_least
 from kinema.policies.cloned import (
     Clone,
-    CloneConfig,
     ClonedPolicy,
     Mixture,
     draw,
+    load_policy,
     most_likely,
-    new_clone,
 )
 from kinema.simulation.session import SimulationBatch
 from kinema.simulation.world import World, load
@@ -359,19 +357,9 @@ class ImaginedPolicy(ClonedPolicy):
 
 
 def load_imagined(world: World, folder: str | Path) -> Clone:
-    """Load the policy that ``kinema learn`` wrote into a world's folder.
-
-    Raises:
-        WorldError: there is none.
-        PartError: the file is corrupt or belongs to another world.
-    """
-    path = Path(folder) / IMAGINED_FILE
-    if not path.is_file():
-        raise WorldError(
-            f"{path}: there is no policy that was learned in imagination; learn one: kinema learn {folder} "
-            "--data DATA"
-        )
-    return load_part(path, CloneConfig, lambda config: new_clone(world, config)).to(world.device)
+    """Load the policy that ``kinema learn`` wrote into a world's folder. Raises as ``load_policy``."""
+    advice = "there is no policy that was learned in imagination; learn one: kinema learn"
+    return load_policy(world, Path(folder) / IMAGINED_FILE, f"{advice} {folder} --data DATA")
 
 
 def make(
