@@ -53,7 +53,8 @@ def measure_control(run: Run) -> None:
     run.protocol["rollouts"] = len(segments)
     actions = wrong_actions(run.recorded_actions(segments, config.steps), config.delay, run.rng)
     errors = add_errors(run, segments, actions, seeds=config.seeds, batch=config.batch)
-    _add_agreement(run, segments, actions)
+    if run.world.action_dim:
+        _add_agreement(run, segments, actions)
     run.notes += [
         f"{len(segments)} segments of {len(run.compared)} episodes, {config.seeds} seeds, {config.context} "
         "frames given. Intervals are 95%, over segments.",

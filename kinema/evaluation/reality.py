@@ -49,6 +49,7 @@ class RecordedEpisodes:
         columns = {
             key: values[rows] for key, values in episode.columns.items() if values.dtype.kind in "fiub"
         }
+        columns["action"] = episode.actions[rows]  # Of no numbers where none was recorded.
         state = None
         if self._probe is not None:
             recorded = self._probe.recorded(episode)

@@ -206,31 +206,31 @@ def _unrelated(run: Run, segments: Sequence[Segment], truth: Truth, context: int
     """Measure what happened in each segment against what happened in another one, of another episode where
     there is one."""
     measured = _Errors(truth, len(segments))
-    partners = _partners(segments)
-    if partners is None:
+    others = partners(segments)
+    if others is None:
         return measured
     everywhere = np.arange(len(segments))
     for step in truth.steps:
         for modality in truth.target:
-            pair = truth.at(modality, partners, step), truth.at(modality, everywhere, step)
+            pair = truth.at(modality, others, step), truth.at(modality, everywhere, step)
             measured.put(modality, everywhere, step, squared_error(*pair))
         reading = _states(segments, context, step)
         if run.probe is not None and reading is not None:
             for quantity in run.probe.quantities:
-                measured.put(quantity.key, everywhere, step, errors(quantity, reading[partners], reading))
+                measured.put(quantity.key, everywhere, step, errors(quantity, reading[others], reading))
     return measured
 
 
-def _partners(segments: Sequence[Segment]) -> np.ndarray | None:
+def partners(segments: Sequence[Segment]) -> np.ndarray | None:
     """Choose for each segment another one; None for one segment alone."""
     num, episodes = len(segments), [segment.episode for segment in segments]
     if num < 2:
         return None
-    partners = []
+    chosen = []
     for index in range(num):
         others = [(index + offset) % num for offset in range(1, num)]
-        partners.append(next((o for o in others if episodes[o] != episodes[index]), others[0]))
-    return np.array(partners)
+        chosen.append(next((o for o in others if episodes[o] != episodes[index]), others[0]))
+    return np.array(chosen)
 
 
 def share_explained(error: np.ndarray, repeated: np.ndarray) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 from kinema.evaluation import bootstrap
 from kinema.evaluation.protocol import Run
 from kinema.evaluation.rollout import FRAME, PROPRIO, Segment, measure_errors
-from kinema.evaluation.skill import useful_steps
+from kinema.evaluation.skill import partners, useful_steps
 
 USEFUL = 0.5
 """Share of the squared error between unrelated rollouts under which a simulation is about this future."""
@@ -53,16 +53,17 @@ def add_verdict(
     advice = [f"episodes in which {name} changes while the rest stays" for name in ignored]
     advice += _add_ranges(run, actions, errors["true"][key])
     run.notes += [f"Verdict: {note}" for note in notes]
-    run.notes.append(f"Record next: {'; '.join(advice) or 'no range of actions stands out'}.")
+    is_short = any(row.key == f"horizon/{key}" and row.value < run.config.steps for row in run.rows)
+    otherwise = "more of the same, longer or more varied" if is_short else "nothing stands out"
+    run.notes.append(f"Record next: {'; '.join(advice) or otherwise}.")
 
 
 def unrelated_errors(run: Run, segments: Sequence[Segment]) -> dict[str, np.ndarray]:
     """Return the errors ``B S`` by quantity between each segment and another one; empty for a single
     one."""
-    if len(segments) < 2:
+    others, later = partners(segments), [segment[run.config.context :] for segment in segments]
+    if others is None:
         return {}
-    later = [segment[run.config.context :] for segment in segments]
-    others = np.roll(np.arange(len(later)), len(later) // 2)
     measured = [measure_errors(run.world, a, later[b], run.probe) for a, b in zip(later, others, strict=True)]
     return {key: np.stack([each[key] for each in measured]) for key in measured[0]}
 

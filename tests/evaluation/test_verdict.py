@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kinema.data import Dataset
+from kinema.data import Dataset, DatasetWriter
 from kinema.evaluation.control import ControlConfig, measure_control
 from kinema.evaluation.protocol import Run
 from kinema.evaluation.verdict import growth_within
 from kinema.simulation.world import World
 
 from ..worlds import random_world, write_exact_world
-from .drawn import DrawnWorld, Mistakes, Recording
+from .drawn import CAMERA, DrawnWorld, Mistakes, Recording, tiny_config
 
 
 def judged(world: World, dataset: Dataset, steps: int) -> Run:
@@ -57,3 +57,16 @@ def test_growth_within_a_range_is_relative() -> None:
     growth = np.array([[1.0, 1.0, 4.0]])
     assert growth_within(growth, growth > 2) == 2.0
     assert np.isnan(growth_within(growth, growth > 9))
+
+
+def test_a_world_without_actions_has_a_verdict_too(tmp_path: Path) -> None:
+    config = tiny_config(name="film", action_dim=0, proprio_key=None)
+    with DatasetWriter(tmp_path / "data", fps=10.0, codec="lossless") as writer:
+        rng = np.random.default_rng(0)
+        for _ in range(3):
+            frames = rng.integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
+            writer.add(frames={CAMERA: frames}, columns={"next.reward": np.zeros(12, np.float32)})
+    run = judged(World(config).eval(), Dataset.open(tmp_path / "data"), 6)
+    assert {row.key for row in run.rows} >= {"horizon/frame", "simulate/frame"}
+    assert not any(row.key.startswith("infer/") for row in run.rows)
+    assert said(run, "Record next")
