@@ -34,24 +34,24 @@ def interval(
 
 def percentile(values: np.ndarray, percent: float) -> float:
     """Return a percentile of all numbers; NaN where there is none."""
-    known = values[~np.isnan(values)]
-    return float(np.percentile(known, percent)) if len(known) else float("nan")
+    numbers = values[~np.isnan(values)]
+    return float(np.percentile(numbers, percent)) if len(numbers) else float("nan")
 
 
 def median(values: np.ndarray) -> float:
     """Return the median of all numbers; NaN where there is none."""
-    known = values[~np.isnan(values)]
-    if not len(known):
+    numbers = values[~np.isnan(values)]
+    if not len(numbers):
         return float("nan")
     # Called for every draw; np.median spends most of its time on cases that do not occur here.
-    middle = [(len(known) - 1) // 2, len(known) // 2]
-    return float(np.partition(known, middle)[middle].mean())
+    middle = [(len(numbers) - 1) // 2, len(numbers) // 2]
+    return float(np.partition(numbers, middle)[middle].mean())
 
 
 def mean(values: np.ndarray) -> float:
     """Return the mean of all numbers, which of flags is their share; NaN where there is none."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
+    numbers = values[~np.isnan(values)]
+    return float(numbers.mean()) if len(numbers) else float("nan")
 
 
 def ratio_of_medians(values: np.ndarray, others: np.ndarray) -> float:

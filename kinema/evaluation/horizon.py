@@ -278,8 +278,8 @@ class Horizon:
             pairs["other"] = real[np.roll(np.arange(self.reality.num_rollouts), 1)], real
         measured: dict[str, np.ndarray] = {}
         for kind, pair in pairs.items():
-            found = measure_errors(world, pair[0], pair[1], probe)
-            measured |= {f"{kind}/{key}": values for key, values in found.items()}
+            by_key = measure_errors(world, pair[0], pair[1], probe)
+            measured |= {f"{kind}/{key}": values for key, values in by_key.items()}
             measured[f"ssim/{kind}"] = ssim(pair[0].frames, pair[1].frames)
         if self.detector is not None:
             for kind, segment in {"simulated": shown, "codec": codec, "real": real}.items():

@@ -2,8 +2,8 @@
 
 Starts and goals are from held-out episodes, the goal a fixed number of steps after the start; pairs whose
 start meets the goal are left out. Beside the planners stand random actions, behaviour cloning, and the
-planners with the real simulator as their model, which tells errors of the search from those of the world and
-its heads.
+planners with the real simulator as their model, which separates errors of the search from those of the
+world and its heads.
 """
 
 import dataclasses

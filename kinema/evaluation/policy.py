@@ -154,17 +154,17 @@ def add_agreement(run: Run, real: np.ndarray, simulated: np.ndarray) -> None:
     """Add how well simulated returns (``policies episodes``) rank policies, with a scatter plot."""
     names, config = list(run.config.policies), run.config
     means = {"real": real.mean(axis=1), "simulated": simulated.mean(axis=1)}
-    found = agreement(means["simulated"], means["real"], seed=config.seed)
+    agreed = agreement(means["simulated"], means["real"], seed=config.seed)
     violation = "mean maximum rank violation"
     what = "Pearson r, simulated against real returns (Fisher interval)"
     target = Target(must=0.90, aim=0.97)
-    run.number("pearson", what, "", *found.pearson, is_higher_better=True, target=target)
-    run.number("spearman", "Spearman rho", "", found.spearman, is_higher_better=True)
+    run.number("pearson", what, "", *agreed.pearson, is_higher_better=True, target=target)
+    run.number("spearman", "Spearman rho", "", agreed.spearman, is_higher_better=True)
     target = Target(must=0.05, aim=0.02)
-    run.number("mmrv", f"{violation}, of the range of real returns", "", found.mmrv, target=target)
-    what = f"Pearson r without {names[found.leverage]}, which matters most (interval: without any one)"
-    run.number("dropped", what, "", *found.dropped)
-    run.number("chance", "Pearson r that 95% of random pairings stay under", "", found.chance)
+    run.number("mmrv", f"{violation}, of the range of real returns", "", agreed.mmrv, target=target)
+    what = f"Pearson r without {names[agreed.leverage]}, which matters most (interval: without any one)"
+    run.number("dropped", what, "", *agreed.dropped)
+    run.number("chance", "Pearson r that 95% of random pairings stay under", "", agreed.chance)
     if config.episodes >= 2:
         r, violated = split_halves(real, seed=config.seed)
         where = "one half of the real episodes against the other"
@@ -190,5 +190,5 @@ def add_agreement(run: Run, real: np.ndarray, simulated: np.ndarray) -> None:
         at = range(1, len(names) + 1)
         curve = run.curve(key, what, "", "return", at, bootstrap.mean, [values[index] for index in order])
         spans[key] = np.array([curve.low, curve.high]).T[np.argsort(order)]
-    title = f"r {found.pearson[0]:.2f}, rho {found.spearman:.2f}, MMRV {found.mmrv:.3f}"
+    title = f"r {agreed.pearson[0]:.2f}, rho {agreed.spearman:.2f}, MMRV {agreed.mmrv:.3f}"
     run.drawings["scatter"] = lambda theme: draw_agreement(names, means, spans, title=title, theme=theme)

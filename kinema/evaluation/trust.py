@@ -46,8 +46,8 @@ def rank_correlation(trust: np.ndarray, error: np.ndarray) -> float:
     error; NaN where one of the two never changes."""
     from scipy import stats
 
-    known = np.isfinite(trust) & np.isfinite(error)
-    lack, error = -trust[known], error[known]
+    is_number = np.isfinite(trust) & np.isfinite(error)
+    lack, error = -trust[is_number], error[is_number]
     if len(lack) < 3 or np.ptp(lack) == 0 or np.ptp(error) == 0:
         return float("nan")
     return float(np.corrcoef(stats.rankdata(lack), stats.rankdata(error))[0, 1])
@@ -55,11 +55,11 @@ def rank_correlation(trust: np.ndarray, error: np.ndarray) -> float:
 
 def least_trusted(trust: np.ndarray, error: np.ndarray) -> float:
     """Return the median error of the fifth with the least trust."""
-    known = np.isfinite(trust) & np.isfinite(error)
-    if not known.any():
+    is_number = np.isfinite(trust) & np.isfinite(error)
+    if not is_number.any():
         return float("nan")
-    chosen = np.argsort(trust[known], kind="stable")[: max(1, round(FIFTH * known.sum()))]
-    return float(np.median(error[known][chosen]))
+    chosen = np.argsort(trust[is_number], kind="stable")[: max(1, round(FIFTH * is_number.sum()))]
+    return float(np.median(error[is_number][chosen]))
 
 
 def most_trusted(trust: np.ndarray, error: np.ndarray) -> float:
