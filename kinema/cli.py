@@ -97,7 +97,7 @@ COMMANDS = {
         after_interrupt="What was measured so far is in the folder --out.",
     ),
     "evaluate control": Command(
-        summary="Measure whether a world obeys its actions.",
+        summary="Measure whether a world obeys its actions, what to trust and what to record next.",
         module="kinema.evaluation.control",
         config="ControlConfig",
         function="control",

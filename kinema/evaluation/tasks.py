@@ -67,20 +67,11 @@ def draw_tasks(
         DataError: the dataset does not fit the world, lacks the simulator's state, or has too few rows.
     """
     check_dataset(world, dataset)
-    simulator = judge.simulator
-    missing = [key for key in simulator.columns if key not in dataset.features]
-    if missing:
-        option = f" with --info-keys {','.join(simulator.info_keys)}" if simulator.info_keys else ""
-        raise DataError(
-            f"planning is judged where the real simulator can be set to recorded states: record "
-            f"{simulator.env}{option}; this column is missing",
-            path=dataset.root,
-            key=missing[0],
-        )
+    _check_states(judge.simulator, dataset)
     tasks: dict[int, list[Task]] = {distance: [] for distance in distances}
     rng = np.random.default_rng(seed)
     per_episode = -(-num // max(1, dataset.num_episodes))
-    env, twin = make_twin(simulator)
+    env, twin = make_twin(judge.simulator)
     for index in rng.permutation(dataset.num_episodes).tolist():
         if all(len(drawn) >= num for drawn in tasks.values()):
             break
@@ -102,6 +93,19 @@ def draw_tasks(
                 path=dataset.root,
             )
     return tasks
+
+
+def _check_states(simulator: Simulator, dataset: Dataset) -> None:
+    """Raise DataError where the dataset lacks the columns from which states are computed."""
+    missing = [key for key in simulator.columns if key not in dataset.features]
+    if missing:
+        option = f" with --info-keys {','.join(simulator.info_keys)}" if simulator.info_keys else ""
+        raise DataError(
+            f"planning is judged where the real simulator can be set to recorded states: record "
+            f"{simulator.env}{option}; this column is missing",
+            path=dataset.root,
+            key=missing[0],
+        )
 
 
 def _task(world: World, episode: Episode, states: np.ndarray, row: int, distance: int, context: int) -> Task:

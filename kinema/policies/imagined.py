@@ -329,15 +329,9 @@ def imagine(
             continues.append(torch.from_numpy(1.0 - np.asarray(step.termination, dtype=np.float32)))
             trusted.append(is_trusted)
     # Cloned outside inference mode, so that autograd may save them.
-    return ImaginedBatch(
-        torch.stack(states).clone(),
-        torch.stack(actions).clone(),
-        torch.stack(likelihoods).clone(),
-        torch.stack(rewards).clone(),
-        torch.stack(continues).clone(),
-        torch.stack(trusted).clone(),
-        torch.tensor(is_value_only),
-    )
+    parts = (states, actions, likelihoods, rewards, continues, trusted)
+    stacked = (torch.stack(part).clone() for part in parts)
+    return ImaginedBatch(*stacked, is_value_only=torch.tensor(is_value_only))
 
 
 def check_trust(world: World, min_trust: float | None) -> None:
