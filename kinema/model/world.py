@@ -136,6 +136,8 @@ class WorldConfig:
 class WorldModel(nn.Module):
     """The networks and units of one world. ``kinema.simulation.session.World`` adds the sessions."""
 
+    error_fit: Tensor
+
     def __init__(self, config: WorldConfig):
         super().__init__()
         self.config = config
@@ -159,6 +161,9 @@ class WorldModel(nn.Module):
         num = config.num_support
         self.action_support = Support(num, dynamics.action_dim) if num and dynamics.action_dim else None
         self.proprio_support = Support(num, dynamics.proprio_dim) if num and dynamics.proprio_dim else None
+        # Slope, floor and half of an unrelated error, by camera or number: see kinema.simulation.trust.
+        size = (len(config.cameras) or dynamics.proprio_dim) if dynamics.noise_dim else 0
+        self.register_buffer("error_fit", torch.zeros(size, 3))
         self.precision: Precision = "float32"
         """Of the large matrix products of simulated frames."""
         self.heads: Heads | None = None
@@ -242,6 +247,16 @@ class WorldModel(nn.Module):
                 "goal; learn them from recordings: kinema train DATA --out WORLD --heads"
             )
         return self.heads
+
+    @property
+    def has_trust(self) -> bool:
+        """True where sessions compute trust in every step."""
+        return self.manifold is not None
+
+    @property
+    def has_error_fit(self) -> bool:
+        """True where the error of simulated frames can be expected from spread."""
+        return bool((self.error_fit[:, 2:] > 0).any())
 
     @property
     def can_act(self) -> bool:
@@ -651,6 +666,7 @@ class WorldModel(nn.Module):
             ) from error
         try:
             world = cls(config)
+            tensors.setdefault("error_fit", world.error_fit)
             world.load_state_dict({key: value.float() for key, value in tensors.items()})
         except (RuntimeError, TypeError, ValueError) as error:
             raise WorldError(f"{folder / WEIGHTS_FILE}: does not fit {CONFIG_FILE} ({error})") from error

@@ -30,7 +30,7 @@ def resolve_measure(world: WorldModel, measure: MeasureOrAuto) -> Measure:
         return measure
     if world.heads is not None:
         return "steps"
-    return "latents" if world.manifold is None else "codes"
+    return "latents" if not world.has_trust else "codes"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,9 @@ class Goal:
         """Raise WorldError where the world lacks a part that the goal needs."""
         if self.reward_weight or (isinstance(self.target, Tensor) and self.measure == "steps"):
             world.require_heads()
-        if isinstance(self.target, Tensor) and self.measure == "codes" and world.manifold is None:
+        if isinstance(self.target, Tensor) and self.measure == "codes" and not world.has_trust:
             raise WorldError(f"world '{world.name}' has no manifold, so no codes: take the measure 'latents'")
-        if self.min_trust is not None and world.manifold is None:
+        if self.min_trust is not None and not world.has_trust:
             raise WorldError(f"min_trust={self.min_trust}: world '{world.name}' does not compute trust")
 
     def distance(self, world: WorldModel, sessions: SimulationBatch) -> Float[np.ndarray, " B"]:

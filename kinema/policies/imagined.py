@@ -336,7 +336,7 @@ def imagine(
 
 def check_trust(world: World, min_trust: float | None) -> None:
     """Raise WorldError where ``min_trust`` is given and the world does not compute trust."""
-    if min_trust is not None and world.manifold is None:
+    if min_trust is not None and not world.has_trust:
         raise WorldError(f"min_trust={min_trust}: world '{world.name}' does not compute trust")
 
 

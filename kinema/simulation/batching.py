@@ -54,6 +54,10 @@ class _Company(SimulationBatch):
         self._compiled = sessions[0]._compiled
         self.num_denoising_steps = sessions[0].num_denoising_steps
         self.num_steps = 0
+        twins = [session._twin for session in sessions if session._twin is not None]
+        if 0 < len(twins) < len(sessions):
+            raise WorldError("sessions with trust and sessions without it cannot step together")
+        self._twin = _Company(twins) if twins else None
         self._sessions = sessions
         self._seeds = [session._seeds[0] for session in sessions]
         self._generator = torch.Generator()

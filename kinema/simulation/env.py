@@ -49,7 +49,7 @@ class _Rules:
             raise ValueError(f"max_steps={max_steps}: an episode has at least 1")
         if min_trust is not None and not 0.0 < min_trust < 1.0:
             raise ValueError(f"min_trust={min_trust}: it must be between 0 and 1; one half is a good start")
-        if min_trust is not None and self.world.manifold is None:
+        if min_trust is not None and not self.world.has_trust:
             raise ValueError(
                 f"min_trust={min_trust}: world '{self.world.name}' has no manifold, so it does not tell trust"
             )

@@ -31,6 +31,8 @@ from kinema.model.world import (
 from kinema.simulation.history import Moments
 from kinema.simulation.next_frame import chosen_action, generated_frame, next_frame, with_proprio
 from kinema.simulation.step import Step
+from kinema.simulation.trust import expected_error, spread
+from kinema.simulation.trust import trust as compute_trust
 
 if TYPE_CHECKING:
     from kinema.simulation.world import World
@@ -48,6 +50,8 @@ ACT_STEPS = 1
 GIVEN_STREAM, ACT_STREAM, GENERATED_STREAM = -1, 3, 4
 """First of the streams of noise of a session: of what given frames are remembered with, the last frame first,
 downwards; and of what actions are made of, upwards."""
+TWIN = 2**31
+"""Child of a session from which the seed of its twin is made."""
 MAX_REWIND = 256
 """Most steps that ``rewind`` can go back."""
 GIVEN_RADII = 3.0
@@ -69,8 +73,10 @@ class SimulationBatch:
         max_rewind: int | None = None,
         max_pictures: int | None = None,
         cache: Cache | None = None,
+        twin: "SimulationBatch | None" = None,
     ):
-        """``cache`` holds what the sessions saw already; without one they have seen nothing."""
+        """``cache`` holds what the sessions saw already; without one they have seen nothing. ``twin`` is
+        given the same actions, and tells how far the sessions may be trusted."""
         if num_denoising_steps is None:
             num_denoising_steps = world.config.num_denoising_steps
         self.world = world
@@ -78,6 +84,7 @@ class SimulationBatch:
         self.num_denoising_steps = whole("num_denoising_steps", num_denoising_steps, 1)
         self.num_steps = 0
         """Steps simulated so far."""
+        self._twin = twin
         self.max_pictures = max_pictures
         self._seeds = list(seeds)
         self._born = [0] * len(self._seeds)
@@ -93,6 +100,21 @@ class SimulationBatch:
         self._history = Moments(self._history_length())
         """Latents (in half precision), proprioception, doubt and ``_outside`` of the last steps."""
 
+    def add_twin(self) -> None:
+        """Compute trust from here on, by a second simulation with noise of its own."""
+        seeds = [_mix(seed, age, TWIN) for seed, age in zip(self._seeds, self._ages(), strict=True)]
+        self._twin = self._copy(torch.arange(len(self)), seeds, self._max_rewind)
+
+    def spread(self) -> Float[Tensor, "B K"]:
+        """How far the sessions and their twins are apart: see ``kinema.simulation.trust.spread``.
+
+        Raises:
+            WorldError: they have none.
+        """
+        if self._twin is None:
+            raise WorldError("these sessions compute no trust; start them with has_trust=True")
+        return spread(self._networks, self._cache, self._twin._cache)
+
     def __repr__(self) -> str:
         return f"SimulationBatch({self.world.name}: {len(self)} sessions, {self.num_steps} steps)"
 
@@ -105,7 +127,10 @@ class SimulationBatch:
         if not -len(self) <= index < len(self):
             raise IndexError(f"session {index} of a batch of {len(self)}")
         index %= len(self)
-        return Simulation(self._copy(torch.tensor([index]), [self._seeds[index]]))
+        one = self._copy(torch.tensor([index]), [self._seeds[index]])
+        if self._twin is not None:
+            one._twin = self._twin._copy(torch.tensor([index]), [self._twin._seeds[index]])
+        return Simulation(one)
 
     @torch.inference_mode()
     def begin(self, latents: Tensor, proprio: Tensor, knows_proprio: bool, actions: Tensor | None) -> None:
@@ -173,6 +198,8 @@ class SimulationBatch:
     def _generate(self, decode: bool) -> Step:
         """Advance every session by a frame of video without actions."""
         world = self._networks
+        if self._twin is not None:
+            self._twin._generate(decode=False)
         with one_thread(self._is_small), world.autocast():
             frame = generated_frame(world, self._cache, self._noise, self.num_denoising_steps)
             noise = self._noise(world.config.dynamics.noise_size, stream=GENERATED_STREAM)
@@ -188,6 +215,8 @@ class SimulationBatch:
 
     def _advance(self, action: Float[Tensor, "B 1 A"], decode: bool, judge: bool) -> Step:
         world, found = self._networks, None
+        if self._twin is not None:
+            self._twin._advance(action, decode=False, judge=False)
         compiled = self._compiled
         if compiled is not None and compiled.can_step(len(self), self.num_denoising_steps):
             found = compiled.next_frame(self._cache, action, self._noise)
@@ -219,15 +248,27 @@ class SimulationBatch:
         world = self._networks
         latents, known = self._cache.last_latents, self._cache.last_proprio
         proprio = world.proprio_normalizer.restore(known).cpu().numpy() if world.proprio_dim else None
-        trust = None
+        trust = expected = None
         if world.manifold is not None:
             trust = (1.0 / (1.0 + self._doubt)).cpu().numpy()
+        if self._twin is not None and world.has_error_fit:
+            error = expected_error(world, self.spread())
+            trust = compute_trust(world, error).cpu().numpy()
+            if not world.cameras:
+                error = error * world.proprio_normalizer.scale
+            expected = error.cpu().numpy()
         frame, compiled = None, self._compiled
         if decode and compiled is not None and compiled.can_draw(len(self)):
             frame = compiled.draw(latents, known)
         elif decode:
             frame = world.decode(latents, known)
-        return Step(frame=frame, proprio=proprio, trust=trust, outside=self._named_outside())
+        return Step(
+            frame=frame,
+            proprio=proprio,
+            trust=trust,
+            expected_error=expected,
+            outside=self._named_outside(),
+        )
 
     def _named_outside(self) -> list[Mapping[str, float]]:
         """``Step.outside`` of every session."""
@@ -396,6 +437,11 @@ class SimulationBatch:
                 f"replace: all sessions must have seen {least} frames or more; start them with that many"
             )
         places = torch.tensor(list(indices))
+        if self._twin is not None:
+            if others._twin is None:
+                others.add_twin()
+            assert others._twin is not None
+            self._twin.replace(indices, others._twin)
         self._cache.replace(places, others._cache)
         self._doubt = self._doubt.index_copy(0, places.to(self._doubt.device), others._doubt)
         self._outside = self._outside.index_copy(0, places.to(self._outside.device), others._outside)
@@ -420,6 +466,8 @@ class SimulationBatch:
         num_steps = whole("num_steps", num_steps)
         if not 0 <= num_steps <= possible:
             raise WorldError(f"rewind({num_steps}): this session can go back by 0 to {possible} steps")
+        if self._twin is not None:
+            self._twin.rewind(num_steps)
         self._cache.rewind(num_steps)
         self._history.pop(num_steps)
         self.num_steps -= num_steps

@@ -22,7 +22,12 @@ class Step:
     trust: Any = None
     """Trust in the frame, computed without the true frame (``B`` of a batch): 1 while the frames, the given
     ones too, lie as near the manifold as recorded frames do; one half once they lay, over all steps together,
-    one radius further. Mistakes stay, so trust never rises. None where the world has no manifold."""
+    one radius further, and mistakes stay. Without a manifold: see ``kinema.simulation.trust``. None where the
+    session computes none."""
+    expected_error: Any = None
+    """Root mean square error to expect in the frame, computed without the true frame: grey levels by camera
+    ``K`` (``B K`` of a batch), or by number of proprioception in its units in a world without cameras. It may
+    fall again. None where the session computes no trust from spread (``World.start``, ``has_trust``)."""
     reward: Any = None
     """The reward that the step is expected to give (``B`` of a batch); None where the world has no heads."""
     termination: Any = None
@@ -62,6 +67,7 @@ class Step:
             frame=frame,
             proprio=None if self.proprio is None else self.proprio[index],
             trust=None if self.trust is None else float(self.trust[index]),
+            expected_error=None if self.expected_error is None else self.expected_error[index],
             reward=None if self.reward is None else float(self.reward[index]),
             termination=None if self.termination is None else float(self.termination[index]),
             outside=self.outside if isinstance(self.outside, Mapping) else self.outside[index],

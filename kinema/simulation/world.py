@@ -105,6 +105,7 @@ class World(WorldModel):
         num_denoising_steps: int | None = None,
         max_rewind: int | None = None,
         max_pictures: int | None = None,
+        has_trust: bool | None = None,
     ) -> SimulationBatch:
         """Begin sessions from ``B`` recordings of ``T`` frames each.
 
@@ -121,6 +122,8 @@ class World(WorldModel):
                 less they take less memory, which matters for hundreds.
             max_pictures: most past pictures to keep, which is also as far as ``rewind`` goes;
                 ``KEPT_PICTURES`` by default, and no more than ``HISTORY_BYTES`` hold.
+            has_trust: compute trust and expected error by a second simulation, where the world has no
+                manifold; by default that is done for one session alone.
 
         Raises:
             WorldError: what is given does not fit the world.
@@ -167,6 +170,8 @@ class World(WorldModel):
         simulation = SimulationBatch(self, seeds, num_denoising_steps, max_rewind, max_pictures)
         known, is_known = self.known_proprio(proprio, latents)
         simulation.begin(latents, known, is_known, normalized)
+        if has_trust or (has_trust is None and batch == 1 and self.has_error_fit):
+            simulation.add_twin()
         return simulation
 
     def start(
@@ -177,6 +182,7 @@ class World(WorldModel):
         proprio: np.ndarray | None = None,
         generator: torch.Generator | None = None,
         num_denoising_steps: int | None = None,
+        has_trust: bool | None = None,
     ) -> Simulation:
         """Begin one session from a recording of ``T`` frames, one at least.
 
@@ -186,6 +192,7 @@ class World(WorldModel):
             proprio: ``T P`` where the world knows it and the recording has it.
             generator: asked once for the session's seed; seed 0 by default.
             num_denoising_steps: network calls for a frame; the world's own by default.
+            has_trust: see ``start_batch``.
 
         Raises:
             WorldError: what is given does not fit the world.
@@ -201,6 +208,7 @@ class World(WorldModel):
                 proprio=None if proprio is None else numbers(proprio, "proprio")[None],
                 generators=None if generator is None else [generator],
                 num_denoising_steps=num_denoising_steps,
+                has_trust=has_trust,
             )
         )
 

@@ -32,6 +32,7 @@ from kinema.train.hindsight import REWARD, require_rewards
 from kinema.train.loop import CHECKPOINT, LoopConfig, Run, Stage
 from kinema.train.plan import disk_bytes, make_plan, say_cost, say_quality, stage_costs
 from kinema.train.stages import Job, Recording, further_stages, new_world_stages
+from kinema.train.trust import fit_trust
 
 SUPPORTS = ("action_support.", "proprio_support.")
 """Weights that say where actions and proprioception were recorded begin with these."""
@@ -222,6 +223,7 @@ class NewProgram:
 
     def finish(self, run: Run) -> None:
         out = self.config.out
+        fit_trust(self.world, self.dataset, self.episodes.held_out.tolist())
         self.world.save(out)
         print(f"the world is in {out}: kinema simulate {out} --data {self.config.data}")
         self.job.evaluate_last()

@@ -177,6 +177,7 @@ class DrawnWorld(World):
         num_denoising_steps: int | None = None,
         max_rewind: int | None = None,
         max_pictures: int | None = None,
+        has_trust: bool | None = None,
     ) -> SimulationBatch:
         given = np.asarray(frames[CAMERA] if isinstance(frames, dict) else frames)
         assert actions is not None

@@ -82,6 +82,7 @@ class NoisyWorld(World):
         num_denoising_steps: int | None = None,
         max_rewind: int | None = None,
         max_pictures: int | None = None,
+        has_trust: bool | None = None,
     ) -> SimulationBatch:
         assert proprio is not None
         drawn = [int(torch.randint(2**31, (1,), generator=each)) for each in generators or []]
