@@ -571,6 +571,8 @@ class WorldModel(nn.Module):
         """Noise times of frames: pictures at ``context_tau`` unless said otherwise, the others as said."""
         seen = self.config.context_tau if observation_tau is None else observation_tau
         levels = [seen] * len(self.cameras) + [proprio_tau] * (self.proprio_dim > 0)
+        # In a world without actions they are missing in every recording.
+        action_tau *= self.config.dynamics.action_dim > 0
         return torch.tensor([*levels, action_tau], device=self.device).expand(batch, time, -1)
 
     def known_proprio(

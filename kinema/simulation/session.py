@@ -179,7 +179,7 @@ class SimulationBatch:
         """Advance every session by its action.
 
         Args:
-            actions: ``B A`` in the units of the dataset; None generates the next frame without actions.
+            actions: ``B A`` in the units of the dataset; None in a world without actions.
             decode: whether to make pictures; without, ``frame`` is None and the step costs less.
             judge: whether the world's heads, if it has any, shall tell ``reward`` and ``termination``;
                 without, too, the step costs less.
@@ -187,19 +187,18 @@ class SimulationBatch:
         Raises:
             WorldError: the actions have another shape or are not finite; the sessions are unchanged.
         """
-        if actions is None and self.world.action_dim:
-            return self._generate(decode)
         array = self.world.check_actions(actions, (len(self), self.world.action_dim), "actions")
         action = torch.from_numpy(array).to(self.world.device)
         with one_thread(self._is_small):
             action = self.world.action_normalizer.normalize(action)
             return self._advance(action.unsqueeze(1), decode, judge)
 
-    def _generate(self, decode: bool) -> Step:
-        """Advance every session by a frame of video without actions."""
+    @torch.inference_mode()
+    def generate(self, *, decode: bool = True) -> Step:
+        """Advance every session by a frame of video without an action, as the recordings might go on."""
         world = self._networks
         if self._twin is not None:
-            self._twin._generate(decode=False)
+            self._twin.generate(decode=False)
         with one_thread(self._is_small), world.autocast():
             frame = generated_frame(world, self._cache, self._noise, self.num_denoising_steps)
             noise = self._noise(world.config.dynamics.noise_size, stream=GENERATED_STREAM)
@@ -556,15 +555,19 @@ class Simulation:
         return self._batch.num_steps
 
     def step(self, action: Any = None, *, decode: bool = True) -> Step:
-        """Advance by one action ``(A,)`` in the units of the dataset; None generates the next frame without.
+        """Advance by one action ``(A,)`` in the units of the dataset; None in a world without actions.
 
         Raises:
             WorldError: the action has another shape or is not finite; the session is unchanged.
         """
-        if action is None:
+        if action is None and not self.world.action_dim:
             return self._batch.step(None, decode=decode).of_session(0)
         array = self.world.check_actions(action, (self.world.action_dim,), "action")
         return self._batch.step(array[None], decode=decode).of_session(0)
+
+    def generate(self, *, decode: bool = True) -> Step:
+        """Advance by a frame of video without an action, as the recordings might go on."""
+        return self._batch.generate(decode=decode).of_session(0)
 
     def imagine(
         self, goal: Any, num_steps: int, *, decode: bool = True, num_denoising_steps: int = ACT_STEPS

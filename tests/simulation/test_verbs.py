@@ -51,7 +51,7 @@ def test_video_is_generated_without_actions(world: World) -> None:
     for seed in (0, 0, 7):
         sim = start(world)
         sim.change(seed=seed)
-        videos.append([numbers(sim.step(None)) for _ in range(4)])
+        videos.append([numbers(sim.generate()) for _ in range(4)])
     for first, same, other in zip(*videos, strict=True):
         assert np.array_equal(first, same)
         assert not np.array_equal(first, other)
@@ -60,7 +60,7 @@ def test_video_is_generated_without_actions(world: World) -> None:
 def test_actions_go_on_from_generated_frames(world: World) -> None:
     sim = start(world)
     before = numbers(sim.look())
-    sim.step(None)
+    sim.generate()
     sim.step(random_actions(1)[0])
     sim.rewind(2)
     assert np.array_equal(numbers(sim.look()), before)
