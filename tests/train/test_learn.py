@@ -343,7 +343,7 @@ def test_mistakes_are_explained(
 ) -> None:
     with pytest.raises(WorldError, match=r"no policy that was learned in imagination; .* kinema learn"):
         load_imagined(load(folder), folder)
-    with pytest.raises(ValueError, match="--reward goal: give a picture"):
+    with pytest.raises(ValueError, match="--reward goal: give a frame"):
         config_of(folder, data, reward="goal")
     with pytest.raises(ValueError, match="--compare: it compares with and without --min-trust"):
         config_of(folder, data, compare=True)
