@@ -61,6 +61,12 @@ class Recorded:
     measure: Callable[[World, Dataset, int], list[Row]] | None = None
     """Further rows, from the world, the held-out recording and the number of network calls."""
 
+    @property
+    def acting(self) -> list[str]:
+        """Options that decide what the environment is and how it is acted in."""
+        pairs = zip(self.options[::2], self.options[1::2], strict=False)
+        return [word for pair in pairs if pair[0] in ("--policy", "--env-args") for word in pair]
+
     def command(self, out: Path, *, is_held_out: bool, share: float) -> list[str]:
         """Return the arguments of ``kinema`` that record."""
         number = max(2, round(share * (self.held_out if is_held_out else self.episodes)))
@@ -198,6 +204,8 @@ class SuiteConfig:
     """Folder of recordings of DROID (LeRobot), whose last 4 episodes are held out."""
     rollouts: int = 32
     """Segments of held-out episodes to start from."""
+    long_steps: int = 1000
+    """Steps after which frames shall still be valid; 0 leaves that out."""
     num_futures: int = 1000
     """Futures of the coin."""
     device: str = "auto"
@@ -263,6 +271,8 @@ def run(name: str, world: Recorded | Given, config: SuiteConfig) -> Result:
         evaluate("skill", folder, held_out, config, "--steps", str(length)),
         evaluate("calibration", folder, held_out, config, "--steps", str(min(50, length))),
     ]
+    if isinstance(world, Recorded) and config.long_steps and Dataset.open(learned).cameras:
+        parts += evaluate_live(world, folder, learned, config)
     loaded, dataset = load(folder / "world", device=config.device), Dataset.open(held_out)
     draw_sheet(loaded, dataset, length, folder / "sheet.png")
     rows = [row for part in parts for row in part.rows]
@@ -320,9 +330,23 @@ def evaluate(name: str, folder: Path, held_out: Path, config: SuiteConfig, *opti
     newest = max(file.stat().st_mtime for file in (folder / "world").glob("*.safetensors"))
     if not path.is_file() or path.stat().st_mtime < newest:
         words = ["evaluate", name, str(folder / "world"), "--data", str(held_out), "--out", str(path.parent)]
-        words += ["--context", str(CONTEXT), "--rollouts", str(config.rollouts), "--device", config.device]
+        rollouts = config.rollouts if name != "horizon" else max(2, config.rollouts // 4)
+        words += ["--context", str(CONTEXT), "--rollouts", str(rollouts), "--device", config.device]
         kinema(*words, *options)
     return Result.from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+def evaluate_live(world: Recorded, folder: Path, learned: Path, config: SuiteConfig) -> list[Result]:
+    """Measure the share of valid frames beside the live environment, where nothing limits the steps; without
+    it the other numbers still count."""
+    options = ["--env", world.env, *world.acting, "--steps", str(config.long_steps)]
+    try:
+        return [
+            evaluate("horizon", folder, learned, config, *options, "--seeds", "1", "--floor-restarts", "0")
+        ]
+    except subprocess.CalledProcessError:
+        print("validity was not measured; see above", flush=True)
+        return []
 
 
 def draw_sheet(world: World, dataset: Dataset, num_steps: int, path: Path) -> None:
@@ -367,6 +391,7 @@ COLUMNS = {
     "moving": "codec/psnr/moving",
     "obeys, x": "obey/{modality}",
     "horizon": "horizon/{modality}",
+    "valid at 1,000": "valid/1000",
     "spread/error 1": "spread/{modality}/1",
     "10 ": "spread/{modality}/10",
     "50 ": "spread/{modality}/50",

@@ -3,7 +3,8 @@
 A camera that does not move sees the same things all the time, so the number of pixels of each colour hardly
 changes: a thing that is missing, there twice, faded or repainted changes it by many times more than real
 frames do. So the colours of a dataset are grouped, the pixels of every frame are counted by group, and counts
-far from those of real frames are not possible ones. Nothing in it knows the things of a world.
+far from those of real frames are not possible ones. Nothing in it knows the things of a world. The counts of
+a camera that moves vary more; blur, faded colours, noise and two frames in one are told apart all the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,10 @@ NUM_DRAWS = 3
 """Times that groups are drawn: now and then some make an episode rare that is not."""
 CHUNK = 500
 """Frames that are counted at a time."""
+MEDIAN_FRAMES = 200
+"""Frames from which the median frame is computed."""
+LARGEST_LOSS = 0.5
+"""Share of the squared difference between a frame and the median one that the codec may lose of it."""
 FALSE_ALARMS = 0.01
 """Share of held-out real frames that are flagged."""
 TAIL = 0.99
@@ -107,13 +112,13 @@ class Detector:
         self._fits, self.threshold = fits, threshold
         self.false_alarms = 0.0
         """Share of the real frames that are flagged while they are held out."""
-        self._source, self._num_frames, self._num_episodes = "", 0, 0
+        self._source, self._num_frames, self._num_episodes, self._share_kept = "", 0, 0, 1.0
 
     @classmethod
     def train(
         cls, world: World, dataset: Dataset, *, episodes: Sequence[int] | None = None, seed: int = 0
     ) -> Self:
-        """Train on real frames and, as far as they differ, on the same through the world's tokenizer.
+        """Train on real frames and, where they survive it, on the same through the world's tokenizer.
 
         A fifth of the ``episodes`` (all by default) is held out in turn, or a fifth of each of few episodes,
         and a detector learns from the rest. The threshold is set on scores of held-out frames; other frames
@@ -137,11 +142,13 @@ class Detector:
         if len(segments) < NUM_FOLDS:
             folds = np.concatenate([np.arange(length) * NUM_FOLDS // length for length in lengths])
         colours = _colours(real.frames)
-        reconstructed = _colours(reconstruct(world, real.frames, proprio=real.proprio))
+        decoded = reconstruct(world, real.frames, proprio=real.proprio)
+        reconstructed, is_kept = _colours(decoded), _survive(real.frames, decoded)
         fits, scores = [], np.zeros(len(real))
         for fold in range(NUM_FOLDS):
             kept = folds != fold
-            both = {key: np.concatenate([colours[key][kept], reconstructed[key][kept]]) for key in colours}
+            also = kept & is_kept
+            both = {key: np.concatenate([colours[key][kept], reconstructed[key][also]]) for key in colours}
             of_fold = [_Fit(both, rng) for _ in range(NUM_DRAWS)]
             held_out = {key: of_camera[~kept] for key, of_camera in colours.items()}
             scores[~kept] = np.mean([fit.score(held_out) for fit in of_fold], axis=0)
@@ -149,7 +156,7 @@ class Detector:
         detector = cls(fits, float(np.quantile(scores, 1.0 - FALSE_ALARMS)))
         detector.false_alarms = float((scores > detector.threshold).mean())
         detector._source, detector._num_frames = str(dataset.root), len(real)
-        detector._num_episodes = len(segments)
+        detector._num_episodes, detector._share_kept = len(segments), float(is_kept.mean())
         return detector
 
     def score(self, frames: Frames) -> np.ndarray:
@@ -167,6 +174,11 @@ class Detector:
             f"Trained detector: {self._num_frames:,} real frames of {self._source}; it flags "
             f"{self.false_alarms:.1%} of them while they are held out."
         )
+        if self._share_kept < 1.0:
+            text += (
+                f" The codec loses most of {1.0 - self._share_kept:.1%} of the frames, whose versions by it "
+                "are not taken for possible."
+            )
         if self._num_episodes < FEW_EPISODES:
             text += (
                 f" Only {self._num_episodes} episodes to learn from: it will take what these do not show for "
@@ -191,6 +203,26 @@ def _draw(world: World, dataset: Dataset, chosen: np.ndarray) -> list[Segment]:
         frames = world.by_camera({key: frames[::spacing] for key, frames in episode.frames.items()})
         segments.append(Segment(frames=frames, proprio=None if proprio is None else proprio[::spacing]))
     return segments
+
+
+def _survive(real: Frames, decoded: Frames) -> np.ndarray:
+    """Return ``N`` bool: frames of which the codec keeps most of what tells them from the median frame.
+
+    A codec that loses the things, or shows noise, must not make frames of its own kind possible ones.
+    """
+    lost, whole = [], []
+    for key, frames in real.items():
+        median = np.median(frames[:: max(1, len(frames) // MEDIAN_FRAMES)], axis=0)
+        chunks = [slice(start, start + CHUNK) for start in range(0, len(frames), CHUNK)]
+        lost.append([_squares(frames[chunk], decoded[key][chunk]) for chunk in chunks])
+        whole.append([_squares(frames[chunk], median) for chunk in chunks])
+    lost_N, whole_N = (np.sum([np.concatenate(part) for part in parts], axis=0) for parts in (lost, whole))
+    # A frame that is nearly the median one has little to lose but itself.
+    return lost_N < LARGEST_LOSS * np.maximum(whole_N, whole_N.mean())
+
+
+def _squares(frames: np.ndarray, others: np.ndarray) -> np.ndarray:
+    return ((frames.astype(np.float32) - others) ** 2).reshape(len(frames), -1).mean(axis=1)
 
 
 def _colours(frames: Frames) -> dict[str, np.ndarray]:
