@@ -41,8 +41,8 @@ class Size:
     height: int
     """Height of frames in pixels."""
     max_tokens: int
-    """Most tokens of latents in a frame, over all cameras; where there are more, tokens are made larger, then
-    frames less high."""
+    """Most tokens of latents in a frame of one camera; each further camera may add half as many. Where there
+    are more, tokens are made larger, then frames less high."""
     width: int
     """Width D of the dynamics."""
     depth: int
@@ -65,7 +65,7 @@ SIZES = {
     ),
     "mini": Size(
         height=64,
-        max_tokens=8,
+        max_tokens=12,
         width=128,
         depth=4,
         channels=32,
@@ -214,11 +214,12 @@ def _layout(shapes: Sequence[tuple[int, int, int]], size: Size) -> tuple[tuple[t
     """Height and width of the frames of each camera, and the latents in a token's height: as many pixels as
     ``max_tokens`` allow, first in tokens of one latent, then of two by two."""
     sizes, patch = (), 1
+    max_tokens = size.max_tokens * (1 + len(shapes)) // 2
     for height in range(size.height, 0, -STRIDE):
         for patch in (1, 2):
             sizes = tuple(_learned_size(shape, height, patch * STRIDE) for shape in shapes)
             num_tokens = sum(height * width for height, width in sizes) // (patch * STRIDE) ** 2
-            if num_tokens <= size.max_tokens:
+            if num_tokens <= max_tokens:
                 return sizes, patch
     return sizes, patch
 

@@ -106,7 +106,7 @@ def test_a_plan_fills_its_time_and_keeps_to_the_limits(
     assert 0.95 * seconds < made.seconds <= seconds
     assert made.name in LADDER
     recipe = sized(datasets[shapes], made.scale)
-    assert recipe.dynamics.num_patches <= made.scale.size.max_tokens
+    assert recipe.dynamics.num_patches <= made.scale.size.max_tokens * (1 + len(SHAPES[shapes])) // 2
     assert recipe.manifold is None
     assert recipe.still_change == 0.0
     assert (made.tokenizer > 0.0) == bool(SHAPES[shapes])
@@ -119,12 +119,14 @@ def test_a_plan_fills_its_time_and_keeps_to_the_limits(
     assert recipe.dynamics_schedule.phases[-1].own_context_share > 0.0
 
 
-def test_three_cameras_fit_an_hour_of_a_slow_machine(datasets: dict[str, Dataset]) -> None:
-    made = plan(Machine(datasets["three"], rate=3e10), 3600.0)
+def test_three_cameras_fit_an_hour_of_two_cores(datasets: dict[str, Dataset]) -> None:
+    """A core multiplies at 95 GFLOP/s, and training reaches a good third of that."""
+    made = plan(Machine(datasets["three"], rate=7e10), 3600.0)
     assert made.is_enough
     sizes = sized(datasets["three"], made.scale).segments.sizes
     assert sizes is not None
     for height, width in sizes:
+        assert height == 64
         assert width / height == pytest.approx(320 / 180, rel=0.15)
 
 
