@@ -154,7 +154,7 @@ class ConvTokenizer(nn.Module):
         pack_convolutions(self.decoder, lambda: self.decode_raw(grid), dtype)
 
     @torch.no_grad()
-    def set_statistics(self, *samples: Float[Tensor, "B Z h w"]) -> None:
+    def set_statistics(self, *samples: Float[Tensor, "_ Z _ _"]) -> None:
         """Set the mean and deviation of the latents from samples of raw ones, one for each size of frames."""
         grid = samples[0]
         if len(samples) > 1:

@@ -64,7 +64,7 @@ class PictureLoss(nn.Module):
         self.register_buffer("rarity", torch.ones(COLOUR_LEVELS**3))
 
     @torch.no_grad()
-    def fit_rarity(self, *samples: UInt8[Tensor, "N H W 3"]) -> None:
+    def fit_rarity(self, *samples: UInt8[Tensor, "_ _ _ 3"]) -> None:
         """Count how common each colour is, its neighbours with it, in samples of the recorded frames, one for
         each size."""
         counts = torch.zeros(COLOUR_LEVELS**3, dtype=torch.float64)
