@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 
+from kinema.model import objective as objective_module
 from kinema.model.objective import SMOOTHNESS, DynamicsBatch, DynamicsObjective, DynamicsObjectiveConfig
 from kinema.model.tasks import TASKS, Role
 from kinema.model.tokens import DynamicsConfig, Values
@@ -301,6 +302,7 @@ def test_a_frame_that_took_another_turn_is_not_simulated() -> None:
 
 @torch.no_grad()
 def test_segments_that_are_not_simulated_keep_their_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objective_module, "PLAUSIBLE_SPREADS", torch.inf)
     config = dynamics_config()
     contexts: list[Values] = []
     for prob in (0.0, 0.5, 1.0):
