@@ -56,8 +56,6 @@ class Recorded:
     max_steps: int | None = None
     options: tuple[str, ...] = ()
     """Further options of ``kinema record``."""
-    has_influence: bool = True
-    """Actions change what is seen."""
     measure: Callable[[World, Dataset, int], list[Row]] | None = None
     """Further rows, from the world, the held-out recording and the number of network calls."""
 
@@ -80,7 +78,6 @@ class Given:
     """A dataset of a real robot; its last episodes are held out."""
 
     held_out: int
-    has_influence: bool = True
     measure: None = None
 
 
@@ -276,8 +273,6 @@ def run(name: str, world: Recorded | Given, config: SuiteConfig) -> Result:
     loaded, dataset = load(folder / "world", device=config.device), Dataset.open(held_out)
     draw_sheet(loaded, dataset, length, folder / "sheet.png")
     rows = [row for part in parts for row in part.rows]
-    if not world.has_influence:
-        rows = [row for row in rows if not row.key.startswith("obey/")]
     if world.measure is not None:
         rows += world.measure(loaded, dataset, config.num_futures)
     return dataclasses.replace(
