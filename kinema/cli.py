@@ -278,6 +278,9 @@ def _show_log() -> None:
     if not log.handlers:
         log.addHandler(logging.StreamHandler())
         log.setLevel(logging.INFO)
+    for handler in log.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.stream = sys.stderr  # The present one: one process may run several commands.
 
 
 def _print_completion(arguments: Sequence[str]) -> int:
