@@ -26,6 +26,7 @@ from kinema.train.latents import SAMPLE_ROWS, Encoded
 from kinema.train.loop import Run, Stage, make_update
 from kinema.train.optim import MovingAverage
 from kinema.train.stages import Job, Recording, dynamics_stage, tokenizer_stage
+from kinema.train.trust import HORIZON, NUM_EPISODES
 
 SKETCH_ROWS = 64
 """Rows of noise; no segment of a recipe is longer."""
@@ -73,6 +74,9 @@ class Meter:
         lengths = self._dataset.lengths()
         evaluation += EVALUATED * float(lengths.mean()) * self._decoding
         checkpoint = 4 * 4 * num_weights / DISK_RATE
+        # Trust is fitted once, to held-out episodes that are simulated twice.
+        num_held_out = min(NUM_EPISODES, max(1, len(lengths) // 20))
+        trust = 2.0 * num_held_out * HORIZON / (EVALUATED * EVALUATED_STEPS) * evaluation
         tokenizer = self._tokenizer(scale.size)
         return Rates(
             frame=self._decoding + encoding,
@@ -80,7 +84,7 @@ class Meter:
             phases=tuple(each.seconds for each in self._phases(scale)),
             overhead=evaluation / (evaluation + 60.0 * config.evaluate_minutes)
             + checkpoint / (checkpoint + 60.0 * config.checkpoint_minutes),
-            once=evaluation + min(SAMPLE_ROWS, int(lengths.sum())) * encoding,
+            once=evaluation + trust + min(SAMPLE_ROWS, int(lengths.sum())) * encoding,
         )
 
     def first_phase(self, scale: Scale) -> float:
