@@ -139,6 +139,7 @@ class _Recomputed(nn.Module):
         cache: _Frames,
         *,
         noise: Tensor | None = None,
+        goal: None = None,
         only_latents: bool = False,
         commits: bool = False,
     ) -> Values:

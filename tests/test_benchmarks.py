@@ -35,3 +35,13 @@ def test_sampling_compares_its_objectives() -> None:
     ]
     for row in rows:
         assert sum(float(share.rstrip("%")) for share in row[2:]) == pytest.approx(100.0, abs=0.2)
+
+
+def test_an_accelerator_is_measured_against_the_cpu() -> None:
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--device", "cpu", "--widths", "64"]
+    options = ["--heights", "32", "--sessions", "1", "2", "--batch", "2", "--repeats", "1"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "of the matrix rate" in done.stdout
+    assert "32 pixels, 2 sessions" in done.stdout
+    assert "at most 0 grey levels from the CPU" in done.stdout
