@@ -90,6 +90,9 @@ class DynamicsBatch(NamedTuple):
     """Steps of that rollout."""
     goal: Values | None = None
     """Frames (T = 1) that were recorded behind the segments, where the dynamics takes goals."""
+    recorded: Values | None = None
+    """1 for each number of the frames that was recorded, 0 for others, which are noise and no target; None
+    where all were."""
 
 
 class DynamicsObjective(nn.Module):
@@ -129,7 +132,11 @@ class DynamicsObjective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss and the metrics of a batch: all ``T`` frames are targets, all but the last are
         context; ``generator`` draws all noise."""
-        values, has_action, self_forcing_prob, self_forcing_steps, goal_frame = batch
+        values, has_action, self_forcing_prob, self_forcing_steps, goal_frame, recorded = batch
+        there = None
+        if recorded is not None:
+            values = values.zip(recorded, torch.mul)
+            there = self._recorded_modalities(recorded)
         config, device = self.config, has_action.device
         num_segments, time = has_action.shape
 
@@ -153,6 +160,8 @@ class DynamicsObjective(nn.Module):
         context_tau = self._levels(
             visible.observations, visible.shows_proprio * visible.proprio, visible.shows_action.float()
         )
+        if there is not None:
+            context_tau = there * context_tau
         past = values.map(lambda x: x[:, :-1])
         context = self.add_noise(past, context_tau[:, :-1], generator)
         if is_own.any():
@@ -173,6 +182,8 @@ class DynamicsObjective(nn.Module):
             )
             index = target_of[None, :, :, None].expand(1, -1, -1, levels.shape[-1])
             target_tau = levels.gather(0, index)[0]
+            if there is not None:
+                target_tau = there * target_tau
             goal = None
             if goal_frame is not None:
                 wants_goal = torch.tensor([name in ("act", "generate") for name, *_ in self.targets])
@@ -187,7 +198,18 @@ class DynamicsObjective(nn.Module):
             target_of = torch.full((num_segments, time), self._main_target, device=device)
             last = self.add_noise(values.map(lambda x: x[:, -1:]), context_tau[:, -1:], generator)
             predicted = self._predict_from_noise(context.followed_by(last), context_tau, generator)
+        if recorded is not None:
+            # What is missing is 0 in the values: as a prediction it is right.
+            first, second = (part.zip(recorded, lambda x, mask: mask * x) for part in predicted)
+            predicted = first, second
         return self._loss(predicted, values, context, target_of)
+
+    def _recorded_modalities(self, recorded: Values) -> Float[Tensor, "B T M"]:
+        """1 for each modality of frames of which something was recorded."""
+        sizes = [rows * columns for rows, columns in self.dynamics.config.grids]
+        cameras = [part[..., 0, 0] for part in recorded.latents.split(sizes, dim=2)] if sizes else []
+        proprio = [recorded.proprio.amax(-1)] if self.has_proprio else []
+        return torch.stack([*cameras, *proprio, torch.ones_like((cameras + proprio)[0])], dim=-1)
 
     @property
     def _proprio_noise(self) -> float:

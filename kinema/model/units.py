@@ -59,8 +59,10 @@ class Normalizer(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def fit(self, values: Float[np.ndarray, "N A"]) -> None:
-        """Take centre and scale from data; outliers beyond 0.1% are left outside the range."""
-        low, high = np.quantile(values, [0.001, 0.999], axis=0)
+        """Take centre and scale from data; outliers beyond 0.1% are left outside the range, and numbers that
+        are missing (NaN) do not count."""
+        quantile = np.nanquantile if np.isnan(values).any() else np.quantile
+        low, high = quantile(values, [0.001, 0.999], axis=0)
         for index, dimension in enumerate(self.dimensions):
             if dimension.kind == "one-hot":
                 low[index], high[index] = 0.0, 1.0
@@ -73,14 +75,16 @@ class Normalizer(nn.Module):
         self.scale.copy_(torch.from_numpy(np.where(scale > least, scale, 1.0)))
 
     def normalize(self, values: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch V"]:
-        """Numbers of the network."""
+        """Numbers of the network; 0 for those that are missing (NaN)."""
         if self.is_plain:
-            return (values - self.center) / self.scale
+            numbers = (values - self.center) / self.scale
+            return numbers.masked_fill(values.isnan(), 0.0)
         values = values[..., self.dimension_of]
         numbers = (values - self.center) / self.scale
         numbers = torch.where(self.is_angle, torch.sin(self.frequency * values + self.phase), numbers)
         is_chosen = (values.round() == self.choice).to(numbers.dtype)
-        return torch.where(self.is_choice, 2.0 * is_chosen - 1.0, numbers)
+        numbers = torch.where(self.is_choice, 2.0 * is_chosen - 1.0, numbers)
+        return numbers.masked_fill(values.isnan(), 0.0)
 
     def restore(self, values: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch A"]:
         """Numbers as recorded, angles within their turn."""

@@ -97,6 +97,9 @@ class WorldConfig:
     """Network calls for a frame, unless a session asks for another number."""
     context_tau: float = 1.0
     """Noise time that past frames are said to have in a rollout; 1 says that they are clean."""
+    has_holes: bool = False
+    """Recordings lacked cameras or numbers of the world, and so may sessions: cameras that are not given are
+    simulated from noise, numbers that are NaN are missing."""
     num_support: int = 0
     """Points that say where actions and proprioception were recorded: what is beyond them is taken for the
     nearest that was. 0: nothing is."""
@@ -305,16 +308,23 @@ class WorldModel(nn.Module):
 
     @torch.inference_mode()
     def encode(self, frames: Pictures) -> Float[Tensor, "T L Z"]:
-        """Latents of all cameras, for pictures ``uint8 T H W C`` of the recorded or the learned size.
+        """Latents of all cameras, for pictures ``uint8 T H W C`` of the recorded or the learned size; zeros
+        for cameras that are not given, in a world with holes.
 
         Raises:
             WorldError: a camera is missing or unknown, or a picture has another size or type.
         """
-        by_camera = self._checked(frames)
+        by_camera, dynamics = self._checked(frames), self.config.dynamics
         if not by_camera:
-            return torch.zeros(0, 0, self.config.dynamics.latent_dim)
-        learned = zip(by_camera.values(), self.config.learned_sizes, strict=True)
-        return torch.cat([self._encode_camera(resize(films, *size)) for films, size in learned], dim=1)
+            return torch.zeros(0, 0, dynamics.latent_dim)
+        latents, num_frames = [], _length(by_camera)
+        for key, size, grid in zip(self.cameras, self.config.learned_sizes, dynamics.grids, strict=True):
+            if key in by_camera:
+                latents.append(self._encode_camera(resize(by_camera[key], *size)))
+            else:
+                shape = (num_frames, grid[0] * grid[1], dynamics.latent_dim)
+                latents.append(torch.zeros(shape, device=self.device))
+        return torch.cat(latents, dim=1)
 
     @torch.inference_mode()
     def decode(
@@ -389,7 +399,8 @@ class WorldModel(nn.Module):
         return {key: resize(films, *native[key]) for key, films in self._checked(frames).items()}
 
     def _checked(self, frames: Pictures) -> dict[str, np.ndarray]:
-        """Frames ``T H W 3`` by camera, of the recorded or of the learned size. Raises WorldError."""
+        """Frames ``T H W 3`` by camera, of the recorded or of the learned size; of one camera at least in a
+        world with holes, else of all. Raises WorldError."""
         if frames is None:
             if self.cameras:
                 raise WorldError(f"world '{self.name}': pictures of {', '.join(self.cameras)} are needed")
@@ -406,13 +417,15 @@ class WorldModel(nn.Module):
                 )
             frames = {self.cameras[0]: frames}
         missing = [key for key in self.cameras if key not in frames]
-        if missing:
+        if missing and not (self.config.has_holes and len(missing) < len(self.cameras)):
             raise WorldError(
                 f"world '{self.name}': no pictures of camera {', '.join(missing)}; "
                 f"got {', '.join(frames) or 'none'}"
             )
         checked = {}
         for camera, learned in zip(self.config.cameras, self.config.learned_sizes, strict=True):
+            if camera.key in missing:
+                continue
             pictures = np.asarray(frames[camera.key])
             if pictures.ndim == 4 and pictures.dtype == np.uint8 and pictures.shape[3] in (1, 4):
                 pictures = as_rgb(pictures, camera.key)
@@ -459,9 +472,13 @@ class WorldModel(nn.Module):
                 f"{what}: expected shape {shape} ({', '.join(self.config.action_names)} last), "
                 f"got {array.shape}"
             )
-        if not np.isfinite(array).all():
-            raise WorldError(f"{what}: it holds a number that is not finite")
+        self._check_finite(array, what)
         return array
+
+    def _check_finite(self, array: np.ndarray, what: str) -> None:
+        """Raise WorldError where a number is not finite, and is not missing in a world with holes."""
+        if np.isinf(array).any() or (np.isnan(array).any() and not self.config.has_holes):
+            raise WorldError(f"{what}: it holds a number that is not finite")
 
     def _encode_camera(self, pictures: np.ndarray) -> Tensor:
         assert self.tokenizer is not None
@@ -602,8 +619,7 @@ class WorldModel(nn.Module):
             array = array[None]
         if array.shape != (batch, time, self.proprio_dim):
             raise WorldError(f"proprio: expected shape {(batch, time, self.proprio_dim)}, got {array.shape}")
-        if not np.isfinite(array).all():
-            raise WorldError("proprio: it holds a number that is not finite")
+        self._check_finite(array, "proprio")
         return self.proprio_normalizer.normalize(torch.from_numpy(array).to(self.device))
 
     # On disk.

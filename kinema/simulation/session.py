@@ -133,13 +133,27 @@ class SimulationBatch:
         return Simulation(one)
 
     @torch.inference_mode()
-    def begin(self, latents: Tensor, proprio: Tensor, knows_proprio: bool, actions: Tensor | None) -> None:
+    def begin(
+        self,
+        latents: Tensor,
+        proprio: Tensor,
+        knows_proprio: bool,
+        actions: Tensor | None,
+        shown: Sequence[bool] | None = None,
+    ) -> None:
         """Show the sessions their first frames: latents ``B T L Z``, proprioception ``B T P`` and the actions
-        ``B T-1 A`` between the frames, all normalised."""
+        ``B T-1 A`` between the frames, all normalised; ``shown`` says of which cameras the latents are."""
         with self._networks.autocast():
-            self._begin(latents, proprio, knows_proprio, actions)
+            self._begin(latents, proprio, knows_proprio, actions, shown)
 
-    def _begin(self, latents: Tensor, proprio: Tensor, knows_proprio: bool, actions: Tensor | None) -> None:
+    def _begin(
+        self,
+        latents: Tensor,
+        proprio: Tensor,
+        knows_proprio: bool,
+        actions: Tensor | None,
+        shown: Sequence[bool] | None,
+    ) -> None:
         world = self._networks
         batch, time = latents.shape[:2]
         # Frames beyond the reach change nothing.
@@ -156,6 +170,9 @@ class SimulationBatch:
                 step = TASKS["locate"]._replace(action=Role.CLEAN if knows_action else Role.NOISE)
                 given = with_proprio(world, self._cache, given, self._noise, self.num_denoising_steps, step)
             levels = world.tau(batch, 1, action_tau=float(knows_action))
+            if shown is not None and not all(shown):
+                levels = levels.clone()
+                levels[..., : len(shown)] *= torch.tensor(shown, device=levels.device)
             noise = self._noise(world.config.dynamics.noise_size, stream=GIVEN_STREAM - (time - 1 - t))
             world.dynamics.keep(given, levels, self._cache, noise)
         self._judge_given(latents[:, first:], proprio[:, first:], actions)

@@ -130,7 +130,8 @@ class World(WorldModel):
         """
         check_rewind(max_rewind)
         if frames is None:
-            self.by_camera(None)
+            if not self.config.has_holes:
+                self.by_camera(None)
             proprio = None if proprio is None else numbers(proprio, "proprio")
             if proprio is None or proprio.ndim != 3 or not proprio.size:
                 raise WorldError(
@@ -138,7 +139,9 @@ class World(WorldModel):
                     "at least 1, to start from"
                 )
             batch, time = proprio.shape[:2]
-            latents = torch.zeros(batch, time, 0, self.config.dynamics.latent_dim)
+            shown = [False] * len(self.cameras)
+            dynamics = self.config.dynamics
+            latents = torch.zeros(batch, time, dynamics.num_latents, dynamics.latent_dim, device=self.device)
         else:
             by_camera = frames if isinstance(frames, Mapping) else {"": frames}
             arrays = {key: _array(f, key or "frames") for key, f in by_camera.items()}
@@ -156,7 +159,9 @@ class World(WorldModel):
                 raise WorldError(f"the cameras differ in sessions and frames: {sizes}")
             batch, time = next(iter(arrays.values())).shape[:2]
             flat = {key: f.reshape(-1, *f.shape[2:]) for key, f in arrays.items()}
-            latents = self.encode(flat.get("", flat)).unflatten(0, (batch, time))
+            shown = ["" in flat or key in flat for key in self.cameras]
+            latents = self.encode(flat.get("", flat))
+            latents = latents.unflatten(0, (batch, time))
         normalized = None
         if actions is not None:
             array = self.check_actions(actions, (batch, time - 1, self.action_dim), "actions")
@@ -169,7 +174,7 @@ class World(WorldModel):
             seeds = [draw_seed(g) for g in generators] if generators is not None else list(range(batch))
         simulation = SimulationBatch(self, seeds, num_denoising_steps, max_rewind, max_pictures)
         known, is_known = self.known_proprio(proprio, latents)
-        simulation.begin(latents, known, is_known, normalized)
+        simulation.begin(latents, known, is_known, normalized, shown)
         if has_trust or (has_trust is None and batch == 1 and self.has_error_fit):
             simulation.add_twin()
         return simulation

@@ -3,6 +3,7 @@ learns."""
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +23,16 @@ SAMPLE_ROWS = 1024
 """Frames from which the statistics of colours and of latents are taken."""
 
 
-def fit_units(world: World, segments: Segments) -> None:
-    """Fit the units of actions, proprioception and latents."""
+def fit_units(world: World, segments: Segments, recordings: Sequence[Segments]) -> None:
+    """Fit the units of actions and proprioception to ``segments``, those of latents to the frames of
+    ``recordings``."""
     world.action_normalizer.fit(segments.actions)
     if segments.proprio is not None:
         world.proprio_normalizer.fit(segments.proprio)
     fit_support(world, segments)
     if world.tokenizer is not None:
         samples = []
-        for frames in sample_pictures(segments):
+        for frames in (frames for each in recordings for frames in sample_pictures(each)):
             pixels = to_pixels(frames.to(world.device))
             samples.append(torch.cat([world.tokenizer.encode_raw(x) for x in pixels.split(128)]))
         world.tokenizer.set_statistics(*samples)
@@ -92,11 +94,19 @@ def encode_all(world: World, segments: Segments, use_bfloat16: bool, cache: Path
 
     config = world.config.dynamics
     latents = Rows([torch.zeros(segments.num_rows, 0, config.latent_dim)])
-    if world.tokenizer is not None:
+    if world.tokenizer is not None and not segments.frames:
+        latents = Rows(
+            [
+                torch.zeros(1, dtype=torch.half).expand(
+                    segments.num_rows, config.num_latents, config.latent_dim
+                )
+            ]
+        )
+    elif world.tokenizer is not None:
         shape = (segments.num_rows, config.num_latents, config.latent_dim)
         folder = cache / _fingerprint(world, use_bfloat16, data, shape)
         latents = write_rows(folder, shape, encode, "encoding")
-    proprio = torch.zeros(segments.num_rows, 0)
+    proprio = torch.zeros(segments.num_rows, config.proprio_dim)
     with torch.no_grad():
         if segments.proprio is not None:
             proprio = _normalized(world.proprio_normalizer, segments.proprio)

@@ -16,6 +16,7 @@ import tyro
 from kinema.data.dimensions import Dimension, find_dimensions
 from kinema.data.layout import picture_shape
 from kinema.data.lerobot import Dataset
+from kinema.data.mixture import Source, shares_of
 from kinema.data.segments import SegmentsConfig, load_segments
 from kinema.model.world import ACTING_FILE, CONFIG_FILE, HEADS_FILE, CameraConfig, WorldConfig
 from kinema.policies.cloned import CLONE_FILE
@@ -30,6 +31,7 @@ from kinema.train.checkpoint import read_state
 from kinema.train.facts import Identity
 from kinema.train.hindsight import REWARD, require_rewards
 from kinema.train.loop import CHECKPOINT, LoopConfig, Run, Stage
+from kinema.train.mixed import Mixture
 from kinema.train.plan import disk_bytes, make_plan, say_cost, say_quality, stage_costs
 from kinema.train.stages import Job, Recording, further_stages, new_world_stages
 from kinema.train.trust import fit_trust
@@ -72,15 +74,17 @@ class TrainConfig(LoopConfig):
     observation.state.3=angle. DIMENSION is a name or a number; KIND is continuous, angle (radians, degrees),
     discrete or one-hot."""
     also: tuple[str, ...] = ()
-    """More datasets (folders or Hub ids) from which --from goes on learning."""
+    """More datasets (folders or Hub ids) to learn from, also of other robots, cameras and rates. NAME:WEIGHT
+    draws their segments by weight, against 1 for all others; without weights every row counts the same."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, default in (("also", ()), ("parts", ("dynamics",))):
-            if getattr(self, name) != default and (self.from_ is None or self.adds):
-                raise ValueError(
-                    f"--{name} is for a finished world that goes on learning: name it with --from"
-                )
+        if self.parts != ("dynamics",) and (self.from_ is None or self.adds):
+            raise ValueError("--parts is for a finished world that goes on learning: name it with --from")
+        if self.also and self.adds:
+            raise ValueError(f"--also: {' and '.join(self.adds)} are learned from one dataset")
+        if self.also and self.budget is not None:
+            raise ValueError("--budget: it is planned for one dataset; choose a --size for a mixture")
         if self.kinds and (self.from_ is not None or self.adds):
             raise ValueError("--kinds is for a new world: a finished one keeps its kinds")
         if self.size is not None and self.size not in LADDER:
@@ -141,12 +145,21 @@ class NewProgram:
 
     def __init__(self, config: TrainConfig):
         self.config = config
-        self.dataset = Dataset.open(config.data)
+        sources = [Source(config.data, None), *map(Source.parse, config.also)]
+        self.datasets = [Dataset.open(source.name) for source in sources]
+        self.dataset = self.datasets[0]
         self.dimensions = find_dimensions(self.dataset, config.kinds)
-        self._prints = [facts.fingerprint(self.dataset)]
+        self._prints = [facts.fingerprint(dataset) for dataset in self.datasets]
         self.plan: Plan | None = None
+        self.mixture: Mixture | None = None
         if config.budget is None:
-            recipe = RECIPES[config.recipe_name](self.dataset).shortened(config.update_share)
+            recipes = [RECIPES[config.recipe_name](dataset) for dataset in self.datasets]
+            recipe = recipes[0]
+            if config.also:
+                others = [find_dimensions(dataset) for dataset in self.datasets[1:]]
+                self.mixture = Mixture.of(sources, self.datasets, recipes, [self.dimensions, *others])
+                recipe = self.mixture.recipe
+            recipe = recipe.shortened(config.update_share)
         else:
             # A resumed run keeps to the plan that it began with.
             kept = Identity.kept_options(config.out, "run")
@@ -158,7 +171,7 @@ class NewProgram:
     def _use(self, recipe: Recipe) -> None:
         config, self.recipe = self.config, recipe
         options = {"data": config.data, "recipe": config.recipe_name, "seed": config.seed}
-        options |= {"kinds": list(config.kinds), "accumulate": config.accumulate}
+        options |= {"kinds": list(config.kinds), "accumulate": config.accumulate, "also": list(config.also)}
         options |= dataclasses.asdict(recipe)
         if config.budget is not None:
             plan = None if self.plan is None else dataclasses.asdict(self.plan)
@@ -166,30 +179,43 @@ class NewProgram:
         self.identity = Identity("run", options, self._prints)
 
     def is_finished(self) -> bool:
-        return _is_finished(self.config.out, self.identity, [self.dataset])
+        return _is_finished(self.config.out, self.identity, self.datasets)
+
+    @property
+    def _segments_configs(self) -> Sequence[SegmentsConfig]:
+        """By dataset, which cameras and vectors of it are learned."""
+        return [self.recipe.segments] if self.mixture is None else self.mixture.configs
 
     def prepare(self, run: Run) -> None:
-        config, dataset, segments = self.config, self.dataset, self.recipe.segments
+        config, dataset = self.config, self.dataset
         schedules = (self.recipe.manifold_schedule, self.recipe.dynamics_schedule)
-        self.episodes = facts.check_data(
-            dataset,
-            segment_length=max(phase.length for each in schedules if each for phase in each.phases),
-            columns=_columns(segments.cameras or (), segments.proprio),
-            num_held_out=self.recipe.num_held_out,
-        )
-        if "action" not in dataset.features:
-            print(
-                f"{dataset.root}: no feature 'action', so the world is learned without and goes on by itself"
+        checked = [
+            facts.check_data(
+                each,
+                segment_length=max(phase.length for each in schedules if each for phase in each.phases),
+                columns=_columns(segments.cameras or (), segments.proprio),
+                num_held_out=0 if number else self.recipe.num_held_out,
             )
+            for number, (each, segments) in enumerate(zip(self.datasets, self._segments_configs, strict=True))
+        ]
+        self.episodes, self._learned_also = checked[0], [each.learned for each in checked[1:]]
+        for each in self.datasets:
+            if "action" not in each.features:
+                without = "its frames are learned" if self.mixture else "the world is learned"
+                print(f"{each.root}: no feature 'action', so {without} without and go on by themselves")
+            if each.fps != dataset.fps:
+                print(f"{each.root}: {each.fps:g} fps beside {dataset.fps:g}; a step is a row of either")
         if config.budget is not None:
             self._keep_to_budget(run, config.budget)
         recipe, plan = self.recipe, self.plan
         torch.manual_seed(config.seed)
-        self.world = World(_world_config(config, recipe, dataset, self.dimensions)).to(run.device)
+        world_config = _world_config(config, recipe, dataset, self.dimensions, self.mixture)
+        self.world = World(world_config).to(run.device)
         names = ["tokenizer"] if recipe.tokenizer is not None else []
         names += [part for part in ("manifold", "decoder") if recipe.schedule(part) is not None]
-        _say_cost(run, recipe, self.world, [(dataset, self.episodes.learned)], [*names, "dynamics"], plan)
-        print(say_quality(config.budget, bool(segments.cameras)), flush=True)
+        learned = list(zip(self.datasets, [self.episodes.learned, *self._learned_also], strict=True))
+        _say_cost(run, recipe, self.world, learned, [*names, "dynamics"], plan)
+        print(say_quality(config.budget, bool(recipe.segments.cameras)), flush=True)
 
     def _keep_to_budget(self, run: Run, budget: str) -> None:
         """Plan the recipe, where that was not done before, and choose the episodes that it has time for."""
@@ -216,9 +242,25 @@ class NewProgram:
             self.episodes = dataclasses.replace(self.episodes, learned=learned[evenly])
 
     def stages(self, run: Run) -> Iterator[Stage]:
-        recording = _record(run, self.dataset, self.recipe.segments, self.episodes.learned, "frames")
+        recordings, shares = [], None
+        for number, (dataset, segments, episodes) in enumerate(
+            zip(
+                self.datasets,
+                self._segments_configs,
+                [self.episodes.learned, *self._learned_also],
+                strict=True,
+            )
+        ):
+            folder = f"frames-{number}" if number else "frames"
+            recording = _record(run, dataset, segments, episodes, folder)
+            if self.mixture is not None:
+                unified = self.mixture.unify(recording.segments, number)
+                recording = Recording(self.mixture.dataset(number), unified, recording.fingerprint)
+            recordings.append(recording)
         self.identity.keep(run)
-        self.job = Job(run, self.world, self.recipe, [recording], self.episodes.held_out)
+        if self.mixture is not None:
+            shares = self.mixture.shares
+        self.job = Job(run, self.world, self.recipe, recordings, self.episodes.held_out, shares)
         yield from new_world_stages(self.job)
 
     def finish(self, run: Run) -> None:
@@ -237,7 +279,8 @@ class FurtherProgram:
         self.config, self.source = config, source
         if config.out.resolve() == Path(source).resolve():
             raise ValueError(f"--out {config.out}: that is the world to go on from; name another folder")
-        self.datasets = [Dataset.open(name) for name in (config.data, *config.also)]
+        sources = [Source(config.data, None), *map(Source.parse, config.also)]
+        self.datasets, self._shares = [Dataset.open(each.name) for each in sources], shares_of(sources)
         recipe = further(RECIPES[config.recipe_name](self.datasets[0]))
         self.recipe = recipe.shortened(config.update_share)
         options = {
@@ -286,7 +329,7 @@ class FurtherProgram:
             folder = f"frames-{number}"
             recordings.append(_record(run, dataset, _segments_of(self.world), episodes.learned, folder))
         self.identity.keep(run)
-        self.job = Job(run, self.world, self.recipe, recordings, self.episodes[0].held_out)
+        self.job = Job(run, self.world, self.recipe, recordings, self.episodes[0].held_out, self._shares)
         yield from further_stages(self.job, self.config.parts)
 
     def finish(self, run: Run) -> None:
@@ -452,15 +495,24 @@ def _extended(world: World, recipe: Recipe) -> World:
 
 
 def _world_config(
-    config: TrainConfig, recipe: Recipe, dataset: Dataset, dimensions: Mapping[str, tuple[Dimension, ...]]
+    config: TrainConfig,
+    recipe: Recipe,
+    dataset: Dataset,
+    dimensions: Mapping[str, tuple[Dimension, ...]],
+    mixture: Mixture | None = None,
 ) -> WorldConfig:
+    features, proprio_key = dataset.features, recipe.segments.proprio
+    if mixture is not None:
+        features = mixture.features
+        dimensions = {"action": mixture.actions.dimensions}
+        dimensions |= {proprio_key: mixture.proprio.dimensions} if proprio_key else {}
     actions = tuple(
         dataclasses.replace(each, name=f"action_{each.name}") if each.name.isdecimal() else each
         for each in dimensions.get("action", ())
     )
-    proprio = dimensions[recipe.segments.proprio] if recipe.segments.proprio else ()
+    proprio = dimensions[proprio_key] if proprio_key else ()
     learned = recipe.segments.sizes_of(recipe.segments.cameras or ())
-    native = {key: picture_shape(dataset.features[key]) for key in learned}
+    native = {key: picture_shape(features[key]) for key in learned}
     return WorldConfig(
         name=config.name or config.out.resolve().name,
         fps=dataset.fps,
@@ -488,4 +540,5 @@ def _world_config(
         num_denoising_steps=recipe.num_denoising_steps,
         context_tau=recipe.context_tau,
         num_support=recipe.num_support,
+        has_holes=mixture is not None,
     )

@@ -86,10 +86,10 @@ def evaluate_progress(
             assert proprio is not None
             simulated = np.stack([step.proprio for step in steps if step.proprio is not None])
             scale = np.maximum(proprio.std(0), 1e-6)
-            numbers.append(float(np.sqrt(np.mean(((simulated - proprio[first:stop]) / scale) ** 2))))
+            numbers.append(float(np.sqrt(np.nanmean(((simulated - proprio[first:stop]) / scale) ** 2))))
             continue
-        for key in world.cameras:
-            real = world.by_camera(episode.frames)[key][first:stop]
+        for key, recorded in world.by_camera(episode.frames).items():
+            real = recorded[first:stop]
             made = np.stack([step.frame[key] if len(world.cameras) > 1 else step.frame for step in steps])
             rows += [real, made]
             error = np.mean((real.astype(np.float64) - made) ** 2)

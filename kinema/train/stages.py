@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from kinema.data import mixture
 from kinema.data.lerobot import Dataset
 from kinema.data.segments import Segments
 from kinema.hardware.machine import uses_bfloat16
 from kinema.model.decoder_objective import DecoderBatch, DecoderObjective
 from kinema.model.manifold import Manifold, ManifoldBatch, ManifoldObjective
 from kinema.model.objective import DynamicsBatch, DynamicsObjective
+from kinema.model.tokens import Values
 from kinema.recipes import Phase, Recipe, Schedule
 from kinema.simulation.world import World
 from kinema.tokenizers import TokenizerObjective
@@ -59,10 +61,12 @@ class Job:
         recipe: Recipe,
         recordings: Sequence[Recording],
         held_out: np.ndarray,
+        shares: Sequence[float] | None = None,
     ):
-        """``held_out`` are positions of episodes in the first recording's dataset."""
+        """``held_out`` are positions of episodes in the first recording's dataset, ``shares`` those of the
+        segments by recording; by default every row counts the same."""
         self.run, self.world, self.recipe, self.recordings = run, world, recipe, recordings
-        self.held_out = held_out
+        self.held_out, self.shares = held_out, shares
 
     @functools.cached_property
     def encoded(self) -> list[Encoded]:
@@ -88,6 +92,9 @@ class Job:
 
     def draw_rows(self, rng: np.random.Generator, phase: Phase) -> np.ndarray:
         """Rows ``B T`` of segments."""
+        if self.shares is not None:
+            parts = [recording.segments for recording in self.recordings]
+            return mixture.draw_rows(rng, parts, self.shares, phase.batch, phase.length)
         return self.segments.draw_rows(
             rng,
             phase.batch,
@@ -95,6 +102,32 @@ class Job:
             weights=self.surprise,
             weighted_share=self.recipe.surprising_share,
         )
+
+    def draw_recording(self, rng: np.random.Generator, numbers: Sequence[int]) -> int:
+        """The number of a recording, one of these, drawn by its share or its rows."""
+        if len(numbers) == 1:
+            return numbers[0]
+        weights = np.array([self.recordings[number].segments.num_rows for number in numbers], float)
+        if self.shares is not None:
+            weights = np.array([self.shares[number] for number in numbers])
+        return int(rng.choice(numbers, p=weights / weights.sum()))
+
+    def recorded(self, rows: np.ndarray) -> Values | None:
+        """For rows ``B T`` 1 for each number that was recorded, 0 for others; None in a world without
+        holes."""
+        if not self.world.config.has_holes:
+            return None
+        masks, world = self.segments.masks(rows), self.world
+        cells = [rows * columns for rows, columns in world.config.dynamics.grids]
+        cameras = masks.cameras.repeat(cells, axis=-1)[..., None]
+        columns = [
+            part[..., normalizer.dimension_of.cpu().numpy()]
+            for part, normalizer in (
+                (masks.proprio_numbers & masks.proprio[..., None], world.proprio_normalizer),
+                (masks.action_numbers, world.action_normalizer),
+            )
+        ]
+        return Values(*(torch.from_numpy(part.astype(np.float32)) for part in (cameras, *columns)))
 
     def evaluate(self, update: int) -> dict[str, float]:
         """Simulate held-out episodes. The numbers are there to look at: where this fails, training goes
@@ -166,7 +199,7 @@ def new_world_stages(job: Job) -> Iterator[Stage]:
     if world.tokenizer is not None:
         yield tokenizer_stage(job)
     with torch.inference_mode():
-        fit_units(world, job.segments)
+        fit_units(world, job.segments, [recording.segments for recording in job.recordings])
     fit_response(world, job.segments, job.values)
     if world.manifold is not None:
         world.manifold.fit_robot(job.values.latents, job.values.proprio)
@@ -195,14 +228,15 @@ def further_stages(job: Job, parts: Sequence[str]) -> Iterator[Stage]:
 
 def tokenizer_stage(job: Job) -> Stage:
     """Frames from their latents."""
-    tokenizer, segments = job.world.tokenizer, job.segments
+    tokenizer, parts = job.world.tokenizer, [recording.segments for recording in job.recordings]
     assert tokenizer is not None
     tokenizer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (PyTorch's stub lacks it)
     objective = TokenizerObjective(tokenizer, job.recipe.tokenizer_objective).to(job.world.device)
-    objective.loss.fit_rarity(*sample_pictures(segments))
+    objective.loss.fit_rarity(*(frames for part in parts for frames in sample_pictures(part)))
+    with_frames = [number for number, part in enumerate(parts) if part.frames]
 
     def draw(rng: np.random.Generator, phase: Phase) -> torch.Tensor:
-        return segments.draw_pairs(rng, phase.batch).pictures
+        return parts[job.draw_recording(rng, with_frames)].draw_pairs(rng, phase.batch).pictures
 
     return build_stage(job.run, "tokenizer", objective, job.recipe.tokenizer_schedule, draw)
 
@@ -281,7 +315,10 @@ def dynamics_stage(job: Job) -> Stage:
             )
             goal = values.frames((last + ahead)[:, None])
         has_action = torch.from_numpy(segments.has_action[rows])
-        return DynamicsBatch(values.frames(rows), has_action, phase.own_context_share, num_steps, goal)
+        recorded = job.recorded(rows)
+        return DynamicsBatch(
+            values.frames(rows), has_action, phase.own_context_share, num_steps, goal, recorded
+        )
 
     def evaluate(update: int) -> dict[str, float]:
         return {} if update == recipe.dynamics_schedule.updates else job.evaluate(update)
