@@ -61,8 +61,10 @@ class Normalizer(nn.Module):
     def fit(self, values: Float[np.ndarray, "N A"]) -> None:
         """Take centre and scale from data; outliers beyond 0.1% are left outside the range, and numbers that
         are missing (NaN) do not count."""
-        quantile = np.nanquantile if np.isnan(values).any() else np.quantile
-        low, high = quantile(values, [0.001, 0.999], axis=0)
+        limits = [0.001, 0.999]
+        has_holes = bool(np.isnan(values).any())
+        found = np.nanquantile(values, limits, axis=0) if has_holes else np.quantile(values, limits, axis=0)
+        low, high = found[0], found[1]
         for index, dimension in enumerate(self.dimensions):
             if dimension.kind == "one-hot":
                 low[index], high[index] = 0.0, 1.0

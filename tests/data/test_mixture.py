@@ -10,8 +10,8 @@ from kinema.data.mixture import Source, draw_rows, shares_of, unify, unite
 from kinema.data.segments import Segments
 
 
-def numbers(*names: str, kind: str = "continuous", low: float = 0.0, high: float = 1.0) -> list[Dimension]:
-    return [Dimension(name=name, kind=kind, low=low, high=high) for name in names]  # pyright: ignore[reportArgumentType]
+def numbers(*names: str, low: float = 0.0, high: float = 1.0) -> list[Dimension]:
+    return [Dimension(name=name, kind="continuous", low=low, high=high) for name in names]
 
 
 def recording(

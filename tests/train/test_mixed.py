@@ -89,7 +89,9 @@ def test_sessions_of_each_robot(mixed: Path) -> None:
     hand = np.array([1.0, np.nan, 2.0, 3.0], np.float32)
     other = world.start({SIDE: frames}, hand[None], proprio=np.stack([hand, hand])).step(hand)
     assert not np.array_equal(other.frame[TOP], step.frame[TOP])
-    assert np.isfinite(world.start(None, proprio=arm[None]).step(arm).proprio).all()
+    blind = world.start(None, proprio=arm[None]).step(arm)
+    assert blind.proprio is not None
+    assert np.isfinite(blind.proprio).all()
     assert world.start({TOP: frames}).step(None).frame[TOP].shape == (32, 32, 3)
     with pytest.raises(WorldError, match="not finite"):
         world.start({TOP: frames}).step([np.inf, 0, 0, 0])
