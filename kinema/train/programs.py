@@ -265,7 +265,8 @@ class NewProgram:
 
     def finish(self, run: Run) -> None:
         out = self.config.out
-        fit_trust(self.world, self.dataset, self.episodes.held_out.tolist())
+        if self.mixture is None:  # Held-out episodes of one robot say nothing of the others' cameras.
+            fit_trust(self.world, self.dataset, self.episodes.held_out.tolist())
         self.world.save(out)
         print(f"the world is in {out}: kinema simulate {out} --data {self.config.data}")
         self.job.evaluate_last()
