@@ -92,7 +92,7 @@ def test_sessions_of_each_robot(mixed: Path) -> None:
     blind = world.start(None, proprio=arm[None]).step(arm)
     assert blind.proprio is not None
     assert np.isfinite(blind.proprio).all()
-    assert world.start({TOP: frames}).step(None).frame[TOP].shape == (32, 32, 3)
+    assert world.start({TOP: frames}).step(arm).frame[TOP].shape == (32, 32, 3)
     with pytest.raises(WorldError, match="not finite"):
         world.start({TOP: frames}).step([np.inf, 0, 0, 0])
 
