@@ -155,4 +155,4 @@ def _by_modality(world: World, step: Any, num_forks: int) -> dict[str, dict[str,
 
 
 def _normalized(world: World, proprio: np.ndarray) -> np.ndarray:
-    return proprio / world.proprio_normalizer.scale.cpu().numpy()
+    return proprio / world.proprio_normalizer.half_range

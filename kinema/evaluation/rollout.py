@@ -334,5 +334,5 @@ def concatenate(readings: Sequence[Reading]) -> Reading:
 
 def proprio_error(world: World, simulated: np.ndarray, real: np.ndarray) -> np.ndarray:
     """Return ``N`` root mean square errors of ``N P``, in units of half the range of the training data."""
-    scale = world.proprio_normalizer.scale.cpu().numpy()
+    scale = world.proprio_normalizer.half_range
     return np.sqrt((((simulated - real) / scale) ** 2).mean(axis=1))

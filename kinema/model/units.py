@@ -105,6 +105,24 @@ class Normalizer(nn.Module):
                 numbers[..., index] = columns.argmax(-1).to(numbers.dtype) + dimension.low
         return numbers
 
+    def restore_error(self, errors: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch A"]:
+        """Errors of recorded numbers from those of the network's; of angles in units of the turn."""
+        if self.is_plain:
+            return errors * self.scale
+        restored = (errors * self.scale)[..., self.first]
+        for index, dimension in enumerate(self.dimensions):
+            start = int(self.first[index])
+            if dimension.kind == "angle":
+                both = errors[..., start : start + 2].square().sum(-1).sqrt()
+                restored[..., index] = both * ((dimension.high - dimension.low) / (2 * math.pi))
+        return restored
+
+    @property
+    def half_range(self) -> Float[np.ndarray, " A"]:
+        """Half of the recorded range of each number; of angles half a turn."""
+        low, high = self.range
+        return (high - low) / 2
+
     @property
     def range(self) -> tuple[Float[np.ndarray, " A"], Float[np.ndarray, " A"]]:
         """Lowest and highest recorded numbers, but for outliers; of angles the ends of the turn."""

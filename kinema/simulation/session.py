@@ -271,7 +271,7 @@ class SimulationBatch:
             error = expected_error(world, self.spread())
             trust = compute_trust(world, error).cpu().numpy()
             if not world.cameras:
-                error = error * world.proprio_normalizer.scale
+                error = world.proprio_normalizer.restore_error(error)
             expected = error.cpu().numpy()
         frame, compiled = None, self._compiled
         if decode and compiled is not None and compiled.can_draw(len(self)):

@@ -155,3 +155,15 @@ def test_only_one_group_that_is_the_whole_vector_takes_a_choice() -> None:
     assert not old.takes_choice
     old.fit(np.eye(3)[np.arange(99) % 3])
     assert old.takes_choice
+
+
+def test_errors_of_angles_are_in_units_of_the_turn() -> None:
+    normalizer = Normalizer([
+        Dimension(name="height", kind="continuous", low=-2.0, high=2.0),
+        Dimension(name="roll", kind="angle", low=-180.0, high=180.0),
+    ])  # fmt: skip
+    normalizer.fit(np.random.default_rng(0).uniform([-2.0, -180.0], [2.0, 180.0], (5000, 2)))
+    assert normalizer.half_range == pytest.approx([2.0, 180.0], rel=0.01)
+    values = torch.tensor([[0.5, 90.0], [0.6, 91.0]])
+    one, other = normalizer.normalize(values)
+    assert normalizer.restore_error(other - one).abs().tolist() == pytest.approx([0.1, 1.0], rel=0.01)
