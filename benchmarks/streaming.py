@@ -129,8 +129,8 @@ class _Recomputed(nn.Module):
     def new_cache(self, batch: int, *, max_rewind: int = 0) -> _Frames:
         return _Frames(self.dynamics.config.reach)
 
-    def foresee_proprio(self, frame: Values, tau: Tensor, cache: _Frames) -> object:
-        return self.dynamics.foresee_proprio(frame, tau, cache)  # pyright: ignore[reportArgumentType]
+    def exact_proprio(self, frame: Values, tau: Tensor, cache: _Frames) -> object:
+        return self.dynamics.exact_proprio(frame, tau, cache)  # pyright: ignore[reportArgumentType]
 
     def step(
         self,

@@ -30,7 +30,7 @@ class HeadsConfig:
     max_steps: int = 100
     """Steps to a goal are told up to this many."""
     reward_range: tuple[float, float] = (0.0, 1.0)
-    """Least and largest reward that was recorded; no other is foretold."""
+    """Least and largest reward that was recorded; no other is predicted."""
 
     def __post_init__(self) -> None:
         for name, least in (("width", 1), ("depth", 1), ("num_bins", 2), ("max_steps", 1)):

@@ -348,7 +348,7 @@ class DynamicsObjective(nn.Module):
         frame alone, as weights that knew the frame itself would make the samples wrong."""
         config = self.config
         latents = torch.cat([context.latents, values.latents[:, -1:]], dim=1)
-        prior = self.dynamics.foresee(dataclasses.replace(values, latents=latents)).latents
+        prior = self.dynamics.prior(dataclasses.replace(values, latents=latents)).latents
         moved = ((latents - prior).square().mean(-1) > config.motion_threshold).to(latents.dtype)
         moved[:, 0] = 0.0
         time, start, near = moved.shape[1], 0, []
@@ -422,7 +422,7 @@ class DynamicsObjective(nn.Module):
     ) -> Float[Tensor, "B S-1 P"]:
         """Proprioception of all frames but the first, simulated by one step and noised as the context is."""
         after = past.map(lambda x: x[:, 1:])
-        if not self.dynamics.foresees_proprio:
+        if not self.dynamics.has_exact_prior:
             zero = torch.zeros_like(tau[:, 1:, -1])
             first_tau = self._levels(zero, zero, tau[:, 1:, -1])
             found = self.dynamics(

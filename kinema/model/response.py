@@ -29,15 +29,15 @@ FIT_ROWS = 150_000
 PIECE = 4096
 STATE_NOISE = 0.005
 """Deviation of noise on the state that a motion is fitted from, in halves of its range: a motion that is
-foreseen step after step from what was foreseen has to come back from small errors, and least squares on clean
-recordings, in which positions and velocities always agree, does not teach that."""
+predicted step after step from its own predictions has to come back from small errors, and least squares on
+clean recordings, in which positions and velocities always agree, does not teach that."""
 MARGIN = 0.05
-"""By so much, in halves of the range, a foreseen state may lie outside what was recorded."""
+"""By so much, in halves of the range, a predicted state may lie outside what was recorded."""
 SCALES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Of the frequencies of one number of a vector, radians on half of its range, from which a search chooses."""
 SEARCH_ROWS, SEARCH_DIRECTIONS, SEARCH_OUTPUTS, SEARCH_ROUNDS = 10_000, 300, 64, 3
 HELD_OUT_SHARE = 0.2
-UNFORESEEN_ERROR = 0.3
+DEFAULT_PRIOR_ERROR = 0.3
 """Deviation of latents from the frame before that is expected while no linear response is known."""
 
 _Known = tuple[Sequence[Float[Tensor, "_ _"]], Float[Tensor, "_ _"]]
@@ -50,7 +50,7 @@ class LinearResponse(nn.Module):
     2007); and in features of the last proprioception and of the new one. And the action between two frames,
     as far as it is linear in their proprioception and that of the frame before.
 
-    All zero, so that nothing is foreseen to change, until ``fit``.
+    All zero, so that no change is predicted, until ``fit``.
     """
 
     directions: Tensor | None
@@ -80,7 +80,7 @@ class LinearResponse(nn.Module):
         self.register_buffer("limits", limits if num_directions else None)
         self.features = FourierFeatures(proprio_dim, NUM_OCTAVES, NUM_DIRECTIONS)
         num_latents, latent_dim = latents
-        self.register_buffer("latents_error", torch.full(latents, UNFORESEEN_ERROR))
+        self.register_buffer("latents_error", torch.full(latents, DEFAULT_PRIOR_ERROR))
         self.register_buffer("to_proprio", torch.zeros(num_known + 2 * num_directions + 1, proprio_dim))
         self.register_buffer("proprio_error", torch.full([proprio_dim], 0.1))
         self.register_buffer("to_action", torch.zeros(3 * proprio_dim + 1, action_dim))
@@ -206,7 +206,7 @@ def fit_frequencies(
 ) -> None:
     """Give features the frequencies in which outputs are most nearly linear: what is drawn may change fast
     with some numbers of a vector and not at all with others, such as velocities, and features that take all
-    alike then foresee little.
+    alike then predict little.
 
     Random directions, stretched along each axis by one of ``SCALES``; axis by axis the one with the least
     error of ridge regression on rows behind those that it was fitted to. Where that is no better than the

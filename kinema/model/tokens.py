@@ -183,18 +183,18 @@ class Past:
 
     frames: Sequence[Values]
     """The frames before, the last first."""
-    foreseen: Values
+    prior: Values
     """The frames themselves as the linear response has them; where too little is known for that, the last."""
     proprio_error: Float[Tensor, "B T P"]
-    """About how far the foreseen proprioception is off."""
+    """About how far the prior of proprioception is off."""
     action_error: Float[Tensor, "B T A"]
-    """About how far the foreseen action is off, which is 0 where nothing is known of it."""
+    """About how far the prior of the action is off, which is 0 where nothing is known of it."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Past":
         """The same function of each part."""
         return Past(
             [frame.map(function) for frame in self.frames],
-            self.foreseen.map(function),
+            self.prior.map(function),
             function(self.proprio_error),
             function(self.action_error),
         )

@@ -5,7 +5,7 @@ the frame, and a few registers. Beside its own value each token is given those o
 token carries its own noise level, so what is given and what is to be found is decided by whoever calls, not
 by the network.
 
-A frame is remembered as it was when it was foreseen: its keys and values are those of the pass in which what
+A frame is remembered as it was when it was predicted: its keys and values are those of the pass in which what
 is observed of it, its pictures, was noise. What the pictures then were, the next two frames are given at
 their input. So a frame that is simulated in one call of the network goes through it once, and not once more
 to be remembered.
@@ -24,7 +24,7 @@ from kinema.model.blocks import Block, Context, Far, norm
 from kinema.model.cache import Cache
 from kinema.model.context import GoalInput
 from kinema.model.embeddings import FourierFeatures, rotary_table
-from kinema.model.response import UNFORESEEN_ERROR, LinearResponse
+from kinema.model.response import DEFAULT_PRIOR_ERROR, LinearResponse
 from kinema.model.tokens import (
     NUM_BEFORE,
     DynamicsConfig,
@@ -364,8 +364,8 @@ class Dynamics(nn.Module):
         last, earlier = frames
         if self.response is None:
             no_action = torch.zeros_like(values.action)
-            foreseen = Values(last.latents, last.proprio, no_action)
-            return Past(frames, foreseen, values.proprio, torch.ones_like(no_action))
+            prior = Values(last.latents, last.proprio, no_action)
+            return Past(frames, prior, values.proprio, torch.ones_like(no_action))
         is_known = (tau[:, :, -2:-1] > 0.5).to(before.dtype) * packed[0][..., -2:-1]
         latents = last.latents
         if self.config.grids:
@@ -374,7 +374,7 @@ class Dynamics(nn.Module):
         if only_latents:
             exact = torch.zeros_like(values.proprio), torch.zeros_like(values.action)
             return Past(frames, Values(latents, values.proprio, values.action), *exact)
-        proprio, proprio_error = self._foresee_proprio(values, tau, packed)
+        proprio, proprio_error = self._proprio_prior(values, tau, packed)
         # Where the frame before the last is not known, the robot is taken to have rested.
         before_last = torch.lerp(last.proprio, earlier.proprio, packed[1][..., -2:-1])
         action = is_known * self.response.action(values.proprio, last.proprio, before_last)
@@ -386,7 +386,7 @@ class Dynamics(nn.Module):
         """The packed frames before each of ``time`` frames, the last first."""
         return [before[:, i : i + time] for i in reversed(range(NUM_BEFORE))]
 
-    def _foresee_proprio(
+    def _proprio_prior(
         self, values: Values, tau: Tensor, packed: Sequence[Float[Tensor, "B T V"]]
     ) -> tuple[Float[Tensor, "B T P"], Float[Tensor, "B T P"]]:
         """Proprioception by the linear response, and about how far that is off."""
@@ -395,34 +395,34 @@ class Dynamics(nn.Module):
         (knew_proprio, knew_action), (knew_earlier, _) = (frame[..., -2:].split(1, -1) for frame in packed)
         knows_action = (tau[:, :, -1:] > 0.5).to(last.proprio.dtype)
         change = self.response.proprio_change(last.proprio, earlier.proprio, values.action, last.action)
-        is_foreseen = knows_action * knew_action * knew_proprio * knew_earlier
-        proprio = last.proprio + is_foreseen * change
+        has_prior = knows_action * knew_action * knew_proprio * knew_earlier
+        proprio = last.proprio + has_prior * change
         error = torch.lerp(
-            torch.ones_like(proprio), self.response.proprio_error.expand_as(proprio), is_foreseen
+            torch.ones_like(proprio), self.response.proprio_error.expand_as(proprio), has_prior
         )
         return proprio, error
 
     @property
-    def foresees_proprio(self) -> bool:
-        """Whether the linear response foresees proprioception so well that nothing is left to find."""
+    def has_exact_prior(self) -> bool:
+        """True where the linear response predicts proprioception so well that no error is left."""
         return self.response is not None and bool(self.response.proprio_error.max() < EXACT_PROPRIO)
 
-    def foresee_proprio(
+    def exact_proprio(
         self, frame: Values, tau: Float[Tensor, "B 1 M"], cache: Cache
     ) -> tuple[Float[Tensor, "B 1 P"], Bool[Tensor, "B 1 1"]] | None:
         """Proprioception of a frame (T = 1) without the network, and in which sessions the linear response
         has it exactly; None where it never does."""
-        if not self.foresees_proprio:
+        if not self.has_exact_prior:
             return None
         packed = self._frames_before(1, self._before(cache))
-        proprio, error = self._foresee_proprio(frame, tau, packed)
+        proprio, error = self._proprio_prior(frame, tau, packed)
         return proprio, error.amax(-1, keepdim=True) < EXACT_PROPRIO
 
-    def foresee(self, values: Values) -> Values:
-        """Each frame as the linear response foresees it from those before, all known."""
+    def prior(self, values: Values) -> Values:
+        """Frames as the linear response predicts them from those before, all known."""
         known = torch.ones(*values.action.shape[:2], self.config.num_modalities, device=values.action.device)
         before = F.pad(self._known(values, known), (0, 0, NUM_BEFORE, 0))[:, :-1]
-        return self._past(values, known, before).foreseen
+        return self._past(values, known, before).prior
 
     def _embed(
         self, values: Values, tau: Tensor, past: Past, noise: Float[Tensor, "B T X"] | None = None
@@ -438,7 +438,7 @@ class Dynamics(nn.Module):
             vectors.insert(0, proprio + noise_levels[:, :, -2])
         tokens = torch.stack(vectors, dim=2)
         if self.latents_in is not None:
-            pictures = [frame.latents for frame in seen] + [past.foreseen.latents]
+            pictures = [frame.latents for frame in seen] + [past.prior.latents]
             latents = self.latents_in(torch.cat([self._patchify(picture) for picture in pictures], dim=-1))
             latents = latents + noise_levels[:, :, self.patch_camera]
             tokens = torch.cat([latents, tokens], dim=2)
@@ -455,8 +455,8 @@ class Dynamics(nn.Module):
     def _read(
         self, x_BTND: Tensor, noised: Values, tau: Tensor, past: Past, *, only_latents: bool = False
     ) -> Values:
-        """Clean values: what is learned is the change from what is known already, which is what is foreseen
-        from the frames before where a frame is all noise, and more and more the frame itself as its noise
+        """Clean values: what is learned is the change from what is known already, which is the prior from
+        the frames before where a frame is all noise, and more and more the frame itself as its noise
         goes. Without that most of training is spent on learning to copy."""
         x = norm(x_BTND)
         num_patches, num_cameras = self.config.num_patches, len(self.config.grids)
@@ -466,7 +466,7 @@ class Dynamics(nn.Module):
             change = self._unpatchify(self.latents_out(x[:, :, :num_patches]))
             if self.noise_in is not None:
                 change = change * self._unknown(known)
-            latents = combine(past.foreseen.latents, self._latents_error(), latents, known) + change
+            latents = combine(past.prior.latents, self._latents_error(), latents, known) + change
         if only_latents:
             return Values(latents.float(), proprio, noised.action)
         if self.proprio_out is not None:
@@ -474,12 +474,12 @@ class Dynamics(nn.Module):
             change = self.proprio_out(x[:, :, num_patches]) * past.proprio_error
             if self.noise_in is not None:
                 change = change * self._unknown(known)
-            proprio = combine(past.foreseen.proprio, past.proprio_error, proprio, known) + change
+            proprio = combine(past.prior.proprio, past.proprio_error, proprio, known) + change
         action_at = num_patches + (self.proprio_out is not None)
         change = self.action_out(x[:, :, action_at]) * past.action_error
         if self.noise_in is not None:
             change = change * self._unknown(tau[:, :, -1:])
-        action = combine(past.foreseen.action, past.action_error, noised.action, tau[:, :, -1:]) + change
+        action = combine(past.prior.action, past.action_error, noised.action, tau[:, :, -1:]) + change
         return Values(latents.float(), proprio.float(), action.float())
 
     @staticmethod
@@ -488,8 +488,8 @@ class Dynamics(nn.Module):
         return (1.0 - tau) / (tau.square() + (1.0 - tau).square()).sqrt()
 
     def _latents_error(self) -> Tensor:
-        """About how far foreseen latents are off, ``L Z`` or one for all."""
-        return self.response.latents_error if self.response is not None else torch.tensor(UNFORESEEN_ERROR)
+        """About how far the prior of latents is off, ``L Z`` or one for all."""
+        return self.response.latents_error if self.response is not None else torch.tensor(DEFAULT_PRIOR_ERROR)
 
     def _patchify(self, latents: Tensor) -> Tensor:
         patch, parts, start = self.config.patch, [], 0

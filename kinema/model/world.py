@@ -246,7 +246,7 @@ class WorldModel(nn.Module):
         """
         if self.heads is None:
             raise WorldError(
-                f"world '{self.name}' has no heads, so it foretells no reward, termination or steps to a "
+                f"world '{self.name}' has no heads, so it predicts no reward, termination or steps to a "
                 "goal; learn them from recordings: kinema train DATA --out WORLD --heads"
             )
         return self.heads
@@ -494,7 +494,7 @@ class WorldModel(nn.Module):
         return action if self.action_support is None else self.action_support.hold(action)
 
     def held_proprio(self, proprio: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch P"]:
-        """The same of proprioception that was foreseen."""
+        """Predicted proprioception as sessions take it: within what was recorded."""
         return proprio if self.proprio_support is None else self.proprio_support.hold(proprio)
 
     def draw_near(

@@ -98,7 +98,7 @@ class Recipe:
     """Simulated latents that differ from the frame before by less (root mean square) stay as they were."""
     surprising_share: float = 0.0
     """Share of the segments for the dynamics that are drawn by how much in them changes in ways that the
-    linear response does not foresee."""
+    linear response does not predict."""
     num_denoising_steps: int = 1
     """Network calls for a frame that the trained world makes unless asked otherwise."""
     context_tau: float = 1.0

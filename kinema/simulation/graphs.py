@@ -24,7 +24,7 @@ from kinema.model.manifold import NUM_RECALLED
 from kinema.model.recorded import RecordedCodes
 from kinema.model.tokens import Values
 from kinema.model.world import WorldError, WorldModel
-from kinema.simulation.next_frame import LATENTS_STREAM, PROPRIO_STREAM, Noise, foreseen_frame
+from kinema.simulation.next_frame import LATENTS_STREAM, PROPRIO_STREAM, Noise, simulated_frame
 
 EXAMPLES = 2
 """Sessions that the graphs are traced with; they take any number."""
@@ -49,7 +49,7 @@ class CompiledSteps:
         self._num_denoising_steps = world.config.num_denoising_steps
         # A copy without what sessions of ``World`` know of graphs, which tracing would ask for.
         world = self._world = _plain(world)
-        self._needs_noise = world.config.dynamics.proprio_dim > 0 and not world.dynamics.foresees_proprio
+        self._needs_noise = world.config.dynamics.proprio_dim > 0 and not world.dynamics.has_exact_prior
         config = world.config.dynamics
         cache = world.dynamics.new_cache(EXAMPLES)
         num_windows, head_dim = len(cache.layers) + len(cache.far_layers), config.width // config.num_heads
@@ -96,7 +96,7 @@ class CompiledSteps:
     ) -> tuple[Values, Float[Tensor, " B"] | None] | None:
         """What ``kinema.simulation.next_frame.next_frame`` gives, the frame then remembered in the
         cache alike; None, and nothing has changed, where that has to be asked: too little is known of the
-        past to foresee the proprioception."""
+        past to predict the proprioception."""
         config = self._world.config.dynamics
         kinds = [kind for kind in (cache.layers, cache.far_layers) if kind]
         layers = [layer for kind in kinds for layer in kind]
@@ -249,9 +249,9 @@ class _Step(nn.Module):
         last = cache.past()[0]
         given = Values(last.latents[:, -1:], torch.zeros_like(last.proprio[:, -1:]), action)
         levels = world.tau(action.shape[0], 1, action_tau=1.0, observation_tau=0.0, proprio_tau=0.0)
-        foreseen = world.dynamics.foresee_proprio(given, levels, cast(Cache, cache))
-        is_known = torch.ones_like(frames[:, 0, 0]) if foreseen is None else foreseen[1].float()
-        frame, doubt, code = foreseen_frame(
+        exact = world.dynamics.exact_proprio(given, levels, cast(Cache, cache))
+        is_known = torch.ones_like(frames[:, 0, 0]) if exact is None else exact[1].float()
+        frame, doubt, code = simulated_frame(
             world,
             cast(Cache, cache),
             action,

@@ -33,7 +33,7 @@ def next_frame(
     the network found lay, in radii; None where the world has no manifold or no camera. Actions that were not
     recorded are held to those that were."""
     action = world.held_action(action)
-    frame, doubt, code = foreseen_frame(world, cache, action, noise, num_denoising_steps)
+    frame, doubt, code = simulated_frame(world, cache, action, noise, num_denoising_steps)
     return recalled(world, frame, code), doubt
 
 
@@ -46,7 +46,7 @@ def recalled(world: WorldModel, frame: Values, code: Float[Tensor, "B K"] | None
     return dataclasses.replace(frame, latents=latents.unsqueeze(1))
 
 
-def foreseen_frame(
+def simulated_frame(
     world: WorldModel,
     cache: Cache,
     action: Float[Tensor, "B 1 A"],
@@ -135,16 +135,16 @@ def with_proprio(
     """Denoise the proprioception of a frame: before its observations, from the past and the action; or from
     observations that are given. Where the linear response predicts it exactly, that is taken."""
     levels = _levels(world, step, 0.0, frame.action.shape[0])
-    foreseen = world.dynamics.foresee_proprio(frame, levels, cache)
-    if foreseen is not None and foreseen[1].all():
-        return dataclasses.replace(frame, proprio=foreseen[0])
+    exact = world.dynamics.exact_proprio(frame, levels, cache)
+    if exact is not None and exact[1].all():
+        return dataclasses.replace(frame, proprio=exact[0])
     start = _start_noise(world, noise, "proprio", num_denoising_steps)
     given = dataclasses.replace(frame, proprio=start)
     found = denoise(world, cache, given, noise, num_denoising_steps, step)
-    if foreseen is None:
+    if exact is None:
         return found
     # What one session is given must not depend on what is known of the others.
-    return dataclasses.replace(frame, proprio=torch.where(foreseen[1], foreseen[0], found.proprio))
+    return dataclasses.replace(frame, proprio=torch.where(exact[1], exact[0], found.proprio))
 
 
 def _steps(world: WorldModel, task: str) -> list[Task]:

@@ -160,7 +160,7 @@ def surprise_by_row(world: World, segments: Segments, values: Encoded) -> np.nda
         begin = max(0, start - NUM_BEFORE)
         rows = np.arange(begin, min(start + 4096, segments.num_rows))[None]
         piece = values.frames(rows).to(world.device)
-        error = (piece.latents - world.dynamics.foresee(piece).latents).square().mean((2, 3))
+        error = (piece.latents - world.dynamics.prior(piece).latents).square().mean((2, 3))
         surprise[start : start + 4096] = error[0, start - begin :].cpu().numpy()
     surprise[~segments.has_action] = 0.0
     return np.minimum(surprise, 10.0 * surprise.mean())

@@ -48,7 +48,7 @@ def test_two_hot_holds_what_it_is_taught() -> None:
     values = torch.tensor([0.0, 1.0, 7.0, 50.0, 100.0, 1e6])
     found = two_hot.decode((two_hot.encode(values) + 1e-12).log())
     torch.testing.assert_close(found, values.clamp(max=100.0), rtol=0.01, atol=0.01)
-    # A reward that never changes is foretold as that.
+    # A reward that never changes is predicted as that.
     torch.testing.assert_close(
         TwoHot(2.0, 2.0, 9).decode(torch.zeros(1, 9)), torch.tensor([2.0]), rtol=1e-2, atol=0
     )

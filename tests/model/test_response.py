@@ -36,7 +36,7 @@ def fitted() -> tuple[LinearResponse, Tensor, Tensor, Tensor]:
     return response, latents, proprio, action
 
 
-def test_a_linear_robot_is_foreseen_exactly() -> None:
+def test_a_linear_robot_is_predicted_exactly() -> None:
     response, _, proprio, action = fitted()
     t = torch.arange(100, 200)
     change = response.proprio_change(proprio[t - 1], proprio[t - 2], action[t], action[t - 1])
@@ -61,7 +61,7 @@ def of_motion(num_directions: int, proprio: Tensor, action: Tensor, is_seen: Ten
     return response
 
 
-def test_a_robot_that_swings_is_foreseen_by_random_features() -> None:
+def test_a_robot_that_swings_is_predicted_by_random_features() -> None:
     proprio, action, is_third = swinging()
     t = torch.arange(ROWS - 500, ROWS)
     errors = {}
@@ -75,7 +75,7 @@ def test_a_robot_that_swings_is_foreseen_by_random_features() -> None:
 
 
 def test_its_motion_holds_step_after_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From what was foreseen the next is foreseen, fifty times."""
+    """From its prediction the next is predicted, fifty times."""
     proprio, action, is_third = swinging()
     starts = torch.arange(ROWS - 500, ROWS - 60, 20)
     errors = {}
@@ -108,7 +108,7 @@ def test_the_action_is_read_off_a_linear_robot() -> None:
     assert response.action_error.max() < 1e-3
 
 
-def test_what_is_drawn_where_the_robot_is_is_foreseen() -> None:
+def test_what_is_drawn_where_the_robot_is_is_predicted() -> None:
     response, latents, proprio, _ = fitted()
     t = torch.arange(100, 600)
     change = latents[t] - latents[t - 1]
@@ -152,7 +152,7 @@ def test_what_is_left_of_the_latents_is_measured() -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 3, 12])
-def test_too_few_rows_foresee_no_change(rows: int) -> None:
+def test_too_few_rows_predict_no_change(rows: int) -> None:
     response = LinearResponse(latents=(2, 3), proprio_dim=2, action_dim=1)
     response.fit(torch.ones(rows, 2, 3), torch.ones(rows, 2), torch.ones(rows, 1), torch.arange(rows) > 1)
     ones = torch.ones(4, 2)

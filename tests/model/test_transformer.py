@@ -348,7 +348,7 @@ def test_every_part_of_a_frame_matters_to_every_prediction() -> None:
 
 @torch.no_grad()
 @EVERY_CONFIG
-def test_frames_are_foretold_as_targets_that_are_as_remembered(config: DynamicsConfig) -> None:
+def test_frames_from_noise_are_predicted_as_targets_that_are_as_remembered(config: DynamicsConfig) -> None:
     """In one pass for what takes a context and targets else; more frames than the window reaches."""
     dynamics, num = random_dynamics(config), config.window + 3
     frames, tau, noise = (
@@ -426,10 +426,10 @@ def test_what_the_response_has_exactly_is_what_the_network_would_give() -> None:
         for error, is_exact in ((0.1, False), (1e-6, t == 2)):
             assert dynamics.response is not None
             dynamics.response.proprio_error.fill_(error)
-            foreseen = dynamics.foresee_proprio(at(frames, 3), sought, cache)
-            assert (foreseen is not None) == (error < EXACT_PROPRIO)
-            if foreseen is not None:
-                proprio, has_it = foreseen
+            exact = dynamics.exact_proprio(at(frames, 3), sought, cache)
+            assert (exact is not None) == (error < EXACT_PROPRIO)
+            if exact is not None:
+                proprio, has_it = exact
                 assert (has_it == is_exact).all()
                 if is_exact:
                     found = dynamics.step(at(frames, 3), sought, cache).proprio
@@ -442,8 +442,8 @@ def test_the_response_moves_only_what_is_known() -> None:
     """Foreseen are proprioception from known actions, pictures and actions from known proprioception."""
     config = dynamics_config(proprio_dim=3)
     dynamics, frames = random_dynamics(config), random_values(config, 1, 4)
-    foreseen = dynamics.foresee(frames)
-    for part, whole in ((foreseen.latents, frames.latents), (foreseen.proprio, frames.proprio)):
+    prior = dynamics.prior(frames)
+    for part, whole in ((prior.latents, frames.latents), (prior.proprio, frames.proprio)):
         assert not torch.allclose(part[:, 3], whole[:, 2])
     known = torch.ones(1, 4, 3)
     assert dynamics.response is not None
@@ -451,20 +451,20 @@ def test_the_response_moves_only_what_is_known() -> None:
     before = torch.nn.functional.pad(dynamics._known(frames, known), (0, 0, NUM_BEFORE, 0))[:, :-1]
     past = dynamics._past(frames, known, before)
     now, last, earlier = (frames.proprio[:, t] for t in (3, 2, 1))
-    torch.testing.assert_close(past.foreseen.action[:, 3], dynamics.response.action(now, last, earlier))
+    torch.testing.assert_close(past.prior.action[:, 3], dynamics.response.action(now, last, earlier))
     # Before the second frame nothing is known: the robot is taken to have rested.
     now, rest = frames.proprio[:, 1], frames.proprio[:, 0]
-    torch.testing.assert_close(past.foreseen.action[:, 1], dynamics.response.action(now, rest, rest))
+    torch.testing.assert_close(past.prior.action[:, 1], dynamics.response.action(now, rest, rest))
     assert (past.action_error[:, 1:] == 0.1).all()
-    assert (past.foreseen.action[:, 0] == 0.0).all()
+    assert (past.prior.action[:, 0] == 0.0).all()
     assert (past.action_error[:, 0] == 1.0).all()
     hidden = torch.tensor([1.0, 0.0, 0.0]).expand(1, 4, 3)
     before = torch.nn.functional.pad(dynamics._known(frames, hidden), (0, 0, NUM_BEFORE, 0))[:, :-1]
     past = dynamics._past(frames, hidden, before)
-    torch.testing.assert_close(past.foreseen.latents[:, 3], frames.latents[:, 2])
-    torch.testing.assert_close(past.foreseen.proprio[:, 3], torch.zeros(1, 3))
+    torch.testing.assert_close(past.prior.latents[:, 3], frames.latents[:, 2])
+    torch.testing.assert_close(past.prior.proprio[:, 3], torch.zeros(1, 3))
     assert (past.proprio_error == 1.0).all()
-    assert (past.foreseen.action == 0.0).all()
+    assert (past.prior.action == 0.0).all()
     assert (past.action_error == 1.0).all()
 
 
