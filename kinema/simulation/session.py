@@ -326,7 +326,7 @@ class SimulationBatch:
             WorldError: this world was not taught to act, the goal does not fit it, or a longer chunk.
         """
         world = self.world
-        if world.config.dynamics.has_goals:
+        if world.acting is None and world.config.dynamics.has_goals:
             num = ACT_CHUNK if chunk is None else whole("chunk", chunk, 1)
             return self.imagine(goal, num, decode=False, num_denoising_steps=num_denoising_steps)[0]
         acting = world.require_acting()

@@ -37,7 +37,7 @@ def test_attention_is_the_softmax_of_products(rows: tuple[int, ...], queries: in
 
 @pytest.mark.parametrize("is_temporal", [False, True])
 def test_a_new_block_adds_nothing(is_temporal: bool) -> None:
-    block = Block(WIDTH, HEADS, 32, is_temporal)
+    block = Block(WIDTH, HEADS, 32, is_temporal=is_temporal)
     x = random(2, 3, 4, WIDTH)
     rotary = rotary_table(torch.arange(3.0), WIDTH // HEADS)
     assert torch.equal(block(x, rotary, causal(3))[0], x)
@@ -91,7 +91,7 @@ def test_frames_may_see_others_that_went_through_before() -> None:
 @pytest.mark.parametrize("is_temporal", [False, True])
 def test_streaming_a_block_gives_what_training_gives(is_temporal: bool) -> None:
     batch, time, tokens = 2, 6, 3
-    block = Block(WIDTH, HEADS, 32, is_temporal)
+    block = Block(WIDTH, HEADS, 32, is_temporal=is_temporal)
     randomize(block)
     x = random(batch, time, tokens, WIDTH)
     together, _ = block(x, rotary_table(torch.arange(float(time)), WIDTH // HEADS), causal(time))

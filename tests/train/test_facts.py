@@ -146,7 +146,7 @@ def test_the_cost_is_said_before(data: Path, tmp_path: Path, capsys: pytest.Capt
     """Of stages that are long enough a few updates are timed."""
     assert train(config_of(data, tmp_path / "world", update_share=0.4, max_minutes=1e-9)) == 130
     printed = capsys.readouterr().out
-    assert "training takes: 0.712M parameters, 231 updates on " in printed
+    assert "training takes: 0.779M parameters, 231 updates on " in printed
     assert all(f"{name} " in printed for name in ("tokenizer", "manifold", "decoder", "dynamics"))
     assert "of memory" in printed
     assert "of disk" in printed
