@@ -89,6 +89,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     return {
         "path": str(dataset.root),
         "version": dataset.info.get("codebase_version"),
+        "older_version": dataset.older_version,
         "robot_type": dataset.info.get("robot_type"),
         "episodes": dataset.num_episodes,
         "frames": dataset.num_frames,
@@ -164,6 +165,8 @@ def _show(report: Mapping[str, Any], defects: list[Defect], *, is_json: bool) ->
 def _summary_lines(report: Mapping[str, Any]) -> Iterable[str]:
     lengths = report["lengths"]
     yield f"{report['path']}: LeRobotDataset {report['version']}, robot {report['robot_type']}"
+    if report["older_version"]:
+        yield f"  {report['older_version']}"
     spread = f" of {lengths['min']} to {lengths['max']} rows, median {lengths['median']:g}"
     yield f"  episodes   {report['episodes']}{spread if report['episodes'] else ''}"
     yield f"  frames     {report['frames']} at {report['fps']:g} fps, {report['hours']:.2f} hours"

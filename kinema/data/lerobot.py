@@ -97,6 +97,17 @@ class Dataset:
         return dataset
 
     @property
+    def older_version(self) -> str | None:
+        """One line about a dataset of an older version; None of the present one."""
+        version = str(self.info.get("codebase_version", VERSION))
+        if version.startswith("v3"):
+            return None
+        return (
+            f"LeRobotDataset {version} is an older version, read as it is; for tools that read {VERSION} "
+            "alone convert it with LeRobot's convert_dataset_v21_to_v30"
+        )
+
+    @property
     def num_episodes(self) -> int:
         return len(self.table.lengths)
 

@@ -173,6 +173,8 @@ def check_data(
     Raises:
         DataError: a defect would spoil what is learned, or no episode can be used.
     """
+    if dataset.older_version:
+        print(f"{dataset.root}: {dataset.older_version}", file=sys.stderr)
     check = training_problems(dataset, segment_length=segment_length, columns=columns)
     if check.fatal:
         raise DataError(

@@ -14,6 +14,7 @@ from kinema.data import DataError, Dataset, lerobot_v2, statistics, video
 from kinema.data.defects import find_defects, training_problems
 from kinema.data.layout import dimension_names, picture_shape
 
+from ..worlds import write_exact_world
 from .conftest import FPS, SIDE, TOP, assert_holds, edit_json, make_recording
 
 G1 = Path(__file__).parents[3] / "shared/data/g1_lerobot_v21"
@@ -202,3 +203,12 @@ def test_names_of_dimensions(names: object, expected: list[str]) -> None:
 def test_a_set_that_says_v21_but_is_laid_out_as_v3(dataset: Path) -> None:
     edit_json(dataset / "meta/info.json", lambda info: info.update(codebase_version="v2.1"))
     assert_holds(Dataset.open(dataset), RECORDINGS)
+
+
+def test_an_older_version_is_said_with_its_conversion(tmp_path: Path) -> None:
+    dataset = Dataset.open(write_exact_world(tmp_path / "data", lengths=(4,)))
+    assert dataset.older_version is None
+    dataset.info["codebase_version"] = "v2.1"
+    assert dataset.older_version is not None
+    assert "v2.1 is an older version" in dataset.older_version
+    assert "convert_dataset_v21_to_v30" in dataset.older_version
