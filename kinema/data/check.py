@@ -199,7 +199,7 @@ def _statistics_lines(report: Mapping[str, Any]) -> Iterable[str]:
         stats = {name: np.ravel(np.array(v, np.float64)) for name, v in report["statistics"][key].items()}
         labels = labels_of[key]
         kinds = [_kind(each) for each in report["dimensions"].get(key, ())] or [""] * len(labels)
-        # What is not as most are is shown in any case.
+        # Angles and choices are always shown, as they are rarer than ranges.
         shown = [n for n in range(len(labels)) if n < MAX_DIMENSIONS or kinds[n] in ("angle", "discrete")]
         for number in shown:
             cells = (f"{stats[name][number]:11.4g}" if name in stats else " " * 11 for name in names)

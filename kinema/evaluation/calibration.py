@@ -73,8 +73,8 @@ def score(
     members, truth = members_NMD.astype(np.float32), truth_ND.astype(np.float32)[:, None]
     num = members.shape[1]
     mean = members.mean(axis=1, keepdims=True)
-    # Of sorted members the pairs need no loop: member i is the larger one of i pairs, the smaller one of the
-    # others.
+    # Sorting replaces a loop over pairs: sorted member i is the larger one in i pairs, the smaller one in all
+    # its others.
     weights = (2.0 * np.arange(num) - num + 1.0)[:, None]
     pairs = (weights * np.sort(members, axis=1)).sum(axis=1) / (0.5 * num * (num - 1))
     crps = np.abs(members - truth).mean(axis=1) - 0.5 * pairs

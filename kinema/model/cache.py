@@ -219,31 +219,24 @@ class Cache:
     """What streaming sessions remember: keys and values of each block that sees time, and the last frames."""
 
     def __init__(self, config: DynamicsConfig, batch: int, max_rewind: int, like: Tensor):
-        self.layers = [
-            LayerCache(
+        num_layers = config.depth // config.time_every
+
+        def layer(tokens: int, window: int, *, is_far: bool = False) -> LayerCache:
+            return LayerCache(
                 batch=batch,
-                tokens=config.num_tokens,
+                tokens=tokens,
                 num_heads=config.num_heads,
                 head_dim=config.width // config.num_heads,
-                window=config.window,
+                window=window,
                 max_rewind=max_rewind,
                 like=like,
+                is_far=is_far,
             )
-            for _ in range(config.depth // config.time_every)
-        ]
+
+        self.layers = [layer(config.num_tokens, config.window) for _ in range(num_layers)]
         self.far_layers = [
-            LayerCache(
-                batch=batch,
-                tokens=config.num_registers,
-                num_heads=config.num_heads,
-                head_dim=config.width // config.num_heads,
-                window=config.memory,
-                max_rewind=max_rewind,
-                like=like,
-                is_far=True,
-            )
-            for _ in self.layers
-            if config.memory
+            layer(config.num_registers, config.memory, is_far=True)
+            for _ in range(num_layers if config.memory else 0)
         ]
         """The same of the registers, which see farther."""
         self.latents = (config.num_latents, config.latent_dim)
@@ -289,13 +282,13 @@ class Cache:
     def hold_next(self) -> None:
         """Put the keys and values of the next frame aside before the layers are written again."""
         if self._held is None:
-            self._held = [layer.next_frame.clone() for layer in (*self.layers, *self.far_layers)]
+            self._held = [layer.next_frame.clone() for layer in self.all_layers]
 
     def keep(self, frame: Values, tau: Float[Tensor, "B 1 M"]) -> None:
         """Keep a frame whose keys and values are there."""
         assert self.holds_next
         if self._held is not None:
-            for layer, held in zip((*self.layers, *self.far_layers), self._held, strict=True):
+            for layer, held in zip(self.all_layers, self._held, strict=True):
                 layer.with_frame(held)
             self._held = None
         self.frames.with_frame(torch.cat([frame.pack(), tau], dim=-1))
@@ -305,8 +298,13 @@ class Cache:
         self.holds_next = False
 
     @property
+    def all_layers(self) -> list[LayerCache]:
+        """The layers of all tokens, then those of the registers."""
+        return [*self.layers, *self.far_layers]
+
+    @property
     def rings(self) -> list[Ring]:
-        return [*self.layers, *self.far_layers, self.frames]
+        return [*self.all_layers, self.frames]
 
     @property
     def num_rewindable(self) -> int:
@@ -342,9 +340,7 @@ class Cache:
         """Give some sessions the past of those of another cache, in their order; both must be full."""
         assert self.is_full
         assert other.is_full
-        for layer, new in zip(
-            (*self.layers, *self.far_layers), (*other.layers, *other.far_layers), strict=True
-        ):
+        for layer, new in zip(self.all_layers, other.all_layers, strict=True):
             layer.replace(indices, new, 1)
         self.frames.replace(indices, other.frames, 0)
         places = indices.to(self.num_frames.device)
@@ -371,8 +367,8 @@ class Cache:
 
     def scatter(self, caches: "Sequence[Cache]") -> None:
         """Keep in each of the caches that were gathered the frame that was kept here last."""
-        of_caches = zip(*((*cache.layers, *cache.far_layers) for cache in caches), strict=True)
-        for layer, of_sessions in zip((*self.layers, *self.far_layers), of_caches, strict=True):
+        of_caches = zip(*(cache.all_layers for cache in caches), strict=True)
+        for layer, of_sessions in zip(self.all_layers, of_caches, strict=True):
             layer.scatter(of_sessions, 1)
         self.frames.scatter([cache.frames for cache in caches], 0)
         for cache in caches:

@@ -199,7 +199,7 @@ class DynamicsObjective(nn.Module):
             last = self.add_noise(values.map(lambda x: x[:, -1:]), context_tau[:, -1:], generator)
             predicted = self._predict_from_noise(context.followed_by(last), context_tau, generator)
         if recorded is not None:
-            # What is missing is 0 in the values: as a prediction it is right.
+            # The values hold 0 for a missing number, so a prediction of 0 costs nothing.
             first, second = (part.zip(recorded, lambda x, mask: mask * x) for part in predicted)
             predicted = first, second
         return self._loss(predicted, values, context, target_of)
@@ -275,9 +275,7 @@ class DynamicsObjective(nn.Module):
             target,
             tau.repeat(1, 2, 1),
             context_noise=self._noise(context, generator),
-            target_noise=self._noise(target, generator)[
-                ..., self.dynamics.config.noise_size - self.dynamics.config.noise_dim :
-            ],
+            target_noise=self._extra_noise(target, generator),
             num_copies=2,
             goal=goal,
         )
@@ -387,6 +385,14 @@ class DynamicsObjective(nn.Module):
         shape = (*frames.action.shape[:2], self.dynamics.config.noise_size)
         return torch.randn(shape, generator=generator, device=frames.action.device)
 
+    def _extra_noise(
+        self, frames: Values, generator: torch.Generator | None
+    ) -> Float[Tensor, "B T X"] | None:
+        """Extra noise of frames; None where the network takes none."""
+        if not self.dynamics.config.noise_dim:
+            return None
+        return self.dynamics.extra_noise(self._noise(frames, generator))
+
     @torch.no_grad()
     def _simulated_context(
         self,
@@ -431,9 +437,7 @@ class DynamicsObjective(nn.Module):
                 self.add_noise(after, first_tau, generator),
                 first_tau,
                 context_noise=self._noise(context, generator)[:, :-1],
-                target_noise=self._noise(after, generator)[..., -self.dynamics.config.noise_dim :]
-                if self.dynamics.config.noise_dim
-                else None,
+                target_noise=self._extra_noise(after, generator),
             )
             after = dataclasses.replace(after, proprio=found.proprio)
         return self.add_noise(after, tau[:, 1:], generator).proprio

@@ -139,7 +139,9 @@ class Dynamics(nn.Module):
         before = padded[:, num_context + 1 - num_target :]
         target_past = self._past(target, target_tau, before, num_copies=num_copies)
         wanted = self._embed(target, target_tau, target_past, target_noise)
-        seen = self._embed(*self.blind(context, context_tau, context_noise), past, self._extra(context_noise))
+        seen = self._embed(
+            *self.blind(context, context_tau, context_noise), past, self.extra_noise(context_noise)
+        )
         times, mask, far = self._masks(num_context, num_target, seen.device, num_copies)
         context_tokens = None
         if goal is not None and goal.is_shown.any():
@@ -162,7 +164,7 @@ class Dynamics(nn.Module):
         frames, tau = self.blind(frames, tau, noise)
         past = self._past(frames, tau, before)
         x, _ = self._through(
-            self._embed(frames, tau, past, self._extra(noise)), *self._masks(tau.shape[1], 0, tau.device)
+            self._embed(frames, tau, past, self.extra_noise(noise)), *self._masks(tau.shape[1], 0, tau.device)
         )
         return self._read(x, frames, tau, past)
 
@@ -211,7 +213,7 @@ class Dynamics(nn.Module):
         config, num_frames = self.config, tau.shape[1]
         before = F.pad(self._known(frames, tau), (0, 0, NUM_BEFORE, 0))
         past = self._past(frames, tau, before[:, :-1])
-        x = self._embed(*self.blind(frames, tau, noise), past, self._extra(noise))
+        x = self._embed(*self.blind(frames, tau, noise), past, self.extra_noise(noise))
         _, keys_values = self._through(x, *self._masks(num_frames, 0, tau.device))
         next_times, next_mask = two_stream_mask(num_frames, num_frames, config.window, tau.device)
         return Memory(
@@ -292,7 +294,7 @@ class Dynamics(nn.Module):
         if not cache.holds_next:
             past = self._past(frame, tau, self._before(cache), only_latents=True)
             last_temporal = self.config.depth // self.config.time_every * self.config.time_every
-            x = self._embed(*self.blind(frame, tau, noise), past, self._extra(noise))
+            x = self._embed(*self.blind(frame, tau, noise), past, self.extra_noise(noise))
             self._through_blocks(x, cache, self.blocks[:last_temporal])
             cache.holds_next = True
         cache.keep(frame, tau)
@@ -312,7 +314,7 @@ class Dynamics(nn.Module):
         latents = torch.zeros_like(frames.latents) if noise is None else noise.view_as(frames.latents)
         return dataclasses.replace(frames, latents=latents), tau
 
-    def _extra(self, noise: Float[Tensor, "B T O"] | None) -> Float[Tensor, "B T X"] | None:
+    def extra_noise(self, noise: Float[Tensor, "B T O"] | None) -> Float[Tensor, "B T X"] | None:
         """The extra noise behind the noise of ``blind``."""
         return noise[..., noise.shape[-1] - self.config.noise_dim :] if noise is not None else None
 
@@ -354,7 +356,7 @@ class Dynamics(nn.Module):
         only_latents: bool = False,
         num_copies: int = 1,
     ) -> Past:
-        """What is known of each frame from those before. ``before`` holds ``NUM_BEFORE`` more frames than
+        """Compute the prior of each frame. ``before`` holds ``NUM_BEFORE`` more frames than
         there are in each copy, packed: those before frame ``t`` are ``t`` to ``t + NUM_BEFORE - 1``. With
         ``only_latents`` the other parts are taken for exact as they are."""
         packed = self._frames_before(tau.shape[1] // num_copies, before)

@@ -143,7 +143,7 @@ def with_proprio(
     found = denoise(world, cache, given, noise, num_denoising_steps, step)
     if exact is None:
         return found
-    # What one session is given must not depend on what is known of the others.
+    # A session must get the same frame whatever the other sessions of its batch have seen.
     return dataclasses.replace(frame, proprio=torch.where(exact[1], exact[0], found.proprio))
 
 

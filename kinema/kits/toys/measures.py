@@ -1,4 +1,4 @@
-"""What the small worlds ask of a world model, as numbers: does it sample, does it remember?"""
+"""Measures of the small worlds: the share of each side of a coin, and balls that come out as they should."""
 
 import dataclasses
 from collections.abc import Sequence
